@@ -1,0 +1,69 @@
+"""What one run is asked to do: a value, built once from the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DEFAULT_SUFFIXES = (
+    "T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "inplaneT1", "inplaneT2", "UNIT1",
+)  # fmt: skip
+"""Anatomical images that are segmented unless `--suffix` says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """Which scans of a dataset are wanted.
+
+    Attributes
+    ----------
+    participants, sessions
+        Labels without `sub-`/`ses-`; empty for all.
+    suffixes
+        BIDS suffixes.
+    filters
+        Content of a `--bids-filter-file`: per suffix (or `anat` for all) entity -> value(s).
+    database
+        Folder of a pybids index to reuse, or None.
+    """
+
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = DEFAULT_SUFFIXES
+    filters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    database: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run of `siam-bids`.
+
+    Attributes
+    ----------
+    model
+        Name of a registered model, or the path of an nnU-Net v2 model folder.
+    device
+        `auto`, `cpu`, `cuda` or `mps`.
+    threads
+        CPU threads to use; 0 leaves the choice to torch.
+    probabilities
+        Names of tissues whose probability maps are written.
+    command
+        The command line, for the record.
+    """
+
+    bids_dir: Path
+    output_dir: Path
+    level: str
+    query: Query = field(default_factory=Query)
+    model: str = "compact"
+    device: str = "auto"
+    threads: int = 0
+    probabilities: tuple[str, ...] = ()
+    overwrite: bool = False
+    dry_run: bool = False
+    reports_only: bool = False
+    stop_on_first_crash: bool = False
+    progress: bool = False
+    command: str = ""

@@ -1,0 +1,192 @@
+"""Finding the scans of a BIDS dataset. The only importer of pybids."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query as Match
+
+from siam_bids.config import Query
+from siam_bids.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (".nii.gz", ".nii")
+_NO_ANATOMY = ("phase", "real", "imag")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """One anatomical image of a dataset.
+
+    Attributes
+    ----------
+    path
+        The image file.
+    relative
+        Its path from the dataset's root, with forward slashes.
+    subject, session
+        Labels without prefix; session is empty where there is none.
+    suffix
+        The contrast, for example `T1w`.
+    """
+
+    path: Path
+    relative: str
+    subject: str
+    session: str
+    suffix: str
+
+    @property
+    def stem(self) -> str:
+        """All entities of the name, in order: `sub-01_ses-a_run-2`."""
+        return self.name.rpartition("_")[0]
+
+    @property
+    def name(self) -> str:
+        """Name without extension: `sub-01_ses-a_run-2_T1w`."""
+        return self.path.name.split(".", 1)[0]
+
+
+def subjects(root: Path) -> list[str]:
+    """List the subject labels of a dataset by its folders.
+
+    Raises
+    ------
+    DatasetError
+        No such folder, or no dataset_description.json or subjects in it.
+    """
+    if not root.is_dir():
+        raise DatasetError(f"The input folder {root} does not exist.")
+    found = sorted(path.name[4:] for path in root.glob("sub-*") if path.is_dir())
+    if not found:
+        raise DatasetError(
+            f"{root} has no sub-* folders.", "Give the root of a BIDS dataset as first argument."
+        )
+    if not (root / "dataset_description.json").exists():
+        raise DatasetError(
+            f"{root} has no dataset_description.json, so it is no BIDS dataset.",
+            'Write one, for example {"Name": "My study", "BIDSVersion": "1.10.0"}.',
+        )
+    return found
+
+
+def find_scans(root: Path, query: Query) -> list[Scan]:
+    """Return the scans that match a query, ordered by path.
+
+    Only the folders of the wanted subjects (and of those their `anat`) are indexed. Of images
+    that come in parts (`part-`), only magnitude counts as anatomy unless a filter asks for
+    another part.
+
+    Raises
+    ------
+    DatasetError
+        Not a dataset, an unknown participant, or an unreadable filter.
+    """
+    present = subjects(root)
+    missing = sorted(set(query.participants) - set(present))
+    if missing:
+        raise DatasetError(
+            f"No folder for participant {', '.join('sub-' + label for label in missing)} in {root}."
+        )
+    layout = _layout(root, query)
+    found: dict[Path, Scan] = {}
+    for suffix in query.suffixes:
+        filters = _filters_for(suffix, query)
+        for item in layout.get(**filters, invalid_filters="allow"):
+            entities = item.get_entities()
+            if "part" not in filters and entities.get("part") in _NO_ANATOMY:
+                continue
+            path = Path(item.path)
+            found[path] = Scan(
+                path=path,
+                relative=path.relative_to(root.absolute()).as_posix(),
+                subject=str(entities["subject"]),
+                session=str(entities.get("session", "")),
+                suffix=suffix,
+            )
+    return _without_twins([found[path] for path in sorted(found)])
+
+
+def _layout(root: Path, query: Query) -> BIDSLayout:
+    """Index the wanted part of a dataset, without metadata and without validation."""
+    wanted = "|".join(map(re.escape, query.participants)) or "[^/]+"
+    keep = re.compile(rf"^/(sub-({wanted})(/(ses-[^/]+(/(anat(/.*)?)?)?|anat(/.*)?|[^/]+\.\w+)?)?)?$")
+    ignore = re.compile(rf"^/(?!{keep.pattern[2:-1]}$)")
+    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[ignore])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return BIDSLayout(
+            root.absolute(), validate=False, indexer=indexer, database_path=query.database
+        )
+
+
+def _filters_for(suffix: str, query: Query) -> dict[str, Any]:
+    """Turn a query into pybids filters for one suffix; filter-file entries refine it."""
+    filters: dict[str, Any] = {
+        "datatype": "anat",
+        "suffix": suffix,
+        "extension": list(EXTENSIONS),
+        "scope": "raw",
+    }
+    if query.participants:
+        filters["subject"] = list(query.participants)
+    if query.sessions:
+        filters["session"] = list(query.sessions)
+    for key, wishes in query.filters.items():
+        if key.lower() in (suffix.lower(), "anat") or wishes.get("suffix") == suffix:
+            own = {name: _wish(value) for name, value in wishes.items() if name != "suffix"}
+            filters.update(own)
+    return filters
+
+
+def _wish(value: Any) -> Any:
+    """Translate a JSON value: null and 'Query.NONE' mean absent, 'Query.ANY' and '*' any."""
+    if isinstance(value, list):
+        return [_wish(item) for item in value]
+    if value is None or value == "Query.NONE":
+        return Match.NONE
+    if value in ("Query.ANY", "*"):
+        return Match.ANY
+    return value
+
+
+def _without_twins(scans: list[Scan]) -> list[Scan]:
+    """Drop `x.nii` where `x.nii.gz` exists: both would give the same outputs."""
+    packed = {scan.path for scan in scans if scan.path.name.endswith(".gz")}
+    kept = []
+    for scan in scans:
+        if scan.path.with_name(scan.path.name + ".gz") in packed:
+            logger.warning("%s is skipped: the same name exists as .nii.gz.", scan.relative)
+        else:
+            kept.append(scan)
+    return kept
+
+
+def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a `--bids-filter-file`: JSON of `{"t1w": {"session": "01", ...}, ...}`.
+
+    Keys are suffixes in any case, or `anat` for all; others (bold, fmap...) are allowed and do
+    nothing.
+
+    Raises
+    ------
+    DatasetError
+        Not readable, not JSON, or not of that form.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"The filter file {path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise DatasetError(
+            f"The filter file {path} must hold one object per kind of image.",
+            'For example {"t1w": {"acquisition": "mprage"}}.',
+        )
+    return content

@@ -1,0 +1,223 @@
+"""The derivative dataset on disk: every name, sidecar and table of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from siam_bids import __version__
+from siam_bids.files import atomic, write_json, write_text
+from siam_bids.labels import LabelTable
+from siam_bids.measure import DICTIONARY
+from siam_bids.volume import Grid, Segmentation
+
+BIDS_VERSION = "1.11.1"
+PIPELINE = "siam-bids"
+CODE_URL = "https://pypi.org/project/siam-bids"
+
+_IGNORED = ("*.html", "figures", "*_volumes.tsv", "*_volumes.json", "group_*")
+_LABEL_COLUMNS = {
+    "index": {"Description": "Voxel value."},
+    "name": {"Description": "Name of the tissue in words."},
+    "abbreviation": {"Description": "Short name, used in the volume tables."},
+    "color": {"Description": "Colour as #rrggbb."},
+    "mapping": {"Description": "Index in the common label table of BIDS derivatives."},
+}
+
+
+@dataclass(frozen=True)
+class ScanNames:
+    """Output names of one scan, from the entities and suffix of its source.
+
+    A derivative keeps every source entity; the suffix moves to `desc-`, so that contrasts of one
+    session never collide.
+    """
+
+    root: Path
+    subject: str
+    session: str
+    stem: str
+    suffix: str
+
+    @property
+    def name(self) -> str:
+        """Source name without extension, as shown to people."""
+        return f"{self.stem}_{self.suffix}"
+
+    @property
+    def anat(self) -> Path:
+        """Folder of the images."""
+        parts = [f"sub-{self.subject}"] + ([f"ses-{self.session}"] if self.session else [])
+        return self.root.joinpath(*parts, "anat")
+
+    def _image(self, entities: str, ending: str) -> Path:
+        return self.anat / f"{self.stem}_{entities}desc-{self.suffix}_{ending}"
+
+    @property
+    def segmentation(self) -> Path:
+        """Label map."""
+        return self._image("seg-siam_", "dseg.nii.gz")
+
+    @property
+    def brain_mask(self) -> Path:
+        """Brain: parenchyma, ventricles, lesions."""
+        return self._image("label-brain_", "mask.nii.gz")
+
+    def probability(self, tissue: str) -> Path:
+        """Probability map of one tissue."""
+        return self._image(f"seg-siam_label-{tissue.replace('_', '')}_", "probseg.nii.gz")
+
+    @property
+    def volumes(self) -> Path:
+        """Volume table."""
+        return self._image("", "volumes.tsv")
+
+    def figure(self, kind: str) -> Path:
+        """PNG for the reports: `mosaic` or `thumbnail`."""
+        folder = self.root / f"sub-{self.subject}" / "figures"
+        return folder / f"{self.stem}_desc-{self.suffix}_{kind}.png"
+
+    @property
+    def record(self) -> Path:
+        """How the last attempt went: time, device, or the error. Outside the standard's reach."""
+        return self.root / "logs" / f"sub-{self.subject}" / f"{self.name}.json"
+
+    @property
+    def report(self) -> Path:
+        """The subject's page."""
+        return self.root / f"sub-{self.subject}.html"
+
+
+def sidecar(path: Path) -> Path:
+    """Return the JSON file beside an image or table."""
+    return path.with_name(path.name.split(".", 1)[0] + ".json")
+
+
+def begin_dataset(root: Path, source: Path, labels: LabelTable, container: str = "") -> None:
+    """Write what makes the folder a derivative dataset; safe to repeat and to run at once.
+
+    Parameters
+    ----------
+    source
+        The raw dataset, linked as `raw`.
+    container
+        Tag of the container image that runs, if any.
+    """
+    generator: dict[str, Any] = {"Name": PIPELINE, "Version": __version__, "CodeURL": CODE_URL}
+    if container:
+        generator["Container"] = {"Type": "docker", "Tag": container}
+    write_json(
+        root / "dataset_description.json",
+        {
+            "Name": f"Head segmentations by {PIPELINE}",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "License": "CC0",
+            "GeneratedBy": [generator],
+            "SourceDatasets": [{"URL": source.absolute().as_uri()}],
+            "DatasetLinks": {"raw": source.absolute().as_uri()},
+        },
+    )
+    write_text(root / ".bidsignore", "\n".join(_IGNORED) + "\n")
+    write_text(
+        root / "README",
+        f"Segmentations of whole-head MRI made by {PIPELINE} {__version__}.\n"
+        "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Pages: sub-*.html and group.html.\n",
+    )
+    write_label_table(root, labels)
+
+
+def write_label_table(root: Path, labels: LabelTable) -> None:
+    """Write `seg-siam_dseg.tsv` and its dictionary, inherited by every segmentation."""
+    rows = ["index\tname\tabbreviation\tcolor\tmapping"]
+    rows += [
+        f"{label.index}\t{label.long_name}\t{label.name}\t{label.color}\t{label.mapping}"
+        for label in labels
+    ]
+    write_text(root / "seg-siam_dseg.tsv", "\n".join(rows) + "\n")
+
+
+def save_segmentation(path: Path, segmentation: Segmentation) -> None:
+    """Write a label map as uint8 NIfTI on exactly its grid."""
+    _save(path, segmentation.data, segmentation.grid)
+
+
+def save_mask(path: Path, mask: npt.NDArray[np.bool_], grid: Grid) -> None:
+    """Write a mask (I, J, K) as uint8 NIfTI, 1 inside."""
+    _save(path, mask.astype(np.uint8), grid)
+
+
+def save_probability(path: Path, probability: npt.NDArray[np.float32], grid: Grid) -> None:
+    """Write probabilities (I, J, K) in [0, 1] as float32 NIfTI."""
+    _save(path, probability, grid)
+
+
+def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> None:
+    image = nib.Nifti1Image(data, grid.affine, dtype=data.dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(grid.affine, code=1)
+    directions = grid.affine[:3, :3] / np.array(grid.voxel_size)
+    if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):  # a qform holds no shear
+        image.set_qform(grid.affine, code=1)
+    with atomic(path) as scratch:
+        nib.save(image, scratch)
+
+
+def save_volumes(path: Path, table: pd.DataFrame) -> None:
+    """Write a volume table as TSV with its data dictionary beside it."""
+    text = table.to_csv(
+        sep="\t", index=False, na_rep="n/a", float_format="%.4f", lineterminator="\n"
+    )
+    write_text(path, text)
+    write_json(sidecar(path), DICTIONARY)
+
+
+def read_volumes(path: Path) -> pd.DataFrame:
+    """Read a table that `save_volumes` wrote."""
+    return pd.read_csv(path, sep="\t", na_values="n/a", dtype={"index": "Int64"})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an absent or broken file is an empty one (an unfinished result)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def is_done(names: ScanNames, fingerprint: Mapping[str, Any], outputs: list[Path]) -> bool:
+    """Tell whether a scan's results exist and come from the same input, model and options.
+
+    The sidecar of the segmentation is written last and holds the fingerprint.
+    """
+    known = read_json(sidecar(names.segmentation)).get("Fingerprint")
+    return known == dict(fingerprint) and all(path.exists() for path in outputs)
+
+
+def results(root: Path) -> Iterator[ScanNames]:
+    """Yield every scan of a derivative dataset that has a finished segmentation, by path."""
+    for path in sorted(root.glob("sub-*/**/anat/*_seg-siam_desc-*_dseg.json")):
+        stem, _, rest = path.name.partition("_seg-siam_desc-")
+        yield _names(root, stem, rest.removesuffix("_dseg.json"))
+
+
+def failures(root: Path) -> Iterator[ScanNames]:
+    """Yield every scan whose last attempt failed."""
+    for path in sorted(root.glob("logs/sub-*/*.json")):
+        if read_json(path).get("error"):
+            stem, _, suffix = path.stem.rpartition("_")
+            yield _names(root, stem, suffix)
+
+
+def _names(root: Path, stem: str, suffix: str) -> ScanNames:
+    entities = dict(part.split("-", 1) for part in stem.split("_"))
+    return ScanNames(root, entities["sub"], entities.get("ses", ""), stem, suffix)

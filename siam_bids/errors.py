@@ -1,0 +1,52 @@
+"""The errors a user can meet: what happened, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class SiamError(Exception):
+    """Base of all errors that are shown to the user as one line.
+
+    Parameters
+    ----------
+    message
+        What is wrong and where, as one sentence that names the file or option.
+    hint
+        What to do about it, as one sentence. Empty where the message says it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message} {hint}".strip())
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(SiamError):
+    """Options that cannot be fulfilled, or that contradict each other."""
+
+    exit_code = 2
+
+
+class DatasetError(SiamError):
+    """The input is not a usable BIDS dataset, or nothing in it matches the query."""
+
+    exit_code = 3
+
+
+class ImageError(SiamError):
+    """One image cannot be read or is not a head image that can be segmented."""
+
+    exit_code = 4
+
+
+class LabelError(SiamError):
+    """A label map holds values that its label table does not name."""
+
+    exit_code = 5
+
+
+class ModelError(SiamError):
+    """A model folder is missing, incomplete, corrupt or does not match its checksum."""
+
+    exit_code = 6

@@ -1,0 +1,91 @@
+"""Reading scans and label maps from disk: the one place for header hygiene."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from siam_bids.errors import ImageError
+from siam_bids.volume import Grid, Volume
+
+_READ_ERRORS = (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError)
+
+
+def _open(path: Path) -> nib.spatialimages.SpatialImage:
+    if not path.exists():
+        kind = "is a broken link (content not fetched?)" if path.is_symlink() else "does not exist"
+        raise ImageError(f"{path} {kind}.")
+    try:
+        image = nib.load(path)
+    except _READ_ERRORS as error:
+        raise ImageError(f"{path} cannot be read as an image: {error}.") from error
+    if not isinstance(image, nib.spatialimages.SpatialImage):
+        raise ImageError(f"{path} is not a volume image.", "Give a NIfTI or MGH file.")
+    return image
+
+
+def _grid(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
+    shape = tuple(int(size) for size in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3:
+        raise ImageError(
+            f"{path.name} is {len(shape)}-D {shape}, one 3-D volume is needed.",
+            "Leave it out with --bids-filter-file or split it into volumes.",
+        )
+    if min(shape) < 8:
+        raise ImageError(f"{path.name} is {shape} voxels, too thin to segment a head in.")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        raise ImageError(f"{path.name} has no usable affine (sform/qform).", "Repair its header.")
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def load_volume(path: Path) -> Volume:
+    """Load a scan as float32 with its scaling applied.
+
+    Non-finite voxels become 0. Trailing axes of length one are dropped.
+
+    Raises
+    ------
+    ImageError
+        Unreadable file, not 3-D, degenerate affine, complex or RGB data, or a constant image.
+    """
+    image = _open(path)
+    grid = _grid(image, path)
+    if image.get_data_dtype().fields or np.issubdtype(image.get_data_dtype(), np.complexfloating):
+        raise ImageError(
+            f"{path.name} holds {image.get_data_dtype()} voxels, not plain intensities.",
+            "Leave it out with --bids-filter-file or convert it to magnitude.",
+        )
+    try:
+        data = np.asarray(image.dataobj, dtype=np.float32).reshape(grid.shape)
+    except _READ_ERRORS as error:
+        raise ImageError(f"{path} is damaged: {error}.", "Fetch or convert it again.") from error
+    data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
+    if float(data.max()) == float(data.min()):
+        raise ImageError(f"{path.name} is constant ({float(data.max()):g} everywhere).")
+    return Volume(data, grid)
+
+
+def load_labels(path: Path) -> tuple[npt.NDArray[np.int32], Grid]:
+    """Load a label map of any integer coding as int32 (I, J, K) and its grid.
+
+    Raises
+    ------
+    ImageError
+        Unreadable file, not 3-D, or values that are not whole numbers.
+    """
+    image = _open(path)
+    grid = _grid(image, path)
+    try:
+        data = np.asarray(image.dataobj).reshape(grid.shape)
+    except _READ_ERRORS as error:
+        raise ImageError(f"{path} is damaged: {error}.", "Fetch or convert it again.") from error
+    whole = np.asarray(np.rint(data), dtype=np.int32)
+    if not np.array_equal(whole, data):
+        raise ImageError(f"{path.name} holds values that are not whole numbers, no label map.")
+    return whole, grid

@@ -1,0 +1,335 @@
+"""nnU-Net v2 model folders: reading plans, building the network, writing our own.
+
+The only importer of nnunetv2. Axes: nnU-Net reads files with SimpleITK, so its arrays run
+[z, y, x], the reverse of nibabel's (i, j, k); plans (spacing, patch size) follow that order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from scipy import ndimage
+from torch import nn
+
+from siam_bids.errors import ModelError
+from siam_bids.labels import LabelTable
+from siam_bids.segmenter import Prediction, Progress, labels_from_logits, predict_tiled
+from siam_bids.volume import Reorientation, Segmentation, Volume
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
+    from nnunetv2.preprocessing.normalization import default_normalization_schemes
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+CONFIGURATION = "3d_fullres"
+
+_HARMLESS = [np.dtype, np.ndarray, np._core.multiarray.scalar, np.dtypes.Float32DType, np.dtypes.Float64DType]
+"""What stock nnU-Net checkpoints hold beside tensors (training logs): plain numpy numbers."""
+
+
+@dataclass(frozen=True)
+class NnunetModel:
+    """A trained nnU-Net v2 folder.
+
+    Attributes
+    ----------
+    folder
+        Holds plans.json, dataset.json and fold_*/checkpoint_final.pth.
+    plans, dataset
+        Content of the two JSON files.
+    labels
+        Label table read from dataset.json.
+    folds
+        Checkpoints; their logits are averaged.
+    """
+
+    folder: Path
+    plans: dict[str, Any]
+    dataset: dict[str, Any]
+    labels: LabelTable
+    folds: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, folder: Path) -> NnunetModel:
+        """Read a model folder without loading its weights.
+
+        Raises
+        ------
+        ModelError
+            A file is missing or is not what nnU-Net writes, or there is no fold.
+        """
+        contents = []
+        for name in ("plans.json", "dataset.json"):
+            try:
+                contents.append(json.loads((folder / name).read_text(encoding="utf-8")))
+            except (OSError, ValueError) as error:
+                raise ModelError(
+                    f"{folder} is no nnU-Net model folder: {name} cannot be read ({error})."
+                ) from error
+        plans, dataset = contents
+        folds = tuple(sorted(folder.glob("fold_*/checkpoint_final.pth")))
+        if not folds:
+            raise ModelError(f"{folder} holds no fold_*/checkpoint_final.pth.")
+        try:
+            labels = LabelTable.from_names(
+                {name: int(index) for name, index in dataset["labels"].items()}
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
+        return cls(folder, plans, dataset, labels, folds)
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Read the network weights of a checkpoint without executing any code in it.
+
+    Raises
+    ------
+    ModelError
+        The file is damaged, is no nnU-Net checkpoint, or holds more than tensors and numbers.
+    """
+    try:
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        weights: dict[str, torch.Tensor] = content["network_weights"]
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path} is no usable checkpoint: {reason}") from error
+    return {name.removeprefix("module."): value for name, value in weights.items()}
+
+
+class NnunetSegmenter:
+    """Runs a model folder on scans, the network built once.
+
+    The steps and their order are stock nnU-Net's (and siam-pred's): RAS+ order, crop to non-zero,
+    normalise, resample, overlapping tiles, mean over folds, resample logits back, argmax.
+
+    Parameters
+    ----------
+    model
+        What to run.
+    device
+        `cpu`, `cuda` or `mps`.
+    """
+
+    def __init__(self, model: NnunetModel, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        plans = PlansManager(model.plans)
+        self._axes = tuple(plans.transpose_forward)
+        self._plan = plans.get_configuration(_configuration(model))
+        self._intensities = plans.foreground_intensity_properties_per_channel
+        self._network = build_network(
+            self._plan.configuration["architecture"], channels=1, classes=len(model.labels)
+        ).to(device)
+        self._loaded: Path | None = None
+
+    def segment(
+        self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
+    ) -> Prediction:
+        """Segment one scan on its own grid; see `Segmenter.segment`."""
+        labels = self.model.labels
+        turn = Reorientation.to_ras(volume.grid)
+        order = tuple(2 - axis for axis in self._axes)
+        data = turn.apply(volume.data).transpose(order)
+        spacing = [turn.target.voxel_size[axis] for axis in order]
+        box = _nonzero_box(data)
+        cropped = data[box]
+        image = self._preprocess(cropped, spacing)
+        padded, inner = pad_nd_image(
+            torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
+        )
+        logits = predict_tiled(
+            self._folds(),
+            padded,
+            tile=self._plan.patch_size,
+            classes=len(labels),
+            fold_count=len(self.model.folds),
+            autocast=_reduced_precision(self.device),
+            progress=progress,
+        )[(slice(None), *inner[1:])]
+        wanted = {labels.by_name[name].index: name for name in probabilities}
+        found, chances = labels_from_logits(logits, cropped.shape, probabilities=tuple(wanted))
+        back = tuple(int(axis) for axis in np.argsort(order))
+
+        def to_scan(part: npt.NDArray[Any], outside: int) -> npt.NDArray[Any]:
+            whole = np.full(data.shape, outside, part.dtype)
+            whole[box] = part
+            return np.ascontiguousarray(turn.undo(whole.transpose(back)))
+
+        return Prediction(
+            Segmentation(to_scan(found, 0), volume.grid, labels),
+            {name: to_scan(chances[i], int(i == 0)) for i, name in wanted.items()},
+        )
+
+    def _preprocess(
+        self, data: npt.NDArray[np.float32], spacing: Sequence[float]
+    ) -> npt.NDArray[np.float32]:
+        """Normalise and resample a cropped scan to the network's voxels: (1, I, J, K)."""
+        scheme = getattr(default_normalization_schemes, self._plan.normalization_schemes[0], None)
+        if scheme is None:
+            raise ModelError(
+                f"{self.model.folder} asks for the unknown normalisation "
+                f"{self._plan.normalization_schemes[0]}."
+            )
+        masked = self._plan.use_mask_for_norm[0]
+        outside = -(~ndimage.binary_fill_holes(data != 0)).astype(np.int8) if masked else None
+        normalise = scheme(use_mask_for_norm=masked, intensityproperties=self._intensities["0"])
+        image = normalise.run(data.copy(), outside)[None]
+        shape = compute_new_shape(data.shape, spacing, self._plan.spacing)
+        resampled = self._plan.resampling_fn_data(image, shape, spacing, self._plan.spacing)
+        return np.ascontiguousarray(resampled, dtype=np.float32)
+
+    def _folds(self) -> Iterator[nn.Module]:
+        for path in self.model.folds:
+            if self._loaded != path:
+                try:
+                    self._network.load_state_dict(load_weights(path))
+                except RuntimeError as error:
+                    raise ModelError(f"{path} does not fit the network in plans.json.") from error
+                self._loaded = path
+            yield self._network
+
+
+def _configuration(model: NnunetModel) -> str:
+    """Name the one 3-D configuration of a model folder, full resolution preferred."""
+    names = list(model.plans.get("configurations", {}))
+    for name in (CONFIGURATION, *names):
+        if name in names:
+            return name
+    raise ModelError(f"{model.folder}/plans.json has no configuration.")
+
+
+def _reduced_precision(device: torch.device) -> torch.dtype | None:
+    """Return float16 on CUDA as stock nnU-Net does, float32 (None) elsewhere."""
+    return torch.float16 if device.type == "cuda" else None
+
+
+def _nonzero_box(data: npt.NDArray[np.float32]) -> tuple[slice, slice, slice]:
+    box = ndimage.find_objects((data != 0).astype(np.uint8))[0]
+    return box[0], box[1], box[2]
+
+
+def build_network(
+    architecture: Mapping[str, Any], *, channels: int, classes: int
+) -> nn.Module:
+    """Build the network that a plans.json names, without deep supervision outputs.
+
+    Parameters
+    ----------
+    architecture
+        The `architecture` entry of a configuration in plans.json.
+    """
+    network: nn.Module = get_network_from_plans(
+        architecture["network_class_name"],
+        dict(architecture["arch_kwargs"]),
+        list(architecture["_kw_requires_import"]),
+        channels,
+        classes,
+        deep_supervision=False,
+    )
+    return network
+
+
+def compact_plans(
+    *, name: str, features: tuple[int, ...], patch: tuple[int, int, int], spacing: float
+) -> dict[str, Any]:
+    """Return plans.json of a plain U-Net on isotropic voxels.
+
+    Parameters
+    ----------
+    features
+        Channels of each stage; every stage but the first halves the resolution.
+    patch
+        Tile in voxels.
+    spacing
+        Voxel size in mm.
+    """
+    stages = len(features)
+    resampling = {
+        f"resampling_fn_{kind}": "resample_data_or_seg_to_shape"
+        for kind in ("data", "seg", "probabilities")
+    }
+    resampling_options = {
+        f"resampling_fn_{kind}_kwargs": {
+            "is_seg": kind == "seg",
+            "order": 3 if kind == "data" else 1,
+            "order_z": 0,
+            "force_separate_z": False,
+        }
+        for kind in ("data", "seg", "probabilities")
+    }
+    return {
+        "dataset_name": name,
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [1.0, 1.0, 1.0],
+        "original_median_shape_after_transp": [192, 224, 192],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {
+            CONFIGURATION: {
+                "data_identifier": f"nnUNetPlans_{CONFIGURATION}",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": 1,
+                "patch_size": list(patch),
+                "median_image_size_in_voxels": [96, 112, 96],
+                "spacing": [spacing] * 3,
+                "normalization_schemes": ["ZScoreNormalization"],
+                "use_mask_for_norm": [False],
+                **resampling,
+                **resampling_options,
+                "architecture": {
+                    "network_class_name": (
+                        "dynamic_network_architectures.architectures.unet.PlainConvUNet"
+                    ),
+                    "arch_kwargs": {
+                        "n_stages": stages,
+                        "features_per_stage": list(features),
+                        "conv_op": "torch.nn.modules.conv.Conv3d",
+                        "kernel_sizes": [[3, 3, 3]] * stages,
+                        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+                        "n_conv_per_stage": [1] + [2] * (stages - 1),
+                        "n_conv_per_stage_decoder": [1] * (stages - 1),
+                        "conv_bias": True,
+                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+                        "dropout_op": None,
+                        "dropout_op_kwargs": None,
+                        "nonlin": "torch.nn.LeakyReLU",
+                        "nonlin_kwargs": {"inplace": True},
+                    },
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                },
+                "batch_dice": False,
+            }
+        },
+        "experiment_planner_used": "siam-bids-train",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            "0": dict.fromkeys(
+                ("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std"), 0.0
+            )
+        },
+    }
+
+
+def checkpoint(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return the content of a checkpoint_final.pth that stock nnU-Net loads too."""
+    return {
+        "network_weights": dict(weights),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": {"configuration": CONFIGURATION},
+        "inference_allowed_mirroring_axes": None,
+    }

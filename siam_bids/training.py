@@ -1,0 +1,498 @@
+"""Training the compact model on synthetic images, in legs that resume where the last ended."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
+
+from siam_bids.errors import UsageError
+from siam_bids.labels import siam_labels
+from siam_bids.nifti import load_labels
+from siam_bids.nnunet import CONFIGURATION, build_network, checkpoint, compact_plans
+from siam_bids.synthesis import (
+    Anatomy,
+    SourceTable,
+    draw_recipe,
+    prepare_anatomy,
+    render,
+    source_table,
+)
+
+logger = logging.getLogger(__name__)
+
+CLASSES = len(siam_labels())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """All choices of a training run; everything but `minutes` and `cooldown` is kept with it.
+
+    Attributes
+    ----------
+    maps
+        Label maps to train on: (path, source table name) each.
+    folder
+        Where state, log and the model folder are kept.
+    minutes
+        Length of this leg.
+    cooldown
+        Let the learning rate fall to zero over this leg, which then ends the run.
+    ramp_steps
+        Steps over which the difficulty of the images rises from 0 to 1.
+    fresh_every
+        A new image replaces the oldest of the pool every so many steps.
+    pool
+        Images kept to draw patches from.
+    voxel
+        Voxel size of the network in mm: a whole number, label maps are painted at 1 mm.
+    siam_share
+        Share of images painted on maps of source `siam`, which alone draw dura.
+    """
+
+    maps: tuple[tuple[Path, str], ...]
+    folder: Path
+    minutes: float
+    cooldown: bool = False
+    seed: int = 0
+    features: tuple[int, ...] = (16, 32, 64, 128, 160)
+    patch: int = 64
+    voxel: int = 2
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    ramp_steps: int = 8000
+    fresh_every: int = 6
+    pool: int = 8
+    siam_share: float = 0.15
+    ema: float = 0.998
+    device: str = "cpu"
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class TargetGroups:
+    """Sets of classes between which a voxel's truth does not choose; the first 18 are singletons.
+
+    Attributes
+    ----------
+    members
+        Class indices of each group.
+    """
+
+    members: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tables: Sequence[SourceTable]) -> TargetGroups:
+        """Collect the groups that source tables use."""
+        merged = {target for table in tables for target in table.target if len(target) > 1}
+        return cls((*((index,) for index in range(CLASSES)), *sorted(merged)))
+
+    def of_codes(self, table: SourceTable) -> npt.NDArray[np.int64]:
+        """Return the group of each code of `table`."""
+        return np.array([self.members.index(target) for target in table.target], np.int64)
+
+
+def marginal_loss(
+    logits: torch.Tensor, target: torch.Tensor, groups: TargetGroups
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy and soft Dice that stay silent where a map does not tell classes apart.
+
+    Cross-entropy sums the probabilities of a group's members (marginal loss, Shi et al., Med.
+    Image Anal. 2021). Dice of a class leaves out the voxels of merged groups that contain it.
+
+    Parameters
+    ----------
+    logits
+        (B, 18, I, J, K).
+    target
+        (B, groups, I, J, K), each voxel's share of each group (partial volume), summing to 1.
+
+    Returns
+    -------
+    loss
+        Scalar, cross-entropy + (1 - mean Dice of the classes present).
+    dice
+        (18,) soft Dice per class, NaN for classes absent from the target.
+    """
+    log_p = functional.log_softmax(logits.float(), dim=1)
+    cross_entropy = -(target[:, :CLASSES] * log_p).sum(1)
+    p = log_p.exp()
+    known = []
+    merged_share = {index: torch.zeros((), device=p.device) for index in range(CLASSES)}
+    for place in range(CLASSES, len(groups.members)):
+        share = target[:, place]
+        members = list(groups.members[place])
+        cross_entropy = cross_entropy - share * torch.logsumexp(log_p[:, members], dim=1)
+        for member in members:
+            merged_share[member] = merged_share[member] + share
+    dims = (0, 2, 3, 4)
+    truth = target[:, :CLASSES]
+    overlap = (p * truth).sum(dims)
+    size = p.sum(dims) + truth.sum(dims)
+    for index, share in merged_share.items():
+        known.append((p[:, index] * share).sum() if share.ndim else share)
+    size = size - torch.stack(known)
+    present = truth.sum(dims) > 0
+    dice = 2 * overlap / size.clamp_min(1e-6)
+    wanted = present.clone()
+    wanted[0] = False
+    mean = (dice * wanted).sum() / wanted.sum().clamp_min(1)
+    return cross_entropy.mean() + 1 - mean, torch.where(present, dice, torch.nan).detach()
+
+
+def z_score(image: torch.Tensor) -> torch.Tensor:
+    """Normalise as nnU-Net does: crop box of the non-zero voxels, mean 0 and std 1 over it."""
+    filled = image != 0
+    box = image
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        where = torch.nonzero(filled.any(dim=others[1]).any(dim=others[0]))
+        box = box.narrow(axis, int(where[0]), int(where[-1] - where[0]) + 1)
+    return (image - box.mean()) / box.std().clamp_min(1e-8)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """One image of the pool, its truth at 1 mm and voxels to centre patches on, per class."""
+
+    image: torch.Tensor
+    groups: torch.Tensor
+    centers: dict[int, torch.Tensor]
+
+
+class PatchSource:
+    """Draws training patches from a rolling pool of synthetic images."""
+
+    def __init__(
+        self, anatomies: Sequence[Anatomy], groups: TargetGroups, config: TrainingConfig
+    ) -> None:
+        self._anatomies = anatomies
+        self._groups = groups
+        self._config = config
+        merged = [len(anatomy.table.values) < 20 for anatomy in anatomies]  # SIAM's own maps
+        count = max(sum(merged), 1)
+        rest = max(len(merged) - sum(merged), 1)
+        weight = np.array(
+            [config.siam_share / count if own else (1 - config.siam_share) / rest for own in merged]
+        )
+        self._weight = weight / weight.sum()
+        self._pool: list[_Sample] = []
+        self._drawn = 0
+
+    def patch(
+        self, rng: np.random.Generator, difficulty: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return image (1, 1, P, P, P) and target (1, groups, P, P, P), both [z, y, x]."""
+        if len(self._pool) < self._config.pool or self._drawn % self._config.fresh_every == 0:
+            self._pool = [*self._pool, self._sample(rng, difficulty)][-self._config.pool :]
+        self._drawn += 1
+        sample = self._pool[rng.integers(len(self._pool))]
+        size, factor = self._config.patch, self._config.voxel
+        corner = self._corner(sample, rng)
+        image = _cut(sample.image, corner, size)
+        fine = _cut(sample.groups, [factor * start for start in corner], factor * size)
+        parts = fine.reshape(size, factor, size, factor, size, factor)
+        parts = parts.permute(0, 2, 4, 1, 3, 5).reshape(size**3, factor**3).long()
+        count = len(self._groups.members)
+        target = torch.zeros((size**3, count), device=fine.device)
+        target.scatter_add_(1, parts, torch.full_like(parts, 1, dtype=torch.float32))
+        target = target.div_(factor**3).view(size, size, size, count)
+        return image.permute(2, 1, 0)[None, None].contiguous(), target.permute(3, 2, 1, 0)[None]
+
+    def _sample(self, rng: np.random.Generator, difficulty: float) -> _Sample:
+        anatomy = self._anatomies[rng.choice(len(self._anatomies), p=self._weight)]
+        recipe = draw_recipe(rng, difficulty=difficulty)
+        config = self._config
+        rendering = render(anatomy, recipe, pool=config.voxel, device=config.device)
+        lookup = torch.from_numpy(self._groups.of_codes(anatomy.table).astype(np.uint8))
+        groups = lookup.to(rendering.codes.device)[rendering.codes.int()]
+        coarse = groups[:: config.voxel, :: config.voxel, :: config.voxel].cpu()
+        centers = {}
+        flat = coarse.flatten().numpy()
+        order = np.argsort(flat, kind="stable")
+        bounds = np.searchsorted(flat[order], np.arange(CLASSES + 1))
+        for index in range(1, CLASSES):
+            members = order[bounds[index] : bounds[index + 1]]
+            if len(members):
+                chosen = rng.choice(members, min(200, len(members)), replace=False)
+                centers[index] = torch.from_numpy(
+                    np.stack(np.unravel_index(chosen, coarse.shape), 1)
+                )
+        return _Sample(z_score(rendering.image), groups, centers)
+
+    def _corner(self, sample: _Sample, rng: np.random.Generator) -> list[int]:
+        shape, size = sample.image.shape, self._config.patch
+        if sample.centers and rng.random() < 0.85:
+            points = sample.centers[int(rng.choice(list(sample.centers)))]
+            center = points[rng.integers(len(points))].numpy()
+            center = center + rng.integers(-size // 3, size // 3 + 1, 3)
+        else:
+            center = np.array([rng.integers(length) for length in shape])
+        corner = []
+        for place, length in zip(center, shape, strict=True):
+            low, high = min(0, length - size), max(0, length - size)
+            corner.append(int(np.clip(place - size // 2, low, high)))
+        return corner
+
+
+def _cut(data: torch.Tensor, corner: Sequence[int], size: int) -> torch.Tensor:
+    """Cut a cube; what lies outside the data is 0."""
+    for axis, start in enumerate(corner):
+        stop = start + size
+        inner = data.narrow(axis, max(start, 0), min(stop, data.shape[axis]) - max(start, 0))
+        before, after = max(-start, 0), max(stop - data.shape[axis], 0)
+        if before or after:
+            pad = [0, 0, 0, 0, 0, 0]
+            pad[2 * (2 - axis)], pad[2 * (2 - axis) + 1] = before, after
+            inner = functional.pad(inner, pad)
+        data = inner
+    return data
+
+
+def load_anatomies(config: TrainingConfig) -> list[Anatomy]:
+    """Prepare the label maps, kept in `folder/anatomies` for the next leg."""
+    cache = config.folder / "anatomies"
+    cache.mkdir(parents=True, exist_ok=True)
+    anatomies = []
+    for path, source in config.maps:
+        table = source_table(source)
+        kept = cache / f"{path.name.split('.')[0]}.npz"
+        if kept.exists():
+            stored = np.load(kept)
+            size = tuple(float(edge) for edge in stored["voxel_size"])
+            anatomies.append(Anatomy(stored["codes"], (size[0], size[1], size[2]), table))
+            continue
+        labels, grid = load_labels(path)
+        anatomy = prepare_anatomy(labels, grid, table, path.name)
+        np.savez_compressed(kept, codes=anatomy.codes, voxel_size=anatomy.voxel_size)
+        logger.info("prepared %s", path.name)
+        anatomies.append(anatomy)
+    return anatomies
+
+
+class Trainer:
+    """Network, optimiser, averaged weights and step count; saves and resumes."""
+
+    def __init__(self, config: TrainingConfig) -> None:
+        self.config = config
+        self.plans = compact_plans(
+            name="Dataset001_SiamCompact",
+            features=config.features,
+            patch=(config.patch,) * 3,
+            spacing=float(config.voxel),
+        )
+        architecture = self.plans["configurations"][CONFIGURATION]["architecture"]
+        torch.manual_seed(config.seed)
+        network = build_network(architecture, channels=1, classes=CLASSES)
+        self.network = network.to(config.device, memory_format=torch.channels_last_3d)
+        self._start_with_common_classes()
+        self.average = {
+            name: value.detach().clone() for name, value in self.network.named_parameters()
+        }
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.learning_rate, weight_decay=1e-4
+        )
+        self.step = 0
+        if (config.folder / "progress.json").exists():
+            self._load()
+
+    def _start_with_common_classes(self) -> None:
+        """Bias the last layer to rough class shares, so that background need not win first."""
+        shares = torch.full((CLASSES,), 0.003)
+        for name, share in {"background": 0.35, "GM": 0.11, "WM": 0.1, "CSF": 0.05}.items():
+            shares[siam_labels().by_name[name].index] = share
+        for name, share in {"cerGM": 0.03, "Skull": 0.1, "Head": 0.2}.items():
+            shares[siam_labels().by_name[name].index] = share
+        last = [module for module in self.network.modules() if isinstance(module, nn.Conv3d)][-1]
+        for module in self.network.modules():
+            if isinstance(module, nn.Conv3d) and module.out_channels == CLASSES:
+                last = module
+        assert last.bias is not None
+        with torch.no_grad():
+            last.bias.copy_(shares.log())
+
+    def _load(self) -> None:
+        folder = self.config.folder
+        progress = json.loads((folder / "progress.json").read_text())
+        self.step = progress["step"]
+        weights = load_file(folder / "weights.safetensors")
+        self.network.load_state_dict(weights, strict=False)
+        self.average = load_file(folder / "average.safetensors", device=self.config.device)
+        first, second = (load_file(folder / f"moment{order}.safetensors") for order in (1, 2))
+        for name, parameter in self.network.named_parameters():
+            if name in first:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(self.step)),
+                    "exp_avg": first[name].to(parameter.device),
+                    "exp_avg_sq": second[name].to(parameter.device),
+                }
+
+    def save(self) -> None:
+        """Write state (four files of one network size each) and the model folder so far."""
+        folder = self.config.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        states = {
+            name: self.optimizer.state[parameter]
+            for name, parameter in self.network.named_parameters()
+            if parameter in self.optimizer.state
+        }
+        contents = {
+            "weights": dict(self.network.named_parameters()),
+            "average": self.average,
+            "moment1": {name: state["exp_avg"] for name, state in states.items()},
+            "moment2": {name: state["exp_avg_sq"] for name, state in states.items()},
+        }
+        for name, tensors in contents.items():
+            part = folder / f"{name}.safetensors.part"
+            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, part)
+            part.replace(folder / f"{name}.safetensors")
+        write_model_folder(
+            folder / "model", self.plans, self._averaged_state(), len(self.config.maps)
+        )
+        options = {key: str(value) for key, value in asdict(self.config).items() if key != "maps"}
+        (folder / "progress.json").write_text(
+            json.dumps({"step": self.step, "options": options}, indent=2)
+        )
+
+    def _averaged_state(self) -> dict[str, torch.Tensor]:
+        """Return the averaged weights as float16 under every name that a state dict has.
+
+        The U-Net lists its encoder twice; names of one parameter share one tensor, and so one
+        place in the file.
+        """
+        halves = {
+            parameter.data_ptr(): self.average[name].half().cpu()
+            for name, parameter in self.network.named_parameters()
+        }
+        state = self.network.state_dict()
+        return {name: halves[value.data_ptr()] for name, value in state.items()}
+
+    def learning_rate(self, elapsed: float) -> float:
+        """Warm-up, plateau, and linear fall over a cooldown leg; `elapsed` is its share done."""
+        warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
+        return self.config.learning_rate * warm * (1 - elapsed if self.config.cooldown else 1)
+
+
+def write_model_folder(
+    folder: Path, plans: dict[str, Any], weights: dict[str, torch.Tensor], maps: int
+) -> None:
+    """Write a valid nnU-Net v2 model folder."""
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    dataset = {
+        "channel_names": {"0": "any"},
+        "labels": {label.name: label.index for label in siam_labels()},
+        "numTraining": maps,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "SimpleITKIO",
+    }
+    (folder / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
+    (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
+    part = folder / "fold_0" / "checkpoint_final.pth.part"
+    torch.save(checkpoint(weights), part)
+    part.replace(folder / "fold_0" / "checkpoint_final.pth")
+
+
+def train(config: TrainingConfig) -> Trainer:
+    """Run one leg of training and save its state.
+
+    Raises
+    ------
+    UsageError
+        No label maps.
+    """
+    if not config.maps:
+        raise UsageError("No label maps to train on.", "Name a folder that holds some.")
+    anatomies = load_anatomies(config)
+    trainer = Trainer(config)
+    groups = TargetGroups.of([anatomy.table for anatomy in anatomies])
+    source = PatchSource(anatomies, groups, config)
+
+    def loss_of(image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kind = torch.device(config.device).type
+        with torch.autocast(kind, torch.bfloat16):
+            logits = trainer.network(image)
+        return marginal_loss(logits, target, groups)
+
+    forward = torch.compile(loss_of) if config.compile else loss_of
+    log = _Log(config.folder / "log.csv")
+    begin = last_save = time.monotonic()
+    for share in _time_shares(config.minutes):
+        rng = np.random.default_rng((config.seed, trainer.step))
+        difficulty = min(1.0, trainer.step / config.ramp_steps)
+        image, target = source.patch(rng, difficulty)
+        rate = trainer.learning_rate(share)
+        for group in trainer.optimizer.param_groups:
+            group["lr"] = rate
+        loss, dice = forward(image, target)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trainer.network.parameters(), 5.0)
+        trainer.optimizer.step()
+        trainer.step += 1
+        keep = min(config.ema, trainer.step / (trainer.step + 10))
+        with torch.no_grad():
+            for name, value in trainer.network.named_parameters():
+                trainer.average[name].lerp_(value, 1 - keep)
+        log.add(loss.item(), dice)
+        if trainer.step % 100 == 0:
+            line = log.write(trainer.step, (time.monotonic() - begin) / 60, rate, difficulty)
+            logger.info("%s", line)
+        if time.monotonic() - last_save > 300:
+            trainer.save()
+            last_save = time.monotonic()
+    trainer.save()
+    return trainer
+
+
+def _time_shares(minutes: float) -> Iterator[float]:
+    """Yield the share of the leg that has passed, until it is over."""
+    begin = time.monotonic()
+    while (share := (time.monotonic() - begin) / (60 * minutes)) < 1:
+        yield share
+
+
+class _Log:
+    """Means over the last steps, as CSV rows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._losses: list[float] = []
+        self._dice: list[npt.NDArray[np.float32]] = []
+
+    def add(self, loss: float, dice: torch.Tensor) -> None:
+        self._losses.append(loss)
+        self._dice.append(dice.cpu().numpy())
+
+    def write(self, step: int, minutes: float, rate: float, difficulty: float) -> str:
+        table = np.stack(self._dice)
+        seen = np.maximum((~np.isnan(table)).sum(0), 1)
+        dice = np.nansum(table, 0) / seen
+        names = [label.name for label in siam_labels()]
+        row = {
+            "step": step,
+            "minutes": round(minutes, 2),
+            "rate": f"{rate:.2e}",
+            "difficulty": round(difficulty, 3),
+            "loss": round(float(np.mean(self._losses)), 4),
+            **{f"dice_{name}": round(float(value), 3) for name, value in zip(names, dice, strict=True)},
+        }
+        new = not self._path.exists()
+        with self._path.open("a", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        self._losses, self._dice = [], []
+        return ", ".join(f"{key} {value}" for key, value in row.items())
