@@ -115,10 +115,13 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
 
 
 def _layout(root: Path, query: Query) -> BIDSLayout:
-    """Index the wanted part of a dataset, without metadata and without validation."""
-    wanted = "|".join(map(re.escape, query.participants)) or "[^/]+"
-    keep = re.compile(rf"^/(sub-({wanted})(/(ses-[^/]+(/(anat(/.*)?)?)?|anat(/.*)?|[^/]+\.\w+)?)?)?$")
-    ignore = re.compile(rf"^/(?!{keep.pattern[2:-1]}$)")
+    """Index the `anat` folders of the wanted subjects, without metadata and validation.
+
+    A database serves later queries too, so it holds all subjects.
+    """
+    everyone = query.database or not query.participants
+    wanted = "[^/]+" if everyone else "|".join(map(re.escape, query.participants))
+    ignore = re.compile(rf"^/(?!(sub-({wanted})(/ses-[^/]+)?(/anat(/[^/]+)?)?)?$)")
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[ignore])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

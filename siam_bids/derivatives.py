@@ -15,7 +15,7 @@ import pandas as pd
 
 from siam_bids import __version__
 from siam_bids.files import atomic, write_json, write_text
-from siam_bids.labels import LabelTable
+from siam_bids.labels import Label, LabelTable, read_rows
 from siam_bids.measure import DICTIONARY
 from siam_bids.volume import Grid, Segmentation
 
@@ -24,13 +24,6 @@ PIPELINE = "siam-bids"
 CODE_URL = "https://pypi.org/project/siam-bids"
 
 _IGNORED = ("*.html", "figures", "*_volumes.tsv", "*_volumes.json", "group_*")
-_LABEL_COLUMNS = {
-    "index": {"Description": "Voxel value."},
-    "name": {"Description": "Name of the tissue in words."},
-    "abbreviation": {"Description": "Short name, used in the volume tables."},
-    "color": {"Description": "Colour as #rrggbb."},
-    "mapping": {"Description": "Index in the common label table of BIDS derivatives."},
-}
 
 
 @dataclass(frozen=True)
@@ -136,13 +129,29 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable, container: str =
 
 
 def write_label_table(root: Path, labels: LabelTable) -> None:
-    """Write `seg-siam_dseg.tsv` and its dictionary, inherited by every segmentation."""
+    """Write `seg-siam_dseg.tsv`, which every segmentation inherits."""
     rows = ["index\tname\tabbreviation\tcolor\tmapping"]
     rows += [
         f"{label.index}\t{label.long_name}\t{label.name}\t{label.color}\t{label.mapping}"
         for label in labels
     ]
     write_text(root / "seg-siam_dseg.tsv", "\n".join(rows) + "\n")
+
+
+def read_label_table(root: Path) -> LabelTable:
+    """Read back what `write_label_table` wrote."""
+    return LabelTable(
+        tuple(
+            Label(
+                index=int(row["index"]),
+                name=row["abbreviation"],
+                long_name=row["name"],
+                color=row["color"],
+                mapping=int(row["mapping"]),
+            )
+            for row in read_rows(root / "seg-siam_dseg.tsv")
+        )
+    )
 
 
 def save_segmentation(path: Path, segmentation: Segmentation) -> None:
@@ -173,16 +182,26 @@ def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> None:
 
 def save_volumes(path: Path, table: pd.DataFrame) -> None:
     """Write a volume table as TSV with its data dictionary beside it."""
-    text = table.to_csv(
+    write_text(path, _as_tsv(table))
+    write_json(sidecar(path), DICTIONARY)
+
+
+def _as_tsv(table: pd.DataFrame) -> str:
+    text: str = table.to_csv(
         sep="\t", index=False, na_rep="n/a", float_format="%.4f", lineterminator="\n"
     )
-    write_text(path, text)
-    write_json(sidecar(path), DICTIONARY)
+    return text
 
 
 def read_volumes(path: Path) -> pd.DataFrame:
     """Read a table that `save_volumes` wrote."""
     return pd.read_csv(path, sep="\t", na_values="n/a", dtype={"index": "Int64"})
+
+
+def save_group_tables(root: Path, tidy: pd.DataFrame, wide: pd.DataFrame) -> None:
+    """Write the volumes of all scans, one row per tissue (tidy) and one per scan (wide)."""
+    for kind, table in (("tidy", tidy), ("wide", wide)):
+        write_text(root / f"group_desc-{kind}_volumes.tsv", _as_tsv(table))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,25 +213,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def is_done(names: ScanNames, fingerprint: Mapping[str, Any], outputs: list[Path]) -> bool:
+IDENTITY = ("SoftwareVersion", "Model", "Options", "InputSHA256")
+"""Sidecar entries that must be unchanged for a result to count as done."""
+
+
+def is_done(names: ScanNames, provenance: Mapping[str, Any], outputs: list[Path]) -> bool:
     """Tell whether a scan's results exist and come from the same input, model and options.
 
-    The sidecar of the segmentation is written last and holds the fingerprint.
+    The sidecar of the segmentation is written last of all, so its presence means a whole result.
     """
-    known = read_json(sidecar(names.segmentation)).get("Fingerprint")
-    return known == dict(fingerprint) and all(path.exists() for path in outputs)
+    known = read_json(sidecar(names.segmentation))
+    same = all(known.get(key) == provenance[key] for key in IDENTITY)
+    return same and all(path.exists() for path in outputs)
 
 
-def results(root: Path) -> Iterator[ScanNames]:
+def results(root: Path, subject: str = "*") -> Iterator[ScanNames]:
     """Yield every scan of a derivative dataset that has a finished segmentation, by path."""
-    for path in sorted(root.glob("sub-*/**/anat/*_seg-siam_desc-*_dseg.json")):
+    for path in sorted(root.glob(f"sub-{subject}/**/anat/*_seg-siam_desc-*_dseg.json")):
         stem, _, rest = path.name.partition("_seg-siam_desc-")
         yield _names(root, stem, rest.removesuffix("_dseg.json"))
 
 
-def failures(root: Path) -> Iterator[ScanNames]:
+def failures(root: Path, subject: str = "*") -> Iterator[ScanNames]:
     """Yield every scan whose last attempt failed."""
-    for path in sorted(root.glob("logs/sub-*/*.json")):
+    for path in sorted(root.glob(f"logs/sub-{subject}/*.json")):
         if read_json(path).get("error"):
             stem, _, suffix = path.stem.rpartition("_")
             yield _names(root, stem, suffix)

@@ -35,7 +35,13 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environme
 
 CONFIGURATION = "3d_fullres"
 
-_HARMLESS = [np.dtype, np.ndarray, np._core.multiarray.scalar, np.dtypes.Float32DType, np.dtypes.Float64DType]
+_HARMLESS = [
+    np.dtype,
+    np.ndarray,
+    np._core.multiarray.scalar,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+]
 """What stock nnU-Net checkpoints hold beside tensors (training logs): plain numpy numbers."""
 
 
@@ -221,9 +227,7 @@ def _nonzero_box(data: npt.NDArray[np.float32]) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
-def build_network(
-    architecture: Mapping[str, Any], *, channels: int, classes: int
-) -> nn.Module:
+def build_network(architecture: Mapping[str, Any], *, channels: int, classes: int) -> nn.Module:
     """Build the network that a plans.json names, without deep supervision outputs.
 
     Parameters

@@ -158,9 +158,7 @@ def prepare_anatomy(
     return Anatomy(np.ascontiguousarray(lookup[data]), size, table)
 
 
-def _fill_nearest(
-    data: npt.NDArray[np.int32], values: tuple[int, ...]
-) -> npt.NDArray[np.int32]:
+def _fill_nearest(data: npt.NDArray[np.int32], values: tuple[int, ...]) -> npt.NDArray[np.int32]:
     holes = np.isin(data, values)
     if not holes.any():
         return data
@@ -442,9 +440,7 @@ def _deform(anatomy: Anatomy, recipe: Recipe, pool: int, rng: torch.Generator) -
     return source.flatten()[index]
 
 
-def _lookup(
-    codes: torch.Tensor, table: npt.NDArray[np.generic]
-) -> torch.Tensor:
+def _lookup(codes: torch.Tensor, table: npt.NDArray[np.generic]) -> torch.Tensor:
     return torch.from_numpy(table).to(codes.device)[codes.int()]
 
 

@@ -486,7 +486,10 @@ class _Log:
             "rate": f"{rate:.2e}",
             "difficulty": round(difficulty, 3),
             "loss": round(float(np.mean(self._losses)), 4),
-            **{f"dice_{name}": round(float(value), 3) for name, value in zip(names, dice, strict=True)},
+            **{
+                f"dice_{name}": round(float(value), 3)
+                for name, value in zip(names, dice, strict=True)
+            },
         }
         new = not self._path.exists()
         with self._path.open("a", newline="", encoding="utf-8") as stream:

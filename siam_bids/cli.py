@@ -1,0 +1,267 @@
+"""The commands `siam-bids` and `siam-bids-train`: argv to configuration, and exit codes.
+
+Nothing heavy is imported before the arguments are known, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from siam_bids import __version__
+from siam_bids.config import DEFAULT_SUFFIXES, Query, RunConfig
+from siam_bids.errors import SiamError, UsageError
+
+logger = logging.getLogger(__name__)
+
+EXIT_SOME_SCANS_FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids`; return the exit code.
+
+    0: all asked for exists. 1: some scans failed, the others are complete. 2 and more: nothing
+    could be done, see `siam_bids.errors`.
+    """
+    return _guarded(_run, sys.argv[1:] if argv is None else list(argv))
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids-train`; return the exit code."""
+    return _guarded(_train, sys.argv[1:] if argv is None else list(argv))
+
+
+def _guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
+    try:
+        return command(_with_hyphens(argv))
+    except SiamError as error:
+        print(f"siam-bids: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)
+        return 130
+
+
+def _with_hyphens(argv: Sequence[str]) -> list[str]:
+    """Let `--participant_label` mean `--participant-label`, for every option."""
+    spelled = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        spelled.append(name.replace("_", "-") + equals + value if word.startswith("--") else word)
+    return spelled
+
+
+def _run(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+    _start_logging(arguments.verbose)
+    config = _run_config(arguments, shlex.join(["siam-bids", *argv]))
+
+    from siam_bids import workflow  # heavy: torch, nnunetv2, pybids
+
+    if arguments.boilerplate_only:
+        print(workflow.methods_text(workflow.find_model(config.model)))
+        return 0
+    if config.dry_run:
+        for scan in workflow.list_scans(config):
+            print(scan.relative)
+        return 0
+    if config.level == "group":
+        wide = workflow.run_group(config)
+        print(f"{len(wide)} scans: {config.output_dir / 'group.html'}")
+        return 0
+    if config.reports_only:
+        for label in workflow.rebuild_reports(config):
+            print(config.output_dir / f"sub-{label}.html")
+        return 0
+    summary = workflow.run_participant(config)
+    for line in summary.lines():
+        print(line)
+    return EXIT_SOME_SCANS_FAILED if summary.failed else 0
+
+
+def _start_logging(verbosity: int) -> None:
+    level = {0: logging.INFO, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("siam_bids").setLevel(level)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of `siam-bids`, spelled as BIDS Apps are."""
+    top = argparse.ArgumentParser(
+        prog="siam-bids",
+        description="Segment the head MRI scans of a BIDS dataset, any contrast, any resolution.",
+        epilog="Every option may be spelled with hyphens or underscores.",
+        allow_abbrev=False,
+    )
+    top.add_argument("bids_dir", type=Path, help="root of the BIDS dataset")
+    top.add_argument("output_dir", type=Path, help="folder of the derivative dataset")
+    top.add_argument(
+        "analysis_level",
+        choices=("participant", "group"),
+        help="participant: segment scans; group: tables and page over all that is segmented",
+    )
+    top.add_argument("--version", action="version", version=f"siam-bids {__version__}")
+
+    which = top.add_argument_group("which scans")
+    which.add_argument(
+        "--participant-label",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="participants, with or without sub-",
+    )
+    which.add_argument(
+        "--session-label",
+        "--session-id",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="sessions, with or without ses-",
+    )
+    which.add_argument(
+        "--suffix",
+        nargs="+",
+        default=list(DEFAULT_SUFFIXES),
+        help=f"BIDS suffixes of the images (default: {' '.join(DEFAULT_SUFFIXES)})",
+    )
+    which.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='JSON with pybids filters per suffix, for example {"t1w": {"acquisition": "mprage"}}',
+    )
+    which.add_argument(
+        "--bids-database-dir", type=Path, metavar="DIR", help="pybids index to make and reuse"
+    )
+
+    how = top.add_argument_group("how")
+    how.add_argument(
+        "--model", default="compact", help="name of a model or path of an nnU-Net v2 model folder"
+    )
+    how.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    how.add_argument(
+        "--n-cpus",
+        "--nprocs",
+        "--nthreads",
+        "--omp-nthreads",
+        dest="threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads (default: all)",
+    )
+    how.add_argument(
+        "--probabilities",
+        nargs="+",
+        default=[],
+        metavar="TISSUE",
+        help="also write probability maps of these tissues, for example GM WM CSF",
+    )
+    how.add_argument("--overwrite", action="store_true", help="segment anew what is done already")
+    how.add_argument("--stop-on-first-crash", action="store_true", help="stop at a failing scan")
+
+    what = top.add_argument_group("instead of segmenting")
+    what.add_argument("--dry-run", action="store_true", help="list the scans of the query")
+    what.add_argument("--reports-only", action="store_true", help="write the pages anew")
+    what.add_argument("--boilerplate-only", action="store_true", help="print the methods text")
+
+    top.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
+    accepted = top.add_argument_group("accepted for compatibility, without effect")
+    accepted.add_argument("-w", "--work-dir", type=Path, metavar="DIR", help=argparse.SUPPRESS)
+    for name in ("--skip-bids-validation", "--skip-bids-validator", "--notrack", "--low-mem"):
+        accepted.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+    for name in ("--mem-gb", "--mem-mb"):
+        accepted.add_argument(name, type=float, help=argparse.SUPPRESS)
+    accepted.description = (
+        "-w/--work-dir, --skip-bids-validation, --notrack, --low-mem, --mem-gb, --mem-mb"
+    )
+    return top
+
+
+def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
+    filters = {}
+    if arguments.bids_filter_file:
+        from siam_bids.dataset import read_filter_file
+
+        filters = read_filter_file(arguments.bids_filter_file)
+    if arguments.threads < 0:
+        raise UsageError(f"--n-cpus {arguments.threads} is negative.", "Give 1 or more.")
+    return RunConfig(
+        bids_dir=arguments.bids_dir,
+        output_dir=arguments.output_dir,
+        level=arguments.analysis_level,
+        query=Query(
+            participants=tuple(_bare(arguments.participant_label, "sub-")),
+            sessions=tuple(_bare(arguments.session_label, "ses-")),
+            suffixes=tuple(arguments.suffix),
+            filters=filters,
+            database=arguments.bids_database_dir,
+        ),
+        model=arguments.model,
+        device=arguments.device,
+        threads=arguments.threads,
+        probabilities=tuple(arguments.probabilities),
+        overwrite=arguments.overwrite,
+        dry_run=arguments.dry_run,
+        reports_only=arguments.reports_only,
+        stop_on_first_crash=arguments.stop_on_first_crash,
+        progress=sys.stderr.isatty(),
+        command=command,
+    )
+
+
+def _bare(labels: Sequence[str], prefix: str) -> list[str]:
+    """Strip an optional prefix and split what was given as one comma or space separated word."""
+    words = [word for label in labels for word in label.replace(",", " ").split()]
+    return list(dict.fromkeys(word.removeprefix(prefix) for word in words))
+
+
+def _train(argv: list[str]) -> int:
+    top = argparse.ArgumentParser(
+        prog="siam-bids-train",
+        description="Train the compact model on label maps; resumes what lies in FOLDER.",
+        allow_abbrev=False,
+    )
+    top.add_argument("folder", type=Path, help="state, log and model folder of the run")
+    for source in ("synthseg", "siam"):
+        top.add_argument(
+            f"--{source}",
+            nargs="+",
+            type=Path,
+            default=[],
+            metavar="MAP",
+            help=f"label maps in the coding of data/labels/source_{source}.tsv",
+        )
+    top.add_argument("--minutes", type=float, default=30, help="length of this leg")
+    top.add_argument(
+        "--cooldown", action="store_true", help="last leg: the learning rate falls to zero"
+    )
+    top.add_argument("--device", default="cpu")
+    top.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
+    top.add_argument("--seed", type=int, default=0)
+    arguments = top.parse_args(argv)
+    _start_logging(1)
+
+    from siam_bids.training import TrainingConfig, train as run
+
+    maps = [(path, "synthseg") for path in arguments.synthseg]
+    maps += [(path, "siam") for path in arguments.siam]
+    trainer = run(
+        TrainingConfig(
+            maps=tuple(maps),
+            folder=arguments.folder,
+            minutes=arguments.minutes,
+            cooldown=arguments.cooldown,
+            seed=arguments.seed,
+            device=arguments.device,
+            compile=arguments.compile,
+        )
+    )
+    print(f"step {trainer.step}: {arguments.folder / 'model'}")
+    return 0

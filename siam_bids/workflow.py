@@ -1,0 +1,441 @@
+"""The two levels of the app: segment every scan, then look at all of them together."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from siam_bids import __version__, derivatives, report
+from siam_bids.config import RunConfig
+from siam_bids.dataset import Scan, find_scans, subjects
+from siam_bids.derivatives import ScanNames
+from siam_bids.errors import DatasetError, ModelError, SiamError, UsageError
+from siam_bids.files import atomic, sha256, write_json, write_text
+from siam_bids.labels import BRAIN_TISSUES, LabelTable
+from siam_bids.measure import INTRACRANIAL, tissue_volumes
+from siam_bids.models import ModelRecord, find_model
+from siam_bids.nifti import load_volume
+from siam_bids.nnunet import NnunetModel, NnunetSegmenter
+from siam_bids.segmenter import Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Summary:
+    """What became of the scans of a run, by name; `failed` maps to one-line reasons."""
+
+    done: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return the summary in words."""
+        head = f"{len(self.done)} segmented, {len(self.skipped)} already done, "
+        lines = [head + f"{len(self.failed)} failed."]
+        return lines + [f"FAILED {name}: {reason}" for name, reason in self.failed.items()]
+
+
+def run_participant(config: RunConfig) -> Summary:
+    """Segment, measure and report every scan of the query.
+
+    Raises
+    ------
+    SiamError
+        The dataset, the model or the options are unusable. What is wrong with a single scan ends
+        in the summary instead.
+    """
+    _check_folders(config)
+    record = find_model(config.model)
+    scans = find_scans(config.bids_dir, config.query)
+    if not scans:
+        raise DatasetError(
+            f"No anatomical image in {config.bids_dir} matches the query "
+            f"(suffixes {', '.join(config.query.suffixes)}).",
+            "Look at --suffix, --participant-label, --session-label and --bids-filter-file.",
+        )
+    model = NnunetModel.open(record.folder)
+    _check_tissues(config.probabilities, model.labels)
+    derivatives.begin_dataset(config.output_dir, config.bids_dir, model.labels)
+    logger.info("%d scans, model %s", len(scans), record.line)
+    worker = _Worker(config, record, model)
+    with tqdm(total=len(scans), unit="scan", disable=not config.progress, smoothing=0) as bar:
+        for subject, group in groupby(scans, key=lambda scan: scan.subject):
+            for scan in group:
+                worker.process(scan, bar)
+            write_subject_report(config, record, subject)
+    return worker.summary
+
+
+def list_scans(config: RunConfig) -> list[Scan]:
+    """Return what `run_participant` would look at, without touching anything."""
+    return find_scans(config.bids_dir, config.query)
+
+
+def rebuild_reports(config: RunConfig) -> list[str]:
+    """Write the subjects' pages anew from the results on disk; return the subjects' labels."""
+    record = find_model(config.model)
+    known = [*derivatives.results(config.output_dir), *derivatives.failures(config.output_dir)]
+    wanted = set(config.query.participants)
+    labels = sorted({names.subject for names in known if not wanted or names.subject in wanted})
+    for subject in labels:
+        write_subject_report(config, record, subject)
+    return labels
+
+
+class _Worker:
+    """Processes scans one by one with one model; counts what happened."""
+
+    def __init__(self, config: RunConfig, record: ModelRecord, model: NnunetModel) -> None:
+        self._config = config
+        self._record = record
+        self._model = model
+        self._segmenter: NnunetSegmenter | None = None
+        self.summary = Summary()
+
+    def process(self, scan: Scan, bar: tqdm[Any]) -> None:
+        """Segment one scan unless done; never raises for what is wrong with the scan."""
+        names = output_names(self._config.output_dir, scan)
+        bar.set_description(scan.name)
+        start = bar.n
+        begin = time.monotonic()
+        try:
+            provenance = self._provenance(scan)
+            outputs = self._outputs(names)
+            if not self._config.overwrite and derivatives.is_done(names, provenance, outputs):
+                self.summary.skipped.append(scan.name)
+                return
+
+            def progress(share: float) -> None:
+                bar.update(start + 0.9 * share - bar.n)
+
+            self._segment(scan, names, provenance, progress)
+            seconds = round(time.monotonic() - begin, 1)
+            write_json(names.record, {"seconds": seconds, "device": str(self._device)})
+            self.summary.done.append(scan.name)
+            logger.info("%s segmented in %.1f s", scan.name, seconds)
+        except Exception as error:
+            if isinstance(error, ModelError) or self._config.stop_on_first_crash:
+                raise
+            reason = _reason(error)
+            self.summary.failed[scan.name] = reason
+            write_json(names.record, {"error": reason, "source": scan.relative})
+            logger.error("%s failed: %s", scan.name, reason)
+            if not isinstance(error, SiamError):
+                logger.debug("Traceback:", exc_info=True)
+        finally:
+            bar.update(start + 1 - bar.n)
+
+    @property
+    def _device(self) -> torch.device:
+        return _device(self._config.device)
+
+    def _segment(
+        self, scan: Scan, names: ScanNames, provenance: dict[str, Any], progress: Progress
+    ) -> None:
+        volume = load_volume(scan.path)
+        if self._segmenter is None:
+            if self._config.threads:
+                torch.set_num_threads(self._config.threads)
+            self._segmenter = NnunetSegmenter(self._model, self._device)
+        prediction = self._segmenter.segment(
+            volume, probabilities=self._config.probabilities, progress=progress
+        )
+        segmentation = prediction.segmentation
+        derivatives.sidecar(names.segmentation).unlink(missing_ok=True)  # not done until the end
+        derivatives.save_segmentation(names.segmentation, segmentation)
+        brain = segmentation.mask(BRAIN_TISSUES)
+        derivatives.save_mask(names.brain_mask, brain, volume.grid)
+        about = {"Sources": provenance["Sources"]}
+        write_json(derivatives.sidecar(names.brain_mask), {"Type": "Brain", **about})
+        for tissue, probability in prediction.probabilities.items():
+            path = names.probability(tissue)
+            derivatives.save_probability(path, probability, volume.grid)
+            write_json(derivatives.sidecar(path), about)
+        derivatives.save_volumes(names.volumes, tissue_volumes(segmentation))
+        for kind, draw in (("mosaic", report.mosaic), ("thumbnail", report.thumbnail)):
+            with atomic(names.figure(kind)) as scratch:
+                scratch.write_bytes(draw(volume, segmentation))
+        grid = {
+            "Shape": list(volume.grid.shape),
+            "VoxelSize": [round(size, 4) for size in volume.grid.voxel_size],
+            "Orientation": volume.grid.axcodes,
+        }
+        write_json(derivatives.sidecar(names.segmentation), {**provenance, "Grid": grid})
+
+    def _provenance(self, scan: Scan) -> dict[str, Any]:
+        record = self._record
+        return {
+            "Description": f"Head tissues segmented by {record.title}, see seg-siam_dseg.tsv.",
+            "Sources": [f"bids:raw:{scan.relative}"],
+            "SoftwareVersion": __version__,
+            "Software": software_versions(),
+            "Model": {
+                "Name": record.name,
+                "Title": record.title,
+                "Version": record.version,
+                "SHA256": record.sha256,
+                "License": record.licence,
+                "Folds": len(self._model.folds),
+            },
+            "Options": {"probabilities": sorted(self._config.probabilities)},
+            "InputSHA256": sha256(scan.path) if scan.path.exists() else "",
+        }
+
+    def _outputs(self, names: ScanNames) -> list[Path]:
+        figures = [names.figure("mosaic"), names.figure("thumbnail")]
+        maps = [names.probability(tissue) for tissue in self._config.probabilities]
+        return [names.segmentation, names.brain_mask, names.volumes, *figures, *maps]
+
+
+def output_names(root: Path, scan: Scan) -> ScanNames:
+    """Return where the results of a scan go."""
+    return ScanNames(root, scan.subject, scan.session, scan.stem, scan.suffix)
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions that shape a result."""
+    return {
+        "siam-bids": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "nibabel": nibabel.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def methods_text(record: ModelRecord) -> str:
+    """Return a paragraph for the methods section of a paper."""
+    text = (
+        f"Head MRI scans were segmented with siam-bids {__version__} using the model "
+        f"{record.title}, version {record.version} (SHA-256 {record.sha256}). Each scan was "
+        "brought to RAS+ order, z-scored and resampled to the voxel size of the network, labelled "
+        "by an nnU-Net (Isensee et al., Nature Methods 2021) over half-overlapping tiles, and the "
+        "class scores were interpolated back to the scan's own grid. Volumes are label counts "
+        "times the voxel volume; the total intracranial volume (TIV) sums brain tissue, "
+        "ventricles and cerebrospinal fluid."
+    )
+    return f"{text} Model: {record.citation}" if record.citation else text
+
+
+def _check_folders(config: RunConfig) -> None:
+    source, target = config.bids_dir.resolve(), config.output_dir.resolve()
+    if source == target:
+        raise UsageError("Input and output folder are the same.", "Give another output folder.")
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"The output {config.output_dir} is a file.", "Give a folder.")
+    if target in source.parents:
+        raise UsageError(
+            f"The input folder lies inside the output folder {config.output_dir}.",
+            "Give an output folder of its own.",
+        )
+
+
+def _check_tissues(names: Iterable[str], labels: LabelTable) -> None:
+    unknown = [name for name in names if name not in labels.by_name]
+    if unknown:
+        raise UsageError(
+            f"The model has no tissue {', '.join(unknown)}.",
+            f"It has: {', '.join(labels.by_name)}.",
+        )
+
+
+def _device(wish: str) -> torch.device:
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wish == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[wish]:
+        raise UsageError(f"There is no {wish} device here.", "Use --device auto or cpu.")
+    return torch.device(wish)
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line what went wrong."""
+    if isinstance(error, SiamError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "Out of memory. Give the job more memory or fewer scans at once."
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first} (see the traceback with -v -v)"
+
+
+def write_subject_report(config: RunConfig, record: ModelRecord, subject: str) -> None:
+    """Write one subject's page from what lies in the output folder."""
+    root = config.output_dir
+    good = {n.name: n for n in derivatives.results(root, subject)}
+    bad = {n.name: n for n in derivatives.failures(root, subject)}
+    scans = tuple(
+        _scan_report(good.get(name) or bad[name], failed=name in bad)
+        for name in sorted({**good, **bad})
+    )
+    page = report.render_subject(
+        report.SubjectReport(
+            subject=f"sub-{subject}",
+            scans=scans,
+            model=record.line,
+            software=tuple(software_versions().items()),
+            command=config.command,
+            boilerplate=methods_text(record),
+        )
+    )
+    write_text(root / f"sub-{subject}.html", page)
+
+
+def _scan_report(names: ScanNames, *, failed: bool) -> report.ScanReport:
+    past = derivatives.read_json(names.record)
+    common = {"name": names.name, "suffix": names.suffix, "session": names.session}
+    if failed:
+        return report.ScanReport(
+            **common,
+            source=str(past.get("source", "")),
+            figure="",
+            thumbnail="",
+            volumes=(),
+            intracranial_ml=None,
+            facts=(),
+            error=str(past["error"]),
+        )
+    about = derivatives.read_json(derivatives.sidecar(names.segmentation))
+    labels = derivatives.read_label_table(names.root)
+    table = derivatives.read_volumes(names.volumes).set_index("name")
+    return report.ScanReport(
+        **common,
+        source=str(about["Sources"][0]).removeprefix("bids:raw:"),
+        figure=names.figure("mosaic").relative_to(names.root).as_posix(),
+        thumbnail=names.figure("thumbnail").relative_to(names.root).as_posix(),
+        volumes=tuple(
+            report.TissueVolume(
+                **{key: value for key, value in asdict(label).items() if key != "mapping"},
+                voxels=int(table.loc[label.name, "voxels"]),
+                volume_ml=float(table.loc[label.name, "volume_mL"]),
+            )
+            for label in labels.foreground
+        ),
+        intracranial_ml=float(table.loc[INTRACRANIAL, "volume_mL"]),
+        facts=tuple(_facts(about, past)),
+    )
+
+
+def _facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    grid, model = about["Grid"], about["Model"]
+    yield "Grid", " x ".join(map(str, grid["Shape"])) + " voxels"
+    yield "Voxel size", " x ".join(f"{size:g}" for size in grid["VoxelSize"]) + " mm"
+    yield "Orientation", grid["Orientation"]
+    yield "Model", f"{model['Title']} {model['Version']}"
+    yield "Model SHA-256", model["SHA256"]
+    yield "Input SHA-256", about["InputSHA256"]
+    if "seconds" in past:
+        yield "Time", f"{past['seconds']:g} s on {past['device']}"
+
+
+def run_group(config: RunConfig) -> pd.DataFrame:
+    """Gather all volumes into one tidy and one wide table, and draw the group page.
+
+    Returns
+    -------
+    The wide table: one row per scan.
+
+    Raises
+    ------
+    DatasetError
+        The output folder holds no results.
+    """
+    root = config.output_dir
+    scans = list(derivatives.results(root))
+    if not scans:
+        raise DatasetError(
+            f"{root} holds no segmentations.", "Run the participant level on it first."
+        )
+    record = find_model(config.model)
+    tidy = _tidy_table(scans).merge(
+        _participants(config.bids_dir), on="participant_id", how="left", validate="many_to_one"
+    )
+    keys = [name for name in tidy if name not in ("tissue", "index", "voxels", "volume_mL")]
+    order = list(dict.fromkeys(tidy["tissue"]))
+    wide = tidy.pivot_table(
+        index="scan", columns="tissue", values="volume_mL", sort=False, observed=True
+    )[order]
+    wide = tidy[keys].drop_duplicates("scan").merge(wide, on="scan", validate="one_to_one")
+    derivatives.save_group_tables(root, tidy, wide)
+    write_text(root / "group.html", _group_page(config, record, scans, wide))
+    return wide
+
+
+def _tidy_table(scans: Sequence[ScanNames]) -> pd.DataFrame:
+    tables = []
+    for names in scans:
+        table = derivatives.read_volumes(names.volumes).rename(columns={"name": "tissue"})
+        table.insert(0, "suffix", names.suffix)
+        table.insert(0, "session_id", f"ses-{names.session}" if names.session else None)
+        table.insert(0, "scan", names.name)
+        table.insert(0, "participant_id", f"sub-{names.subject}")
+        tables.append(table.astype({"session_id": "string"}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _participants(bids_dir: Path) -> pd.DataFrame:
+    """Read participants.tsv; without one, an empty table with its key column."""
+    path = bids_dir / "participants.tsv"
+    empty = pd.DataFrame({"participant_id": pd.Series(dtype=str)})
+    if not path.exists():
+        return empty
+    try:
+        table = pd.read_csv(path, sep="\t", na_values="n/a", dtype={"participant_id": str})
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path} cannot be read as a table: {error}.") from error
+    if "participant_id" not in table:
+        logger.warning("%s has no participant_id column and is left out.", path)
+        return empty
+    taken = {"scan", "session_id", "suffix", "tissue", "index", "voxels", "volume_mL"}
+    table = table.rename(columns={name: f"participants_{name}" for name in taken & {*table}})
+    return table.drop_duplicates("participant_id")
+
+
+def _group_page(
+    config: RunConfig, record: ModelRecord, scans: Sequence[ScanNames], wide: pd.DataFrame
+) -> str:
+    labels = derivatives.read_label_table(config.output_dir)
+    tissues = [label.name for label in labels.foreground]
+    volumes = wide.set_index("scan")
+    seen = {names.subject for names in scans}
+    present = subjects(config.bids_dir) if config.bids_dir.is_dir() else []
+    return report.render_group(
+        report.GroupReport(
+            title=f"{len(scans)} scans of {len(seen)} participants",
+            scans=tuple(
+                report.GroupScan(
+                    subject=f"sub-{names.subject}",
+                    session=names.session,
+                    suffix=names.suffix,
+                    name=names.name,
+                    report=names.report.name if names.report.exists() else "",
+                    thumbnail=names.figure("thumbnail").relative_to(names.root).as_posix(),
+                    volumes={name: float(volumes.loc[names.name, name]) for name in tissues},
+                    intracranial_ml=float(volumes.loc[names.name, INTRACRANIAL]),
+                )
+                for names in scans
+            ),
+            labels=labels,
+            model=record.line,
+            software=tuple(software_versions().items()),
+            command=config.command,
+            boilerplate=methods_text(record),
+            missing=tuple(f"sub-{label}" for label in present if label not in seen),
+        )
+    )
