@@ -63,7 +63,7 @@ def _run(argv: list[str]) -> int:
     from siam_bids import workflow  # heavy: torch, nnunetv2, pybids
 
     if arguments.boilerplate_only:
-        print(workflow.methods_text(workflow.find_model(config.model)))
+        print(workflow.boilerplate(config))
         return 0
     if config.dry_run:
         for scan in workflow.list_scans(config):

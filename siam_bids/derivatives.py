@@ -46,10 +46,14 @@ class ScanNames:
         return f"{self.stem}_{self.suffix}"
 
     @property
+    def session_id(self) -> str:
+        """`ses-a`, or empty where the dataset has no sessions."""
+        return f"ses-{self.session}" if self.session else ""
+
+    @property
     def anat(self) -> Path:
         """Folder of the images."""
-        parts = [f"sub-{self.subject}"] + ([f"ses-{self.session}"] if self.session else [])
-        return self.root.joinpath(*parts, "anat")
+        return self.root / f"sub-{self.subject}" / self.session_id / "anat"
 
     def _image(self, entities: str, ending: str) -> Path:
         return self.anat / f"{self.stem}_{entities}desc-{self.suffix}_{ending}"
@@ -113,7 +117,6 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable, container: str =
             "Name": f"Head segmentations by {PIPELINE}",
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
-            "License": "CC0",
             "GeneratedBy": [generator],
             "SourceDatasets": [{"URL": source.absolute().as_uri()}],
             "DatasetLinks": {"raw": source.absolute().as_uri()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -65,7 +65,7 @@ class LabelTable:
         if indices != sorted(set(indices)) or not indices or indices[0] != 0:
             raise LabelError(f"A label table needs background 0 and ascending indices: {indices}.")
 
-    def __iter__(self) -> Iterable[Label]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Label]:
         return iter(self.labels)
 
     def __len__(self) -> int:

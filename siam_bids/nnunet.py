@@ -35,12 +35,13 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environme
 
 CONFIGURATION = "3d_fullres"
 
-_HARMLESS = [
+_HARMLESS: list[Any] = [
     np.dtype,
     np.ndarray,
-    np._core.multiarray.scalar,
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
+    np.float64(0).__reduce__()[0],  # the functions that rebuild a number and an array
+    np.zeros(0).__reduce__()[0],
 ]
 """What stock nnU-Net checkpoints hold beside tensors (training logs): plain numpy numbers."""
 
@@ -76,15 +77,7 @@ class NnunetModel:
         ModelError
             A file is missing or is not what nnU-Net writes, or there is no fold.
         """
-        contents = []
-        for name in ("plans.json", "dataset.json"):
-            try:
-                contents.append(json.loads((folder / name).read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
-                raise ModelError(
-                    f"{folder} is no nnU-Net model folder: {name} cannot be read ({error})."
-                ) from error
-        plans, dataset = contents
+        plans, dataset = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
         folds = tuple(sorted(folder.glob("fold_*/checkpoint_final.pth")))
         if not folds:
             raise ModelError(f"{folder} holds no fold_*/checkpoint_final.pth.")
@@ -95,6 +88,16 @@ class NnunetModel:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
         return cls(folder, plans, dataset, labels, folds)
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} is no nnU-Net model folder: {name} cannot be read ({error})."
+        ) from error
+    return content
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -210,7 +213,7 @@ class NnunetSegmenter:
 
 def _configuration(model: NnunetModel) -> str:
     """Name the one 3-D configuration of a model folder, full resolution preferred."""
-    names = list(model.plans.get("configurations", {}))
+    names: list[str] = list(model.plans.get("configurations", {}))
     for name in (CONFIGURATION, *names):
         if name in names:
             return name

@@ -7,19 +7,19 @@ nothing is fetched from a network.
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from siam_bids.labels import BRAIN_TISSUES, INTRACRANIAL_TISSUES, Label, LabelTable
 from siam_bids.resources import resource
-from siam_bids.volume import Grid, Reorientation, Segmentation, Volume
+from siam_bids.volume import Reorientation, Segmentation, Volume
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -38,6 +38,7 @@ _DPI = 100
 _LEGEND_COLUMNS = 9
 _LEGEND_ROW = 30
 _INK = "#c8ccd2"
+_TOTAL = "TIV"
 _FEWEST_FOR_QUARTILES = 5
 _CONTRAST_COLORS = 6
 """Number of `.contrast-N` classes in templates/style.css."""
@@ -59,26 +60,9 @@ class TissueVolume:
 class ScanReport:
     """One scan on its subject's page.
 
-    Attributes
-    ----------
-    name
-        BIDS name without extension, for example `sub-01_ses-a_T1w`.
-    suffix
-        Contrast: T1w, FLAIR.
-    session
-        `ses-a`, empty where there is none.
-    source
-        Path of the scan within its BIDS dataset.
-    figure, thumbnail
-        Paths of the pictures relative to the page's folder, empty where there are none.
-    volumes
-        Tissues in the order of the label table.
-    intracranial_ml
-        Total intracranial volume in mL.
-    facts
-        Grid, model, run time and the like.
-    error
-        Why the scan failed, in one line. It then has neither pictures nor volumes.
+    `name` is its BIDS name without extension, `source` its path within the dataset. `figure` and
+    `thumbnail` are relative to the page's folder. A scan with an `error` has no pictures and no
+    volumes; text that does not apply is empty.
     """
 
     name: str
@@ -107,19 +91,7 @@ class SubjectReport:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupScan:
-    """One scan on the group page.
-
-    Attributes
-    ----------
-    subject, session, suffix, name
-        As in `ScanReport`.
-    report, thumbnail
-        Paths of the subject's page and the picture relative to the group page, or empty.
-    volumes
-        Tissue name to mL.
-    intracranial_ml
-        Total intracranial volume in mL.
-    """
+    """One scan on the group page: paths relative to it (or empty), volumes by tissue in mL."""
 
     subject: str
     session: str
@@ -185,30 +157,40 @@ class Slice:
     position: float
 
 
-def cut(
-    volume: Volume, segmentation: Segmentation, count: int
-) -> list[tuple[Plane, tuple[Slice, ...]]]:
+def cut(volume: Volume, segmentation: Segmentation, count: int) -> list[tuple[Plane, list[Slice]]]:
     """Cut `count` slices per plane, evenly through the brain.
 
     Voxels are shown along the scan's own axes, turned to the nearest RAS+ order.
     """
     turn = Reorientation.to_ras(volume.grid)
-    image, labels = turn.apply(volume.data), turn.apply(segmentation.data)
     grid = turn.target
-    inside = [_extent(turn.apply(_landmark(segmentation)), axis) for axis in range(3)]
+    brain = turn.apply(_landmark(segmentation))
+    inside = [_extent(brain, axis) for axis in range(3)]
     margins = [round(MARGIN_MM / size) for size in grid.voxel_size]
-    field = tuple(
-        slice(max(start - margin, 0), stop + margin)
-        for (start, stop), margin in zip(inside, margins, strict=True)
-    )
-    low, high = _window(image[field])
-    grey = np.clip((image[field] - low) / (high - low), 0, 1, dtype=np.float32)
-    shown = labels[field]
+    first = [max(start - margin, 0) for (start, _), margin in zip(inside, margins, strict=True)]
+    last = [stop + margin for (_, stop), margin in zip(inside, margins, strict=True)]
+    field = tuple(slice(*ends) for ends in zip(first, last, strict=True))
+    grey = _to_grey(turn.apply(volume.data)[field])
+    labels = turn.apply(segmentation.data)[field]
+    extent = np.multiply(grey.shape, grid.voxel_size)
+
+    def slice_at(plane: Plane, index: int) -> Slice:
+        across = plane.axis
+        centre = np.add(first, np.subtract(grey.shape, 1) / 2)
+        centre[across] = index
+        width, height = np.delete(extent, across)
+        return Slice(
+            grey=np.moveaxis(grey, across, 0)[index - first[across]].T,
+            labels=np.moveaxis(labels, across, 0)[index - first[across]].T,
+            size=(float(width), float(height)),
+            position=float((grid.affine @ [*centre, 1])[across]),
+        )
+
+    steps = (np.arange(count) + 0.5) / count
     views = []
     for plane in PLANES:
         start, stop = inside[plane.axis]
-        steps = start + ((np.arange(count) + 0.5) * (stop - start) / count).astype(int)
-        views.append((plane, tuple(_slice(grey, shown, field, grid, plane, k) for k in steps)))
+        views.append((plane, [slice_at(plane, start + int(s * (stop - start))) for s in steps]))
     return views
 
 
@@ -230,37 +212,13 @@ def _extent(mask: npt.NDArray[np.bool_], axis: int) -> tuple[int, int]:
     return int(covered[0]), int(covered[-1]) + 1
 
 
-def _window(image: npt.NDArray[np.float32]) -> tuple[float, float]:
-    """Return the intensities shown as black and as white."""
+def _to_grey(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Map intensities (I, J, K) to 0..1 between the percentiles 0.5 and 99.5 of the signal."""
     signal = image[image != 0]
-    if not signal.size:
-        return 0.0, 1.0
-    low, high = np.percentile(signal, [0.5, 99.5])
-    return (float(low), float(high)) if high > low else (min(0.0, float(low)), float(high) + 1.0)
-
-
-def _slice(
-    grey: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.uint8],
-    field: tuple[slice, ...],
-    grid: Grid,
-    plane: Plane,
-    index: int,
-) -> Slice:
-    """Take slice `index` of `grid` from `grey` and `labels`, both (I, J, K) within `field`."""
-    within = index - field[plane.axis].start
-    width, height = (axis for axis in range(3) if axis != plane.axis)
-    centre = [(part.start + part.stop - 1) / 2 for part in field]
-    centre[plane.axis] = index
-    return Slice(
-        grey=grey.take(within, axis=plane.axis).T,
-        labels=labels.take(within, axis=plane.axis).T,
-        size=(
-            grey.shape[width] * grid.voxel_size[width],
-            grey.shape[height] * grid.voxel_size[height],
-        ),
-        position=float(nib.affines.apply_affine(grid.affine, centre)[plane.axis]),
-    )
+    low, high = np.percentile(signal, [0.5, 99.5]) if signal.size else (0.0, 0.0)
+    if high <= low:
+        low, high = 0.0, 2 * float(np.abs(image).max()) or 1.0
+    return np.asarray(np.clip((image - low) / (high - low), 0, 1), dtype=np.float32)
 
 
 def mosaic(volume: Volume, segmentation: Segmentation) -> bytes:
@@ -273,16 +231,21 @@ def mosaic(volume: Volume, segmentation: Segmentation) -> bytes:
     pixels_per_mm = cell / max(slices[0].size[0] for _, slices in views)
     present = np.unique(segmentation.data)
     legend = [label for label in segmentation.labels.foreground if label.index in present]
-    legend_height = _LEGEND_ROW * (2 - -len(legend) // _LEGEND_COLUMNS)
+    legend_height = _LEGEND_ROW * (2 + math.ceil(len(legend) / _LEGEND_COLUMNS))
     heights = [slices[0].size[1] * pixels_per_mm for _, slices in views]
     figure = _figure(MOSAIC_WIDTH, 2 * sum(heights) + legend_height)
+    colors = _lookup(segmentation.labels)
     top = figure.bbox.height
     for (plane, slices), height in zip(views, heights, strict=True):
+        _write(figure, 5, top - 12, plane.name, weight="bold")
         for column, shown in enumerate(slices):
-            corner = (column + 0.5) * cell - shown.size[0] * pixels_per_mm / 2
-            _show(figure, shown, None, (corner, top - height), pixels_per_mm)
-            _show(figure, shown, segmentation.labels, (corner, top - 2 * height), pixels_per_mm)
-            _annotate(figure, plane, shown, column * cell, top, height)
+            left, right, middle = column * cell, (column + 1) * cell, (column + 0.5) * cell
+            _show(figure, shown, (middle, top - height / 2), pixels_per_mm)
+            _show(figure, shown, (middle, top - height * 1.5), pixels_per_mm, colors)
+            _write(figure, left + 5, top - height / 2, plane.left)
+            _write(figure, right - 5, top - height / 2, plane.right, ha="right")
+            position = f"{plane.coordinate} = {round(shown.position)}"
+            _write(figure, right - 5, top - 12, position, ha="right")
         top -= 2 * height
     _legend(figure, legend, top, pixels_per_mm)
     return _png(figure)
@@ -294,9 +257,8 @@ def thumbnail(volume: Volume, segmentation: Segmentation) -> bytes:
     scale = THUMBNAIL_EDGE / max(edge for _, (shown,) in views for edge in shown.size)
     figure = _figure(3 * THUMBNAIL_EDGE, THUMBNAIL_EDGE)
     for column, (_, (shown,)) in enumerate(views):
-        left = (column + 0.5) * THUMBNAIL_EDGE - shown.size[0] * scale / 2
-        bottom = (THUMBNAIL_EDGE - shown.size[1] * scale) / 2
-        _show(figure, shown, segmentation.labels, (left, bottom), scale)
+        centre = ((column + 0.5) * THUMBNAIL_EDGE, THUMBNAIL_EDGE / 2)
+        _show(figure, shown, centre, scale, _lookup(segmentation.labels))
     return _png(figure)
 
 
@@ -313,8 +275,9 @@ def _png(figure: Figure) -> bytes:
     from PIL import Image
 
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    picture = Image.fromarray(pixels[..., :3])
     reduced = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     reduced.save(buffer, format="png", optimize=True)
@@ -324,19 +287,20 @@ def _png(figure: Figure) -> bytes:
 def _show(
     figure: Figure,
     shown: Slice,
-    labels: LabelTable | None,
-    corner: tuple[float, float],
+    centre: tuple[float, float],
     pixels_per_mm: float,
+    colors: npt.NDArray[np.uint8] | None = None,
 ) -> None:
-    """Draw a slice with its lower left at `corner` in pixels, under tissues if `labels`."""
-    width, height = figure.bbox.width, figure.bbox.height
-    size = [edge * pixels_per_mm for edge in shown.size]
-    box = (corner[0] / width, corner[1] / height, size[0] / width, size[1] / height)
-    axes = figure.add_axes(box)
+    """Draw a slice around pixel `centre`, and its tissues if `colors` (256, 4) are given."""
+    canvas = (figure.bbox.width, figure.bbox.height)
+    size = np.multiply(shown.size, pixels_per_mm)
+    left, bottom = (centre - size / 2) / canvas
+    width, height = size / canvas
+    axes = figure.add_axes((left, bottom, width, height))
     axes.set_axis_off()
     axes.imshow(shown.grey, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto")
-    if labels:
-        tissues = _lookup(labels)[shown.labels]
+    if colors is not None:
+        tissues = colors[shown.labels]
         axes.imshow(tissues, origin="lower", aspect="auto", interpolation="nearest")
 
 
@@ -348,23 +312,13 @@ def _lookup(labels: LabelTable) -> npt.NDArray[np.uint8]:
     return table
 
 
-def _write(figure: Figure, x: float, y: float, text: str, **style: str | float) -> None:
-    """Write `text` at pixel (x, y) counted from the lower left."""
+def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
+    """Write `text`, edged in black, at pixel (x, y) counted from the lower left."""
+    from matplotlib.patheffects import withStroke
+
     at = (x / figure.bbox.width, y / figure.bbox.height)
-    figure.text(*at, text, **{"color": _INK, "fontsize": 9.0, "va": "center", **style})
-
-
-def _annotate(
-    figure: Figure, plane: Plane, shown: Slice, left: float, top: float, height: float
-) -> None:
-    """Write sides and position on the slice whose cell begins at pixel (left, top)."""
-    right = left + MOSAIC_WIDTH / SLICES_PER_PLANE
-    _write(figure, left + 5, top - height / 2, plane.left)
-    _write(figure, right - 5, top - height / 2, plane.right, ha="right")
-    position = f"{plane.coordinate} = {round(shown.position)}"
-    _write(figure, right - 5, top - 12, position, ha="right", fontsize=8.0)
-    if left == 0:
-        _write(figure, 5, top - 12, plane.name, weight="bold")
+    words = figure.text(*at, text, **{"color": _INK, "fontsize": 9.0, "va": "center", **style})
+    words.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def _legend(figure: Figure, labels: Sequence[Label], top: float, pixels_per_mm: float) -> None:
@@ -372,8 +326,7 @@ def _legend(figure: Figure, labels: Sequence[Label], top: float, pixels_per_mm: 
     from matplotlib.patches import Rectangle
 
     def block(x: float, y: float, width: float, height: float, color: str) -> None:
-        patch = Rectangle((x, y), width, height, facecolor=color, transform=None)
-        figure.add_artist(patch)
+        figure.add_artist(Rectangle((x, y), width, height, facecolor=color, transform=None))
 
     step = MOSAIC_WIDTH / _LEGEND_COLUMNS
     for number, label in enumerate(labels):
@@ -389,18 +342,9 @@ def _legend(figure: Figure, labels: Sequence[Label], top: float, pixels_per_mm: 
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Box:
-    """Quartiles and whiskers (Tukey's 1.5 interquartile ranges) of one contrast."""
-
-    low: float
-    quartile1: float
-    median: float
-    quartile3: float
-    high: float
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Point:
+    """One scan's volume in mL, `rank` counting the points of its contrast."""
+
     scan: GroupScan
     value: float
     contrast: int
@@ -410,63 +354,69 @@ class _Point:
 
 @dataclass(frozen=True, kw_only=True)
 class _Panel:
-    """The distribution of one tissue: ticks in mL, a box and points per contrast."""
+    """The distribution of one tissue: ticks in mL, points, and a box (or None) per contrast."""
 
     name: str
     long_name: str
     ticks: tuple[float, ...]
-    boxes: tuple[_Box | None, ...]
+    boxes: tuple[dict[str, float] | None, ...]
     points: tuple[_Point, ...]
 
 
-def _box(values: npt.NDArray[np.float64]) -> _Box | None:
-    """Summarise `values` (scans,) in mL; None for too few to have quartiles."""
-    if values.size < _FEWEST_FOR_QUARTILES:
-        return None
-    quartile1, median, quartile3 = (float(q) for q in np.percentile(values, [25, 50, 75]))
-    reach = 1.5 * (quartile3 - quartile1)
-    usual = values[(values >= quartile1 - reach) & (values <= quartile3 + reach)]
-    low, high = float(usual.min()), float(usual.max())
-    return _Box(low=low, quartile1=quartile1, median=median, quartile3=quartile3, high=high)
+def _box(values: Sequence[float]) -> dict[str, float] | None:
+    """Return q1, med, q3 and Tukey's whislo, whishi of `values`; None if they are too few."""
+    from matplotlib.cbook import boxplot_stats
+
+    return boxplot_stats(values)[0] if len(values) >= _FEWEST_FOR_QUARTILES else None
+
+
+def _ticks(values: Sequence[float]) -> tuple[float, ...]:
+    """Return round numbers (mL) from below the least to above the largest of `values`."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = min(values), max(values)
+    pad = 0.05 * high + 0.01 if high - low < 0.01 else 0.0
+    return tuple(MaxNLocator(nbins=4).tick_values(max(low - pad, 0.0), high + pad))
 
 
 def _panel(
     name: str, long_name: str, values: Sequence[tuple[GroupScan, float]], contrasts: Sequence[str]
 ) -> _Panel:
     """Arrange one tissue's volumes (mL, one per scan that has it) by contrast."""
-    from matplotlib.ticker import MaxNLocator
-
     boxes, points = [], []
     for contrast, suffix in enumerate(contrasts):
         own = [(scan, value) for scan, value in values if scan.suffix == suffix]
-        box = _box(np.array([value for _, value in own]))
+        box = _box([value for _, value in own])
         boxes.append(box)
-        points += [
-            _Point(
-                scan=scan,
-                value=value,
-                contrast=contrast,
-                rank=rank,
-                outlier=box is not None and not box.low <= value <= box.high,
+        for rank, (scan, value) in enumerate(own):
+            outlier = box is not None and not box["whislo"] <= value <= box["whishi"]
+            points.append(
+                _Point(scan=scan, value=value, contrast=contrast, rank=rank, outlier=outlier)
             )
-            for rank, (scan, value) in enumerate(own)
-        ]
-    numbers = [value for _, value in values]
-    ticks = tuple(MaxNLocator(nbins=4).tick_values(min(numbers), max(numbers)).tolist())
     return _Panel(
-        name=name, long_name=long_name, ticks=ticks, boxes=tuple(boxes), points=tuple(points)
+        name=name,
+        long_name=long_name,
+        ticks=_ticks([value for _, value in values]),
+        boxes=tuple(boxes),
+        points=tuple(points),
     )
 
 
 def _panels(report: GroupReport, contrasts: Sequence[str]) -> list[_Panel]:
     """Return the panel of the intracranial volume and one for each tissue measured."""
     total = [(scan, scan.intracranial_ml) for scan in report.scans]
-    panels = [_panel("TIV", "Total intracranial volume", total, contrasts)] if total else []
+    panels = [_panel(_TOTAL, "Total intracranial volume", total, contrasts)] if total else []
     for label in report.labels.foreground:
         values = [(s, s.volumes[label.name]) for s in report.scans if label.name in s.volumes]
         if values:
             panels.append(_panel(label.name, label.long_name, values, contrasts))
     return panels
+
+
+def _outliers(panels: Sequence[_Panel]) -> list[tuple[_Panel, _Point]]:
+    """List points beyond the whiskers, without tissues that the field of view cuts off."""
+    whole = [panel for panel in panels if panel.name in (_TOTAL, *INTRACRANIAL_TISSUES)]
+    return [(panel, point) for panel in whole for point in panel.points if point.outlier]
 
 
 def _anchor(name: str) -> str:
@@ -500,14 +450,11 @@ def render_group(report: GroupReport) -> str:
     """Return the HTML page of all scans."""
     contrasts = sorted({scan.suffix for scan in report.scans})
     panels = _panels(report, contrasts)
-    return (
-        _templates()
-        .get_template("group.html.jinja")
-        .render(
-            report=report,
-            contrasts=contrasts,
-            panels=panels,
-            colors=_CONTRAST_COLORS,
-            outliers=[(panel, point) for panel in panels for point in panel.points if point.outlier],
-        )
+    template = _templates().get_template("group.html.jinja")
+    return template.render(
+        report=report,
+        contrasts=contrasts,
+        panels=panels,
+        colors=_CONTRAST_COLORS,
+        outliers=_outliers(panels),
     )

@@ -13,6 +13,7 @@ map does not tell the two apart there; the training loss then accepts either.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -387,7 +388,7 @@ def render(
 
 
 def _smooth_noise(
-    shape: tuple[int, ...] | torch.Size, points: int, rng: torch.Generator, channels: int = 1
+    shape: Sequence[int], points: int, rng: torch.Generator, channels: int = 1
 ) -> torch.Tensor:
     """Return Gaussian noise at `points`^3 control points, interpolated smoothly to `shape`."""
     coarse = torch.randn((1, channels, points, points, points), generator=rng, device=rng.device)
@@ -395,7 +396,7 @@ def _smooth_noise(
         coarse, size=(4 * points,) * 3, mode="trilinear", align_corners=True
     )
     middle = functional.avg_pool3d(functional.pad(middle, (2,) * 6, mode="replicate"), 5, 1)
-    fine = functional.interpolate(middle, size=tuple(shape), mode="trilinear", align_corners=True)
+    fine = functional.interpolate(middle, size=list(shape), mode="trilinear", align_corners=True)
     return fine[0] if channels > 1 else fine[0, 0]
 
 
@@ -515,13 +516,14 @@ def _acquire(
     image: torch.Tensor, recipe: Recipe, voxel: float, rng: torch.Generator
 ) -> torch.Tensor:
     """Average to the acquired voxel size, add noise there, interpolate back."""
-    full = tuple(image.shape)
-    coarse = tuple(
+    full = list(image.shape)
+    width, depth, height = (
         max(4, round(length * voxel / max(space, voxel)))
         for length, space in zip(full, recipe.spacing, strict=True)
     )
+    coarse = [width, depth, height]
     if coarse != full:
-        image = functional.adaptive_avg_pool3d(image[None, None], coarse)[0, 0]
+        image = functional.adaptive_avg_pool3d(image[None, None], (width, depth, height))[0, 0]
     if recipe.noise > 0:
         noise = torch.randn((2, *image.shape), generator=rng, device=rng.device) * recipe.noise
         real = image + noise[0]

@@ -296,7 +296,7 @@ class Trainer:
         architecture = self.plans["configurations"][CONFIGURATION]["architecture"]
         torch.manual_seed(config.seed)
         network = build_network(architecture, channels=1, classes=CLASSES)
-        self.network = network.to(config.device, memory_format=torch.channels_last_3d)
+        self.network = network.to(config.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._start_with_common_classes()
         self.average = {
             name: value.detach().clone() for name, value in self.network.named_parameters()
@@ -315,13 +315,15 @@ class Trainer:
             shares[siam_labels().by_name[name].index] = share
         for name, share in {"cerGM": 0.03, "Skull": 0.1, "Head": 0.2}.items():
             shares[siam_labels().by_name[name].index] = share
-        last = [module for module in self.network.modules() if isinstance(module, nn.Conv3d)][-1]
-        for module in self.network.modules():
-            if isinstance(module, nn.Conv3d) and module.out_channels == CLASSES:
-                last = module
-        assert last.bias is not None
+        heads = [
+            module
+            for module in self.network.modules()
+            if isinstance(module, nn.Conv3d) and module.out_channels == CLASSES
+        ]
         with torch.no_grad():
-            last.bias.copy_(shares.log())
+            for head in heads:
+                if head.bias is not None:
+                    head.bias.copy_(shares.log())
 
     def _load(self) -> None:
         folder = self.config.folder

@@ -79,6 +79,11 @@ def run_participant(config: RunConfig) -> Summary:
     return worker.summary
 
 
+def boilerplate(config: RunConfig) -> str:
+    """Return the methods text for the model of a run."""
+    return methods_text(find_model(config.model))
+
+
 def list_scans(config: RunConfig) -> list[Scan]:
     """Return what `run_participant` would look at, without touching anything."""
     return find_scans(config.bids_dir, config.query)
@@ -217,7 +222,7 @@ def software_versions() -> dict[str, str]:
 
 
 def methods_text(record: ModelRecord) -> str:
-    """Return a paragraph for the methods section of a paper."""
+    """Return a paragraph on the method, fit for the methods section of a paper."""
     text = (
         f"Head MRI scans were segmented with siam-bids {__version__} using the model "
         f"{record.title}, version {record.version} (SHA-256 {record.sha256}). Each scan was "
@@ -299,7 +304,7 @@ def write_subject_report(config: RunConfig, record: ModelRecord, subject: str) -
 
 def _scan_report(names: ScanNames, *, failed: bool) -> report.ScanReport:
     past = derivatives.read_json(names.record)
-    common = {"name": names.name, "suffix": names.suffix, "session": names.session}
+    common = {"name": names.name, "suffix": names.suffix, "session": names.session_id}
     if failed:
         return report.ScanReport(
             **common,
@@ -314,6 +319,7 @@ def _scan_report(names: ScanNames, *, failed: bool) -> report.ScanReport:
     about = derivatives.read_json(derivatives.sidecar(names.segmentation))
     labels = derivatives.read_label_table(names.root)
     table = derivatives.read_volumes(names.volumes).set_index("name")
+    voxels, millilitres = table["voxels"].to_dict(), table["volume_mL"].to_dict()
     return report.ScanReport(
         **common,
         source=str(about["Sources"][0]).removeprefix("bids:raw:"),
@@ -322,12 +328,12 @@ def _scan_report(names: ScanNames, *, failed: bool) -> report.ScanReport:
         volumes=tuple(
             report.TissueVolume(
                 **{key: value for key, value in asdict(label).items() if key != "mapping"},
-                voxels=int(table.loc[label.name, "voxels"]),
-                volume_ml=float(table.loc[label.name, "volume_mL"]),
+                voxels=voxels[label.name],
+                volume_ml=millilitres[label.name],
             )
             for label in labels.foreground
         ),
-        intracranial_ml=float(table.loc[INTRACRANIAL, "volume_mL"]),
+        intracranial_ml=millilitres[INTRACRANIAL],
         facts=tuple(_facts(about, past)),
     )
 
@@ -382,7 +388,7 @@ def _tidy_table(scans: Sequence[ScanNames]) -> pd.DataFrame:
     for names in scans:
         table = derivatives.read_volumes(names.volumes).rename(columns={"name": "tissue"})
         table.insert(0, "suffix", names.suffix)
-        table.insert(0, "session_id", f"ses-{names.session}" if names.session else None)
+        table.insert(0, "session_id", names.session_id or None)
         table.insert(0, "scan", names.name)
         table.insert(0, "participant_id", f"sub-{names.subject}")
         tables.append(table.astype({"session_id": "string"}))
@@ -407,27 +413,36 @@ def _participants(bids_dir: Path) -> pd.DataFrame:
     return table.drop_duplicates("participant_id")
 
 
+def _dataset_name(bids_dir: Path) -> str:
+    about = derivatives.read_json(bids_dir / "dataset_description.json")
+    return str(about.get("Name") or bids_dir.resolve().name)
+
+
+def _if_there(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.exists() else ""
+
+
 def _group_page(
     config: RunConfig, record: ModelRecord, scans: Sequence[ScanNames], wide: pd.DataFrame
 ) -> str:
     labels = derivatives.read_label_table(config.output_dir)
     tissues = [label.name for label in labels.foreground]
-    volumes = wide.set_index("scan")
+    volumes = wide.set_index("scan").to_dict("index")
     seen = {names.subject for names in scans}
     present = subjects(config.bids_dir) if config.bids_dir.is_dir() else []
     return report.render_group(
         report.GroupReport(
-            title=f"{len(scans)} scans of {len(seen)} participants",
+            title=_dataset_name(config.bids_dir),
             scans=tuple(
                 report.GroupScan(
                     subject=f"sub-{names.subject}",
-                    session=names.session,
+                    session=names.session_id,
                     suffix=names.suffix,
                     name=names.name,
                     report=names.report.name if names.report.exists() else "",
-                    thumbnail=names.figure("thumbnail").relative_to(names.root).as_posix(),
-                    volumes={name: float(volumes.loc[names.name, name]) for name in tissues},
-                    intracranial_ml=float(volumes.loc[names.name, INTRACRANIAL]),
+                    thumbnail=_if_there(names.figure("thumbnail"), names.root),
+                    volumes={name: volumes[names.name][name] for name in tissues},
+                    intracranial_ml=volumes[names.name][INTRACRANIAL],
                 )
                 for names in scans
             ),

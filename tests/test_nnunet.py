@@ -1,0 +1,140 @@
+"""The core against stock nnU-Net, and what it refuses."""
+
+import json
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import affine_of, write_model
+
+from siam_bids.errors import ModelError
+from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights
+from siam_bids.volume import Grid, Reorientation, Volume
+
+CPU = torch.device("cpu")
+
+
+def stock_labels(folder, volume):
+    """Labels by nnU-Net's own predictor with SIAM's options, on the RAS+ copy of the scan."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    turn = Reorientation.to_ras(volume.grid)
+    predictor = nnUNetPredictor(
+        tile_step_size=0.5, use_mirroring=False, device=CPU, perform_everything_on_device=False,
+        allow_tqdm=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        predictor.initialize_from_trained_model_folder(str(folder), None)
+        data = turn.apply(volume.data).transpose(2, 1, 0)[None]
+        properties = {"spacing": list(turn.target.voxel_size[::-1])}
+        found = predictor.predict_single_npy_array(data.copy(), properties)
+    return turn.undo(np.asarray(found).transpose(2, 1, 0))
+
+
+def turned(volume: Volume, codes: str, sizes: tuple[float, float, float]) -> Volume:
+    """The same array on an oblique grid whose axes point elsewhere."""
+    return Volume(volume.data, Grid(volume.grid.shape, affine_of(codes, sizes, 0.15)))
+
+
+@pytest.mark.parametrize(
+    ("codes", "sizes", "folds"),
+    [("RAS", (4.0, 4.0, 4.0), 2), ("LIA", (4.0, 4.0, 4.0), 1), ("SAR", (3.0, 4.5, 6.0), 1)],
+)
+def test_labels_equal_stock_nnunet(tmp_path, head, codes, sizes, folds):
+    folder = write_model(tmp_path / "model", folds=folds)
+    volume = turned(head, codes, sizes)
+    model = NnunetModel.open(folder)
+    names = [label.name for label in model.labels]
+    prediction = NnunetSegmenter(model, CPU).segment(volume, probabilities=names)
+    ours = prediction.segmentation
+    stock = stock_labels(folder, volume)
+    assert len(np.unique(stock)) > 3  # a comparison of empty maps would prove nothing
+    best = np.sort(np.stack(list(prediction.probabilities.values())), 0)
+    clear = best[-1] - best[-2] > 2e-4  # stock sums in float16, and random weights nearly tie
+    assert clear.mean() > 0.95
+    assert (ours.data == stock)[clear].all()
+    assert (ours.data == stock).mean() > 0.99
+    assert ours.grid.same_as(volume.grid)
+
+
+def test_a_head_in_a_corner_is_cropped_and_put_back(tiny_model, head):
+    shape = tuple(n + 30 for n in head.grid.shape)
+    data = np.zeros(shape, np.float32)
+    data[25:-5, 3:-27, 20:-10] = head.data
+    segmenter = NnunetSegmenter(NnunetModel.open(tiny_model), CPU)
+    whole = segmenter.segment(Volume(data, Grid(shape, head.grid.affine))).segmentation.data
+    part = segmenter.segment(head).segmentation.data
+    np.testing.assert_array_equal(whole[25:-5, 3:-27, 20:-10], part)
+    assert not whole[:25].any()
+
+
+def test_probabilities_lie_between_0_and_1_and_win_where_the_label_is(tiny_model, head):
+    model = NnunetModel.open(tiny_model)
+    names = [label.name for label in model.labels]
+    prediction = NnunetSegmenter(model, CPU).segment(head, probabilities=names)
+    stack = np.stack([prediction.probabilities[name] for name in names])
+    np.testing.assert_allclose(stack.sum(0), 1, atol=1e-4)
+    np.testing.assert_array_equal(stack.argmax(0), prediction.segmentation.data)
+
+
+class Evil:
+    """Runs code when unpickled."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path):
+    proof = tmp_path / "owned"
+    torch.save({"network_weights": Evil(proof)}, tmp_path / "checkpoint_final.pth")
+    with pytest.raises(ModelError, match=r"checkpoint_final\.pth is no usable checkpoint"):
+        load_weights(tmp_path / "checkpoint_final.pth")
+    assert not proof.exists()
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(proof), protocol=2))
+    with pytest.raises(ModelError, match="no usable checkpoint"):
+        load_weights(tmp_path / "plain.pth")
+    assert not proof.exists()
+
+
+def test_a_stock_checkpoint_with_training_logs_loads(tmp_path):
+    content = {
+        "network_weights": {"module.a": torch.ones(2)},
+        "logging": {"ema_fg_dice": [np.float64(0.5)], "losses": np.zeros(3, np.float32)},
+        "_best_ema": np.float64(0.7),
+        "init_args": {"configuration": "3d_fullres"},
+    }
+    torch.save(content, tmp_path / "checkpoint_final.pth")
+    weights = load_weights(tmp_path / "checkpoint_final.pth")
+    assert list(weights) == ["a"]
+
+
+def test_incomplete_model_folders_are_named(tmp_path):
+    with pytest.raises(ModelError, match=r"plans\.json cannot be read"):
+        NnunetModel.open(tmp_path)
+    folder = write_model(tmp_path / "model")
+    (folder / "fold_0" / "checkpoint_final.pth").unlink()
+    with pytest.raises(ModelError, match=r"no fold_\*/checkpoint_final"):
+        NnunetModel.open(folder)
+
+
+def test_weights_of_another_network_are_refused(tmp_path, head):
+    folder = write_model(tmp_path / "model")
+    other = write_model(tmp_path / "other", features=(4, 6))
+    name = "fold_0/checkpoint_final.pth"
+    (folder / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(ModelError, match=r"does not fit the network in plans\.json"):
+        NnunetSegmenter(NnunetModel.open(folder), CPU).segment(head)
+
+
+def test_labels_come_from_the_models_own_dataset_json(tmp_path):
+    folder = write_model(tmp_path / "model")
+    dataset = json.loads((folder / "dataset.json").read_text())
+    dataset["labels"]["Anomalies"] = 40
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    assert NnunetModel.open(folder).labels.by_name["Anomalies"].index == 40

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+from skimage.transform import resize
+
+from siam_bids.segmenter import labels_from_logits, predict_tiled, tile_starts, tile_weight
+
+
+@pytest.mark.parametrize(
+    ("length", "tile", "starts"),
+    [(110, 64, [0, 23, 46]), (64, 64, [0]), (65, 64, [0, 1]), (128, 64, [0, 32, 64]), (5, 8, [0])],
+)
+def test_tiles_are_spread_evenly_and_reach_both_ends(length, tile, starts):
+    assert tile_starts(length, tile) == starts
+
+
+def test_the_tile_weight_peaks_in_the_centre_and_is_never_zero():
+    weight = tile_weight((16, 24, 8))
+    assert weight.shape == (16, 24, 8)
+    assert weight.max() == weight[8, 12, 4] == 10
+    assert weight.min() > 0
+
+
+class Pointwise(torch.nn.Module):
+    """Two classes whose logits depend on the voxel alone: any tiling must give the same."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(factor))
+
+    def forward(self, image):
+        return torch.cat([image * self.factor, -image], 1)
+
+
+def test_tiling_a_pointwise_network_changes_nothing_and_folds_are_averaged():
+    image = torch.randn((1, 21, 17, 30), generator=torch.Generator().manual_seed(0))
+    seen = []
+    logits = predict_tiled(
+        [Pointwise(1.0), Pointwise(3.0)],
+        image,
+        tile=(16, 16, 16),
+        classes=2,
+        fold_count=2,
+        progress=seen.append,
+    )
+    torch.testing.assert_close(logits[0], 2 * image[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[1], -image[0], atol=1e-4, rtol=1e-4)
+    assert seen[-1] == 1.0
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("shape", [(20, 22, 14), (7, 9, 31), (10, 11, 12), (5, 5, 5)])
+def test_labels_are_those_of_linearly_resized_logits(shape):
+    logits = np.random.default_rng(1).normal(size=(4, 10, 11, 12)).astype(np.float32)
+    labels, chances = labels_from_logits(torch.from_numpy(logits), shape, probabilities=(2,))
+    sized = [resize(one, shape, order=1, mode="edge", anti_aliasing=False) for one in logits]
+    expected = np.argmax(sized, axis=0)
+    assert labels.dtype == np.uint8
+    assert (labels == expected).mean() > 0.9999
+    softmax = np.exp(sized[2]) / np.exp(sized).sum(0)
+    np.testing.assert_allclose(chances[2], softmax, atol=1e-4)

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from conftest import affine_of
+
+from siam_bids.labels import siam_labels
+from siam_bids.volume import Grid, Reorientation, Segmentation, Volume
+
+
+def oblique(codes: str) -> np.ndarray:
+    return affine_of(codes, (1.0, 1.2, 3.0))
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LIA", "LPS", "SAR", "ASL", "PIR"])
+def test_reorienting_there_and_back_is_exact(codes):
+    data = np.random.default_rng(0).integers(0, 200, (6, 7, 8)).astype(np.uint8)
+    grid = Grid((6, 7, 8), oblique(codes))
+    turn = Reorientation.to_ras(grid)
+    assert turn.target.axcodes == "RAS"
+    turned = turn.apply(data)
+    assert turned.shape == turn.target.shape
+    np.testing.assert_array_equal(turn.undo(turned), data)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LIA", "SAR"])
+def test_reorienting_leaves_every_voxel_where_it_is_in_the_scanner(codes):
+    grid = Grid((6, 7, 8), oblique(codes))
+    turn = Reorientation.to_ras(grid)
+    data = np.zeros(grid.shape, np.uint8)
+    data[1, 5, 2] = 1
+    there = grid.affine @ [1, 5, 2, 1]
+    (place,) = np.argwhere(turn.apply(data))
+    np.testing.assert_allclose(turn.target.affine @ [*place, 1], there, atol=1e-9)
+
+
+def test_voxel_sizes_and_volume_of_an_oblique_grid():
+    grid = Grid((6, 7, 8), oblique("LIA"))
+    np.testing.assert_allclose(grid.voxel_size, (1.0, 1.2, 3.0))
+    assert grid.voxel_volume == pytest.approx(3.6)
+    assert grid.axcodes == "LIA"
+
+
+def test_volume_of_a_sheared_voxel_is_its_determinant():
+    affine = np.eye(4)
+    affine[0, 1] = 0.5
+    assert Grid((2, 2, 2), affine).voxel_volume == pytest.approx(1.0)
+
+
+def test_data_must_fit_the_grid():
+    with pytest.raises(ValueError, match=r"\(2, 2, 2\) and grid \(2, 2, 3\)"):
+        Volume(np.zeros((2, 2, 2), np.float32), Grid((2, 2, 3), np.eye(4)))
+
+
+def test_mask_of_names():
+    data = np.array([0, 1, 2, 4, 16], np.uint8).reshape(5, 1, 1)
+    segmentation = Segmentation(data, Grid((5, 1, 1), np.eye(4)), siam_labels())
+    assert segmentation.mask(("GM", "CSFv")).ravel().tolist() == [False, True, False, True, False]
