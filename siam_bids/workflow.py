@@ -369,9 +369,11 @@ def run_group(config: RunConfig) -> pd.DataFrame:
             f"{root} holds no segmentations.", "Run the participant level on it first."
         )
     record = find_model(config.model)
-    tidy = _tidy_table(scans).merge(
-        _participants(config.bids_dir), on="participant_id", how="left", validate="many_to_one"
-    )
+    tidy = _tidy_table(scans)
+    people = _participants(config.bids_dir)
+    taken = ({*tidy} | {*tidy["tissue"]}) - {"participant_id"}
+    people = people.rename(columns={name: f"participants_{name}" for name in taken & {*people}})
+    tidy = tidy.merge(people, on="participant_id", how="left", validate="many_to_one")
     keys = [name for name in tidy if name not in ("tissue", "index", "voxels", "volume_mL")]
     order = list(dict.fromkeys(tidy["tissue"]))
     wide = tidy.pivot_table(
@@ -396,7 +398,7 @@ def _tidy_table(scans: Sequence[ScanNames]) -> pd.DataFrame:
 
 
 def _participants(bids_dir: Path) -> pd.DataFrame:
-    """Read participants.tsv; without one, an empty table with its key column."""
+    """Read participants.tsv, one row each; without one, an empty table with its key column."""
     path = bids_dir / "participants.tsv"
     empty = pd.DataFrame({"participant_id": pd.Series(dtype=str)})
     if not path.exists():
@@ -408,8 +410,6 @@ def _participants(bids_dir: Path) -> pd.DataFrame:
     if "participant_id" not in table:
         logger.warning("%s has no participant_id column and is left out.", path)
         return empty
-    taken = {"scan", "session_id", "suffix", "tissue", "index", "voxels", "volume_mL"}
-    table = table.rename(columns={name: f"participants_{name}" for name in taken & {*table}})
     return table.drop_duplicates("participant_id")
 
 

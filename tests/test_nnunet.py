@@ -43,21 +43,17 @@ def turned(volume: Volume, codes: str, sizes: tuple[float, float, float]) -> Vol
     ("codes", "sizes", "folds"),
     [("RAS", (4.0, 4.0, 4.0), 2), ("LIA", (4.0, 4.0, 4.0), 1), ("SAR", (3.0, 4.5, 6.0), 1)],
 )
-def test_labels_equal_stock_nnunet(tmp_path, head, codes, sizes, folds):
+def test_labels_equal_stock_nnunet(tmp_path, head, monkeypatch, codes, sizes, folds):
     folder = write_model(tmp_path / "model", folds=folds)
     volume = turned(head, codes, sizes)
-    model = NnunetModel.open(folder)
-    names = [label.name for label in model.labels]
-    prediction = NnunetSegmenter(model, CPU).segment(volume, probabilities=names)
-    ours = prediction.segmentation
+    ours = NnunetSegmenter(NnunetModel.open(folder), CPU).segment(volume).segmentation
+    assert ours.grid.same_as(volume.grid)
     stock = stock_labels(folder, volume)
     assert len(np.unique(stock)) > 3  # a comparison of empty maps would prove nothing
-    best = np.sort(np.stack(list(prediction.probabilities.values())), 0)
-    clear = best[-1] - best[-2] > 2e-4  # stock sums in float16, and random weights nearly tie
-    assert clear.mean() > 0.95
-    assert (ours.data == stock)[clear].all()
+    # Stock sums logits in float16; classes of a random network nearly tie, so some voxels flip.
     assert (ours.data == stock).mean() > 0.99
-    assert ours.grid.same_as(volume.grid)
+    monkeypatch.setattr(torch, "half", torch.float32)
+    assert (ours.data == stock_labels(folder, volume)).mean() >= 0.9999
 
 
 def test_a_head_in_a_corner_is_cropped_and_put_back(tiny_model, head):

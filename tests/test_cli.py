@@ -1,0 +1,113 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from siam_bids import __version__, cli
+
+
+def parse(*words):
+    arguments = cli.parser().parse_args(cli._with_hyphens(words))
+    return cli._run_config(arguments, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["in", "out", "participant", "--participant-label", "01", "02"],
+        ["in", "out", "participant", "--participant_label", "sub-01", "sub-02"],
+        ["in", "out", "participant", "--participant_label=01,02"],
+        ["in", "out", "participant", "--participant-label", "01 02", "01"],
+    ],
+)
+def test_spellings_of_participants(words):
+    assert parse(*words).query.participants == ("01", "02")
+
+
+@pytest.mark.parametrize("option", ["--session-label", "--session_label", "--session-id"])
+def test_spellings_of_sessions(option):
+    assert parse("in", "out", "participant", option, "ses-a", "b").query.sessions == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "option", ["--n-cpus", "--n_cpus", "--nprocs", "--nthreads", "--omp-nthreads", "--omp_nthreads"]
+)
+def test_spellings_of_threads(option):
+    assert parse("in", "out", "participant", option, "3").threads == 3
+
+
+def test_options_that_other_apps_have_are_accepted():
+    parse(
+        "in", "out", "participant", "--skip_bids_validation", "--skip-bids-validator", "--notrack",
+        "-w", "work", "--mem_gb", "8", "--mem-mb", "8000", "--low-mem", "-v", "-v",
+        "--stop-on-first-crash",
+    )  # fmt: skip
+
+
+def test_underscores_in_values_stay():
+    assert parse("in", "out", "participant", "--model=/a_b/c_d").model == "/a_b/c_d"
+    assert str(parse("in_1", "out_2", "group").bids_dir) == "in_1"
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys; from siam_bids.cli import parser; parser().format_help();"
+        "heavy = {'torch', 'nnunetv2', 'bids', 'pandas', 'numpy', 'nibabel'} & set(sys.modules);"
+        "print(sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version_and_usage_errors(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"siam-bids {__version__}\n"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["in", "out", "everything"])
+    assert stop.value.code == 2
+
+
+def test_errors_are_one_line_with_their_own_exit_code(tmp_path, capsys):
+    assert cli.main([str(tmp_path / "no"), str(tmp_path / "out"), "participant"]) == 3
+    message = capsys.readouterr().err
+    assert message == f"siam-bids: error: The input folder {tmp_path / 'no'} does not exist.\n"
+    assert cli.main([str(tmp_path), str(tmp_path / "o"), "participant", "--n-cpus", "-1"]) == 2
+    assert "is negative" in capsys.readouterr().err
+
+
+def test_dry_run_lists_the_scans_and_writes_nothing(bids, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main([str(bids), str(out), "participant", "--dry-run", "--suffix", "T1w"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz",
+        "sub-03/anat/sub-03_T1w.nii.gz",
+    ]
+    assert not out.exists()
+
+
+def test_exit_codes_and_summary_of_a_run(bids, tmp_path, tiny_model, capsys):
+    out = tmp_path / "out"
+    common = [str(bids), str(out), "participant", "--model", str(tiny_model), "--n_cpus", "1"]
+    assert cli.main([*common, "--participant_label", "03"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 segmented, 0 already done, 1 failed.\nFAILED sub-03_T1w: ")
+    filters = tmp_path / "filter.json"
+    filters.write_text(json.dumps({"t1w": {"session": "none such"}}))
+    wanted = ["--participant-label", "03", "--bids-filter-file", str(filters)]
+    assert cli.main([*common, *wanted]) == 0
+    assert capsys.readouterr().out == "0 segmented, 1 already done, 0 failed.\n"
+    assert cli.main([str(bids), str(out), "group", "--model", str(tiny_model)]) == 0
+    assert capsys.readouterr().out == f"1 scans: {out / 'group.html'}\n"
+    assert cli.main([*common, "--reports-only"]) == 0
+    assert capsys.readouterr().out == f"{out / 'sub-03.html'}\n"
+
+
+def test_the_methods_text_names_the_model(tiny_model, capsys):
+    words = ["in", "out", "participant", "--boilerplate-only", "--model", str(tiny_model)]
+    assert cli.main(words) == 0
+    text = capsys.readouterr().out
+    assert "using the model tiny, version unversioned (SHA-256 " in text

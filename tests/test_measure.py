@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from siam_bids.labels import LabelTable, siam_labels
+from siam_bids.measure import tissue_volumes
+from siam_bids.volume import Grid, Segmentation
+
+
+def test_volumes_sum_to_the_foreground_on_an_oblique_anisotropic_grid():
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[0.0, -1.2, 0], [0.9, 0, 0.1], [0, 0, 3.0]])
+    data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
+    grid = Grid(data.shape, affine)
+    table = tissue_volumes(Segmentation(data, grid, siam_labels())).set_index("name")
+    tissues = table.drop("TIV")
+    assert tissues["voxels"].sum() == (data > 0).sum()
+    expected = (data > 0).sum() * 1.2 * 0.9 * 3.0 / 1000
+    assert tissues["volume_mL"].sum() == pytest.approx(expected)
+    inside = np.isin(data, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 17])
+    assert table.loc["TIV", "voxels"] == inside.sum()
+    assert table.loc["TIV", "volume_mL"] == pytest.approx(inside.sum() * 3.24 / 1000)
+
+
+def test_absent_tissues_are_listed_as_zero():
+    data = np.zeros((4, 4, 4), np.uint8)
+    data[0] = 2
+    grid = Grid(data.shape, np.diag([2.0, 2.0, 2.0, 1.0]))
+    table = tissue_volumes(Segmentation(data, grid, siam_labels()))
+    assert table["name"].tolist() == [*(label.name for label in siam_labels().foreground), "TIV"]
+    assert table.set_index("name")["volume_mL"].to_dict() == pytest.approx(
+        {**dict.fromkeys(table["name"], 0.0), "WM": 16 * 8 / 1000, "TIV": 16 * 8 / 1000}
+    )
+    assert table["index"].isna().tolist() == [False] * 17 + [True]
+
+
+def test_labels_with_gaps_in_their_numbers():
+    labels = LabelTable.from_names({"background": 0, "GM": 3, "WM": 40})
+    data = np.array([0, 3, 3, 40], np.uint8).reshape(4, 1, 1)
+    table = tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), labels))
+    assert table["voxels"].tolist() == [2, 1, 3]

@@ -1,0 +1,127 @@
+import csv
+import math
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from siam_bids.errors import UsageError
+from siam_bids.nnunet import NnunetModel, NnunetSegmenter
+from siam_bids.synthesis import source_table
+from siam_bids.training import TargetGroups, TrainingConfig, marginal_loss, train, z_score
+
+GROUPS = TargetGroups.of([source_table("synthseg"), source_table("siam")])
+CSF, DURA, GM = 3, 13, 1
+
+
+def one_voxel(group: int) -> torch.Tensor:
+    target = torch.zeros((1, len(GROUPS.members), 1, 1, 1))
+    target[0, group] = 1
+    return target
+
+
+def logits_for(index: int) -> torch.Tensor:
+    logits = torch.zeros((1, 18, 1, 1, 1))
+    logits[0, index] = 20
+    return logits
+
+
+def test_groups_are_the_labels_and_the_merged_sets():
+    assert GROUPS.members[:18] == tuple((index,) for index in range(18))
+    assert GROUPS.members[18:] == ((0, 15), (3, 13))
+    assert GROUPS.members[GROUPS.of_codes(source_table("synthseg"))[-1]] == (3, 13)
+
+
+@pytest.mark.parametrize("answer", [CSF, DURA])
+def test_where_a_map_is_silent_either_answer_is_free(answer):
+    merged = GROUPS.members.index((CSF, DURA))
+    loss, dice = marginal_loss(logits_for(answer), one_voxel(merged), GROUPS)
+    assert float(loss) == pytest.approx(1, abs=1e-4)  # no class present: 1 - 0 for Dice
+    assert torch.isnan(dice).all()
+    wrong, _ = marginal_loss(logits_for(GM), one_voxel(merged), GROUPS)
+    assert float(wrong) > 15
+
+
+def test_a_right_answer_costs_nothing_and_a_wrong_one_much():
+    right, dice = marginal_loss(logits_for(GM), one_voxel(GM), GROUPS)
+    assert float(right) == pytest.approx(0, abs=1e-4)
+    assert float(dice[GM]) == pytest.approx(1, abs=1e-4)
+    wrong, dice = marginal_loss(logits_for(CSF), one_voxel(GM), GROUPS)
+    assert float(wrong) == pytest.approx(20 + 1, abs=0.1)
+    assert float(dice[GM]) == pytest.approx(0, abs=1e-4)
+
+
+def test_a_merged_voxel_is_no_false_positive_for_its_members():
+    merged = GROUPS.members.index((CSF, DURA))
+    logits = torch.cat([logits_for(CSF), logits_for(CSF)], 2)
+    target = torch.cat([one_voxel(CSF), one_voxel(merged)], 2)
+    _, dice = marginal_loss(logits, target, GROUPS)
+    assert float(dice[CSF]) == pytest.approx(1, abs=1e-4)
+
+
+def test_z_score_is_that_of_the_non_zero_box():
+    image = torch.zeros((12, 12, 12))
+    image[2:8, 3:9, 4:10] = torch.rand((6, 6, 6), generator=torch.Generator().manual_seed(0)) + 1
+    scored = z_score(image)[2:8, 3:9, 4:10]
+    assert float(scored.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(scored.std()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def label_map(tmp_path_factory, labels):
+    path = tmp_path_factory.mktemp("maps") / "one.nii.gz"
+    nib.save(nib.Nifti1Image(np.kron(labels, np.ones((2, 2, 2))).astype(np.int16), np.eye(4)), path)
+    return path
+
+
+def config(folder, label_map, **options):
+    return TrainingConfig(
+        maps=((label_map, "siam"),), folder=folder, features=(4, 8, 8), patch=24, pool=2,
+        fresh_every=50, warmup_steps=5, **options,
+    )  # fmt: skip
+
+
+def test_legs_learn_resume_and_leave_a_model_that_segments(tmp_path, label_map, head):
+    first = train(config(tmp_path / "run", label_map, minutes=0.15))
+    assert first.step > 5
+    again = train(config(tmp_path / "run", label_map, minutes=0.15))
+    assert again.step > first.step
+    model = NnunetModel.open(tmp_path / "run" / "model")
+    segmenter = NnunetSegmenter(model, torch.device("cpu"))
+    assert segmenter.segment(head).segmentation.grid.same_as(head.grid)
+    state = again.network.state_dict()
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.safetensors")) == [
+        "average.safetensors", "moment1.safetensors", "moment2.safetensors", "weights.safetensors",
+    ]  # fmt: skip
+    assert all(torch.isfinite(value).all() for value in state.values())
+    if again.step >= 100:
+        with (tmp_path / "run" / "log.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        assert all(math.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_resuming_restores_weights_moments_and_step(tmp_path, label_map):
+    from siam_bids.training import Trainer
+
+    trained = train(config(tmp_path / "run", label_map, minutes=0.05))
+    fresh = Trainer(config(tmp_path / "run", label_map, minutes=0.05))
+    assert fresh.step == trained.step
+    for name, value in trained.network.state_dict().items():
+        torch.testing.assert_close(fresh.network.state_dict()[name], value)
+    old, new = (list(t.optimizer.state.values()) for t in (trained, fresh))
+    torch.testing.assert_close(old[0]["exp_avg_sq"], new[0]["exp_avg_sq"])
+
+
+def test_the_cooldown_leg_lets_the_rate_fall(tmp_path, label_map):
+    from siam_bids.training import Trainer
+
+    trainer = Trainer(config(tmp_path, label_map, minutes=1, cooldown=True))
+    trainer.step = 1000
+    full = trainer.config.learning_rate
+    assert [trainer.learning_rate(share) for share in (0, 0.5, 1)] == [full, full / 2, 0]
+
+
+def test_no_maps_is_said(tmp_path):
+    with pytest.raises(UsageError, match="No label maps"):
+        train(TrainingConfig(maps=(), folder=tmp_path, minutes=1))

@@ -1,0 +1,242 @@
+"""Both levels on a small dataset with a small random model: what is written, skipped, reported."""
+
+import json
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from siam_bids import derivatives, workflow
+from siam_bids.config import Query, RunConfig
+from siam_bids.errors import DatasetError, ModelError, UsageError
+from siam_bids.files import sha256
+
+
+@pytest.fixture
+def config(bids, tmp_path, tiny_model) -> RunConfig:
+    return RunConfig(
+        bids_dir=bids, output_dir=tmp_path / "out", level="participant", model=str(tiny_model),
+        device="cpu", threads=1, command="siam-bids in out participant",
+    )  # fmt: skip
+
+
+def files(root) -> dict[str, str]:
+    """Every file of a folder with its checksum."""
+    return {
+        path.relative_to(root).as_posix(): sha256(path)
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+GOOD = ["sub-01_T1w", "sub-02_ses-a_T1w", "sub-02_ses-b_run-1_FLAIR", "sub-03_T2w"]
+
+
+@pytest.fixture
+def run(config):
+    return config, workflow.run_participant(config)
+
+
+def test_a_failing_scan_among_good_ones_stops_nobody(run, bids):
+    config, summary = run
+    assert summary.done == GOOD
+    assert list(summary.failed) == ["sub-03_T1w"]
+    assert "sub-03_T1w.nii.gz" in summary.failed["sub-03_T1w"]
+    assert summary.lines()[0] == "4 segmented, 0 already done, 1 failed."
+    page = (config.output_dir / "sub-03.html").read_text()
+    assert "sub-03_T1w.nii.gz cannot be read as an image" in page
+    assert not list(config.output_dir.glob("sub-03/anat/*T1w*"))
+    assert len(list(config.output_dir.glob("sub-03/anat/*desc-T2w_dseg.nii.gz"))) == 1
+
+
+def test_no_scratch_files_stay_and_the_input_is_untouched(config, bids):
+    before = files(bids)
+    workflow.run_participant(config)
+    assert files(bids) == before
+    assert not [name for name in files(config.output_dir) if ".tmp-" in name]
+
+
+def test_outputs_lie_on_the_input_grid_and_volumes_agree_with_the_map(run, bids):
+    config, _ = run
+    root = config.output_dir
+    source = nib.load(bids / "sub-02/ses-b/anat/sub-02_ses-b_run-1_FLAIR.nii.gz")
+    stem = root / "sub-02/ses-b/anat/sub-02_ses-b_run-1"
+    found = nib.load(f"{stem}_seg-siam_desc-FLAIR_dseg.nii.gz")
+    assert found.shape == source.shape
+    np.testing.assert_allclose(found.affine, source.affine, atol=1e-5)
+    data = np.asarray(found.dataobj)
+    table = pd.read_csv(f"{stem}_desc-FLAIR_volumes.tsv", sep="\t").set_index("name")
+    for label in derivatives.read_label_table(root).foreground:
+        voxels = int((data == label.index).sum())
+        assert table.loc[label.name, "voxels"] == voxels
+        assert table.loc[label.name, "volume_mL"] == pytest.approx(voxels * 64 / 1000, abs=1e-3)
+    mask = np.asarray(nib.load(f"{stem}_label-brain_desc-FLAIR_mask.nii.gz").dataobj)
+    np.testing.assert_array_equal(mask, np.isin(data, [1, 2, 4, *range(5, 13), 17]))
+
+
+def test_the_sidecar_names_input_model_and_versions(run, bids):
+    config, _ = run
+    path = config.output_dir / "sub-01/anat/sub-01_seg-siam_desc-T1w_dseg.json"
+    about = json.loads(path.read_text())
+    record = workflow.find_model(config.model)
+    assert about["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
+    assert (bids / about["Sources"][0].removeprefix("bids:raw:")).exists()
+    assert about["Model"]["SHA256"] == record.sha256
+    assert about["Model"]["Name"] == "tiny"
+    assert about["InputSHA256"] == sha256(bids / "sub-01/anat/sub-01_T1w.nii.gz")
+    assert about["Software"]["siam-bids"] == workflow.__version__
+    assert about["Grid"]["VoxelSize"] == [4.0, 4.0, 4.0]
+
+
+def test_a_rerun_does_only_what_is_missing(run):
+    config, _ = run
+    before = files(config.output_dir)
+    again = workflow.run_participant(config)
+    assert (again.done, again.skipped) == ([], GOOD)
+    assert files(config.output_dir) == before
+    (config.output_dir / "sub-01/anat/sub-01_label-brain_desc-T1w_mask.nii.gz").unlink()
+    derivatives.sidecar(
+        config.output_dir / "sub-03/anat/sub-03_seg-siam_desc-T2w_dseg.nii.gz"
+    ).write_text('{"half": ')
+    third = workflow.run_participant(config)
+    assert third.done == ["sub-01_T1w", "sub-03_T2w"]
+    records = {name for name in before if name.startswith("logs/")}
+    after = files(config.output_dir)
+    pages = {name for name in before if name.endswith(".html")}  # they print the time taken
+    assert {k: v for k, v in after.items() if k not in records | pages} == {
+        k: v for k, v in before.items() if k not in records | pages
+    }
+
+
+def test_a_changed_input_option_or_overwrite_is_not_passed_for_done(run, bids, head):
+    from conftest import write_scan
+
+    from siam_bids.volume import Volume
+
+    config, _ = run
+    config = replace(config, query=Query(participants=("01",)))
+    with_maps = replace(config, probabilities=("GM", "WM"))
+    assert workflow.run_participant(with_maps).done == ["sub-01_T1w"]
+    chance = config.output_dir / "sub-01/anat/sub-01_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
+    data = np.asarray(nib.load(chance).dataobj)
+    assert 0 <= data.min() <= data.max() <= 1
+    assert workflow.run_participant(with_maps).skipped == ["sub-01_T1w"]
+    assert workflow.run_participant(replace(with_maps, overwrite=True)).done == ["sub-01_T1w"]
+    write_scan(bids / "sub-01/anat/sub-01_T1w.nii.gz", Volume(head.data[::-1], head.grid))
+    assert workflow.run_participant(with_maps).done == ["sub-01_T1w"]
+
+
+def test_a_repaired_scan_loses_its_error(run, bids, head):
+    from conftest import write_scan
+
+    config, _ = run
+    write_scan(bids / "sub-03/anat/sub-03_T1w.nii.gz", head)
+    summary = workflow.run_participant(config)
+    assert (summary.done, summary.failed) == (["sub-03_T1w"], {})
+    assert not list(derivatives.failures(config.output_dir))
+
+
+def test_stop_on_first_crash(config):
+    from siam_bids.errors import ImageError
+
+    with pytest.raises(ImageError, match="sub-03_T1w"):
+        workflow.run_participant(replace(config, stop_on_first_crash=True))
+
+
+def test_an_unforeseen_error_in_one_scan_is_reported_too(config, monkeypatch):
+    original = workflow.load_volume
+
+    def explode(path):
+        if "sub-01" in path.name:
+            raise ZeroDivisionError("deep inside")
+        return original(path)
+
+    monkeypatch.setattr(workflow, "load_volume", explode)
+    summary = workflow.run_participant(config)
+    assert summary.failed["sub-01_T1w"].startswith("ZeroDivisionError: deep inside")
+    assert summary.done == GOOD[1:]
+
+
+def test_reports_can_be_written_anew(run):
+    config, _ = run
+    page = config.output_dir / "sub-02.html"
+    before = page.read_text()
+    page.unlink()
+    assert workflow.rebuild_reports(config) == ["01", "02", "03"]
+    assert page.read_text() == before
+    assert "sub-02_ses-b_run-1_FLAIR" in before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"query": Query(suffixes=("PDw",))}, DatasetError, "No anatomical image in"),
+        ({"model": "nope"}, ModelError, "There is no model 'nope'"),
+        ({"probabilities": ("GM", "Bone")}, UsageError, "has no tissue Bone"),
+        ({"device": "cuda"}, UsageError, "There is no cuda device here"),
+    ],
+)
+def test_unusable_requests_end_the_run_before_it_writes_images(config, change, error, message):
+    import torch
+
+    if change.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(error, match=message):
+        workflow.run_participant(replace(config, stop_on_first_crash=True, **change))
+    assert not list(config.output_dir.rglob("*.nii.gz"))
+
+
+def test_folders_inside_each_other(config, bids):
+    with pytest.raises(UsageError, match="are the same"):
+        workflow.run_participant(replace(config, output_dir=bids))
+    with pytest.raises(UsageError, match="lies inside the output"):
+        workflow.run_participant(replace(config, output_dir=bids.parent))
+    inside = replace(
+        config, output_dir=bids / "derivatives" / "siam-bids", query=Query(participants=("01",))
+    )
+    assert workflow.run_participant(inside).done == ["sub-01_T1w"]
+
+
+def test_group_tables_join_the_participants(run):
+    config, _ = run
+    wide = workflow.run_group(config)
+    root = config.output_dir
+    assert wide["scan"].tolist() == GOOD
+    again = pd.read_csv(root / "group_desc-wide_volumes.tsv", sep="\t").set_index("scan")
+    assert again.loc["sub-01_T1w", "age"] == 31
+    assert again["sex"].tolist()[:3] == ["F", "M", "M"]
+    assert again.loc["sub-02_ses-b_run-1_FLAIR", "session_id"] == "ses-b"
+    tidy = pd.read_csv(root / "group_desc-tidy_volumes.tsv", sep="\t")
+    assert len(tidy) == 4 * 18
+    for scan, row in again.iterrows():
+        part = tidy[tidy["scan"] == scan].set_index("tissue")["volume_mL"]
+        assert row["GM"] == pytest.approx(part["GM"])
+        assert row["TIV"] == pytest.approx(part["TIV"])
+    page = (root / "group.html").read_text()
+    assert all(f'href="{scan.split("_")[0]}.html#{scan}"' in page for scan in GOOD)
+
+
+def test_group_names_subjects_without_results(run):
+    config, _ = run
+    (config.bids_dir / "sub-04").mkdir()
+    workflow.run_group(config)
+    assert "sub-04" in (config.output_dir / "group.html").read_text()
+
+
+def test_group_without_results_says_what_to_do(config):
+    config.output_dir.mkdir()
+    with pytest.raises(DatasetError, match="Run the participant level on it first"):
+        workflow.run_group(config)
+
+
+def test_group_works_without_participants_table_and_with_clashing_columns(run, bids):
+    config, _ = run
+    (bids / "participants.tsv").write_text("participant_id\tsuffix\tGM\nsub-01\tx\t5\n")
+    wide = workflow.run_group(config).set_index("scan")
+    assert wide.loc["sub-01_T1w", "suffix"] == "T1w"
+    assert wide.loc["sub-01_T1w", "participants_suffix"] == "x"
+    assert wide.loc["sub-01_T1w", "participants_GM"] == 5
+    (bids / "participants.tsv").unlink()
+    assert len(workflow.run_group(config)) == 4
