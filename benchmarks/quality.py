@@ -21,6 +21,7 @@ from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
 from siam_bids.models import find_model
 from siam_bids.nifti import load_labels, load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
+from siam_bids.segmenter import Segmenter
 from siam_bids.synthesis import draw_recipe, prepare_anatomy, render, source_table
 from siam_bids.volume import Grid, Volume
 
@@ -46,7 +47,7 @@ def dice(one: np.ndarray, two: np.ndarray) -> float:
     return 2 * int((one & two).sum()) / size if size else float("nan")
 
 
-def synthetic(segmenter, label_map: Path, condition: str, count: int) -> list[dict]:
+def synthetic(segmenter: Segmenter, label_map: Path, condition: str, count: int) -> list[dict]:
     labels, grid = load_labels(label_map)
     anatomy = prepare_anatomy(labels, grid, source_table("synthseg"))
     contrast, spacing = CONDITIONS[condition]
@@ -54,7 +55,7 @@ def synthetic(segmenter, label_map: Path, condition: str, count: int) -> list[di
     rows = []
     for seed in range(count):
         recipe = draw_recipe(np.random.default_rng((seed, 2026)), contrast=contrast)
-        recipe = replace(recipe, spacing=spacing, strip="no", heal_lesions=True)
+        recipe = replace(recipe, spacing=spacing, strip="no")
         rendering = render(anatomy, recipe)
         truth = truth_of[rendering.codes.numpy()]
         volume = Volume(rendering.image.numpy(), Grid(truth.shape, np.eye(4)))
@@ -64,14 +65,16 @@ def synthetic(segmenter, label_map: Path, condition: str, count: int) -> list[di
                 "set": condition,
                 "scan": f"{label_map.name.split('.')[0]}/{seed}",
                 "class": label.name,
-                "dice": dice(found == label.index, truth == label.index),
+                "dice": dice(found == label.index, truth == label.index)
+                if (truth == label.index).any()
+                else float("nan"),
             }
             for label in siam_labels().foreground
         ]
     return rows
 
 
-def freesurfer(segmenter, heads: Path) -> list[dict]:
+def freesurfer(segmenter: Segmenter, heads: Path) -> list[dict]:
     reference, _ = load_labels(heads / "visualqc_id001_aparc+aseg.mgz")
     volume = load_volume(heads / "visualqc_id001_T1w.mgz")
     segmentation = segmenter.segment(volume).segmentation
@@ -89,7 +92,7 @@ def freesurfer(segmenter, heads: Path) -> list[dict]:
     return [*rows, {**common, "class": "brain mask", "dice": dice(mask, brain)}]
 
 
-def consistency(segmenter, heads: Path) -> list[dict]:
+def consistency(segmenter: Segmenter, heads: Path) -> list[dict]:
     """Dice between the segmentations of three contrasts of one patient on one grid."""
     found = {
         contrast: segmenter.segment(load_volume(heads / f"stroke_{contrast}.nii.gz")).segmentation
@@ -109,7 +112,7 @@ def consistency(segmenter, heads: Path) -> list[dict]:
 
 def summary(table: pd.DataFrame, about: str) -> str:
     """Return Markdown: per set and class the mean Dice, and the mean over the brain classes."""
-    means = table.groupby(["class", "set"], sort=False)["dice"].mean().unstack()
+    means = table.pivot_table("dice", "class", "set", sort=False)
     brain = means.loc[[name for name in BRAIN_CLASSES if name in means.index]].mean()
     means.loc["**mean of the brain classes**"] = brain
     scans = table[table["class"].isin(BRAIN_CLASSES)].groupby(["set", "scan"])["dice"].mean()
