@@ -19,13 +19,14 @@ from siam_bids.errors import SiamError, UsageError
 logger = logging.getLogger(__name__)
 
 EXIT_SOME_SCANS_FAILED = 1
+EXIT_DISK = 7
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `siam-bids`; return the exit code.
 
     0: all asked for exists. 1: some scans failed, the others are complete. 2 and more: nothing
-    could be done, see `siam_bids.errors`.
+    could be done, see `siam_bids.errors`; 7 is a disk or a permission that fails.
     """
     return _guarded(_run, sys.argv[1:] if argv is None else list(argv))
 
@@ -41,6 +42,9 @@ def _guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     except SiamError as error:
         print(f"siam-bids: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"siam-bids: error: {error}. Check the disk and permissions.", file=sys.stderr)
+        return EXIT_DISK
     except KeyboardInterrupt:
         print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -11,7 +12,14 @@ import numpy.typing as npt
 from siam_bids.errors import ImageError
 from siam_bids.volume import Grid, Volume
 
-_READ_ERRORS = (nib.filebasedimages.ImageFileError, OSError, EOFError, ValueError)
+_READ_ERRORS = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    OSError,
+    EOFError,
+    ValueError,
+    zlib.error,
+)
 
 
 def _open(path: Path) -> nib.spatialimages.SpatialImage:

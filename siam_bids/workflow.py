@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from siam_bids import __version__, derivatives, report
 from siam_bids.config import RunConfig
@@ -71,7 +72,10 @@ def run_participant(config: RunConfig) -> Summary:
     derivatives.begin_dataset(config.output_dir, config.bids_dir, model.labels)
     logger.info("%d scans, model %s", len(scans), record.line)
     worker = _Worker(config, record, model)
-    with tqdm(total=len(scans), unit="scan", disable=not config.progress, smoothing=0) as bar:
+    with (
+        tqdm(total=len(scans), unit="scan", disable=not config.progress, smoothing=0) as bar,
+        logging_redirect_tqdm(),
+    ):
         for subject, group in groupby(scans, key=lambda scan: scan.subject):
             for scan in group:
                 worker.process(scan, bar)
@@ -121,6 +125,8 @@ class _Worker:
             outputs = self._outputs(names)
             if not self._config.overwrite and derivatives.is_done(names, provenance, outputs):
                 self.summary.skipped.append(scan.name)
+                if derivatives.read_json(names.record).get("error"):
+                    names.record.unlink()  # of an attempt on an input that is whole again
                 return
 
             def progress(share: float) -> None:

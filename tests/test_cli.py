@@ -78,6 +78,15 @@ def test_errors_are_one_line_with_their_own_exit_code(tmp_path, capsys):
     assert "is negative" in capsys.readouterr().err
 
 
+def test_an_output_that_cannot_be_written_is_one_line(bids, tmp_path, tiny_model, capsys):
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "out"
+    assert cli.main([str(bids), str(out), "participant", "--model", str(tiny_model)]) == 7
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("siam-bids: error: ")
+    assert "file" in message
+
+
 def test_dry_run_lists_the_scans_and_writes_nothing(bids, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main([str(bids), str(out), "participant", "--dry-run", "--suffix", "T1w"]) == 0

@@ -138,6 +138,18 @@ def test_a_repaired_scan_loses_its_error(run, bids, head):
     assert not list(derivatives.failures(config.output_dir))
 
 
+def test_an_input_that_is_whole_again_loses_its_error(run, bids):
+    config, _ = run
+    config = replace(config, query=Query(participants=("01",)))
+    scan = bids / "sub-01/anat/sub-01_T1w.nii.gz"
+    whole = scan.read_bytes()
+    scan.write_bytes(whole[:-500])
+    assert list(workflow.run_participant(config).failed) == ["sub-01_T1w"]
+    scan.write_bytes(whole)
+    assert workflow.run_participant(config).skipped == ["sub-01_T1w"]
+    assert [names.name for names in derivatives.failures(config.output_dir)] == ["sub-03_T1w"]
+
+
 def test_stop_on_first_crash(config):
     from siam_bids.errors import ImageError
 
