@@ -68,7 +68,7 @@ def main(heads: Path, maps: Path, root: Path) -> None:
     plain = {"flip": False, "strip": "no", "shear": (0.0, 0.0, 0.0), "spacing": (1.0, 1.0, 1.0)}
     margins = {"margin_low": (8.0, 8.0, -30.0), "margin_high": (8.0, 8.0, 8.0)}
     for session in ("01", "02"):
-        recipe = replace(draw_recipe(rng, difficulty=0.4, contrast="T2w"), **plain, **margins)
+        recipe = replace(draw_recipe(rng, difficulty=0.1, contrast="T2w"), **plain, **margins)
         stem = f"sub-synth01_ses-{session}"
         path = root / "sub-synth01" / f"ses-{session}" / "anat" / f"{stem}_T2w.nii.gz"
         synthetic(
@@ -77,7 +77,7 @@ def main(heads: Path, maps: Path, root: Path) -> None:
             replace(recipe, rotation=(0.0, 0.0, 0.0), objects=0),
             (1.5, 1.5, 1.5),
         )
-    recipe = replace(draw_recipe(rng, difficulty=0.4, contrast="FLAIR"), **plain, **margins)
+    recipe = replace(draw_recipe(rng, difficulty=0.1, contrast="FLAIR"), **plain, **margins)
     path = root / "sub-synth02" / "anat" / "sub-synth02_FLAIR.nii.gz"
     synthetic(
         path,

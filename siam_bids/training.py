@@ -172,6 +172,15 @@ class _Sample:
     centers: dict[int, torch.Tensor]
 
 
+def map_weights(config: TrainingConfig) -> npt.NDArray[np.float64]:
+    """Return how often each label map is drawn, summing to 1."""
+    sources = [source for _, source in config.maps]
+    share = {"siam": config.siam_share, "synthseg": 1 - config.siam_share}
+    weight = np.array([share[source] / sources.count(source) for source in sources])
+    normalised: npt.NDArray[np.float64] = weight / weight.sum()
+    return normalised
+
+
 class PatchSource:
     """Draws training patches from a rolling pool of synthetic images."""
 
@@ -181,13 +190,7 @@ class PatchSource:
         self._anatomies = anatomies
         self._groups = groups
         self._config = config
-        merged = [len(anatomy.table.values) < 20 for anatomy in anatomies]  # SIAM's own maps
-        count = max(sum(merged), 1)
-        rest = max(len(merged) - sum(merged), 1)
-        weight = np.array(
-            [config.siam_share / count if own else (1 - config.siam_share) / rest for own in merged]
-        )
-        self._weight = weight / weight.sum()
+        self._weight = map_weights(config)
         self._pool: list[_Sample] = []
         self._drawn = 0
 

@@ -122,6 +122,18 @@ def test_the_cooldown_leg_lets_the_rate_fall(tmp_path, label_map):
     assert [trainer.learning_rate(share) for share in (0, 0.5, 1)] == [full, full / 2, 0]
 
 
+def test_siams_maps_are_drawn_as_often_as_asked():
+    from pathlib import Path
+
+    from siam_bids.training import map_weights
+
+    maps = tuple((Path(str(n)), "siam" if n == 9 else "synthseg") for n in range(10))
+    weights = map_weights(TrainingConfig(maps=maps, folder=Path(), minutes=1, siam_share=0.1))
+    assert weights.tolist() == pytest.approx([0.1] * 10)
+    only = TrainingConfig(maps=maps[:2], folder=Path(), minutes=1)
+    assert map_weights(only).tolist() == pytest.approx([0.5, 0.5])
+
+
 def test_no_maps_is_said(tmp_path):
     with pytest.raises(UsageError, match="No label maps"):
         train(TrainingConfig(maps=(), folder=tmp_path, minutes=1))
