@@ -21,6 +21,7 @@ from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
 from siam_bids.models import find_model
 from siam_bids.nifti import load_labels, load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
+from siam_bids.provenance import model_line
 from siam_bids.segmenter import Segmenter
 from siam_bids.synthesis import draw_recipe, prepare_anatomy, render, source_table
 from siam_bids.volume import Grid, Volume
@@ -149,8 +150,8 @@ def main() -> None:
         options.out.with_suffix(".tsv"), sep="\t", index=False, float_format="%.4f", na_rep="n/a"
     )
     about = (
-        f"{record.line}; {options.count} images of each held-out map at 1 mm with random "
-        f"contrast, {options.count // 2} in the other synthetic sets."
+        f"{model_line(record.describe())}; {options.count} images of each held-out map at "
+        f"1 mm with random contrast, {options.count // 2} in the other synthetic sets."
     )
     text = summary(table, about)
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")

@@ -38,10 +38,16 @@ class ModelRecord:
     licence: str
     citation: str
 
-    @property
-    def line(self) -> str:
-        """Name, version and short checksum, for logs and reports."""
-        return f"{self.title} {self.version} (sha256 {self.sha256[:12]})"
+    def describe(self) -> dict[str, str]:
+        """Return the model as sidecars name it."""
+        return {
+            "Name": self.name,
+            "Title": self.title,
+            "Version": self.version,
+            "SHA256": self.sha256,
+            "License": self.licence,
+            "Citation": self.citation,
+        }
 
 
 def find_model(name: str) -> ModelRecord:

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import nibabel
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from siam_bids import __version__, derivatives, report
+from siam_bids import __version__, derivatives, pages, report
 from siam_bids.config import RunConfig
 from siam_bids.dataset import Scan, find_scans, subjects
 from siam_bids.derivatives import ScanNames
 from siam_bids.errors import DatasetError, ModelError, SiamError, UsageError
-from siam_bids.files import atomic, sha256, write_json, write_text
+from siam_bids.files import atomic, sha256, write_json
 from siam_bids.labels import BRAIN_TISSUES, LabelTable
-from siam_bids.measure import INTRACRANIAL, tissue_volumes
+from siam_bids.measure import tissue_volumes
 from siam_bids.models import ModelRecord, find_model
 from siam_bids.nifti import load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
+from siam_bids.provenance import methods_text, model_line, software_versions
 from siam_bids.segmenter import Progress
 
 logger = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ def run_participant(config: RunConfig) -> Summary:
     model = NnunetModel.open(record.folder)
     _check_tissues(config.probabilities, model.labels)
     derivatives.begin_dataset(config.output_dir, config.bids_dir, model.labels)
-    logger.info("%d scans, model %s", len(scans), record.line)
+    logger.info("%d scans, model %s", len(scans), model_line(record.describe()))
     worker = _Worker(config, record, model)
     with (
         tqdm(total=len(scans), unit="scan", disable=not config.progress, smoothing=0) as bar,
@@ -79,13 +77,13 @@ def run_participant(config: RunConfig) -> Summary:
         for subject, group in groupby(scans, key=lambda scan: scan.subject):
             for scan in group:
                 worker.process(scan, bar)
-            write_subject_report(config, record, subject)
+            pages.write_subject_page(config.output_dir, subject, config.command)
     return worker.summary
 
 
 def boilerplate(config: RunConfig) -> str:
     """Return the methods text for the model of a run."""
-    return methods_text(find_model(config.model))
+    return methods_text([find_model(config.model).describe()])
 
 
 def list_scans(config: RunConfig) -> list[Scan]:
@@ -95,12 +93,11 @@ def list_scans(config: RunConfig) -> list[Scan]:
 
 def rebuild_reports(config: RunConfig) -> list[str]:
     """Write the subjects' pages anew from the results on disk; return the subjects' labels."""
-    record = find_model(config.model)
     known = [*derivatives.results(config.output_dir), *derivatives.failures(config.output_dir)]
     wanted = set(config.query.participants)
     labels = sorted({names.subject for names in known if not wanted or names.subject in wanted})
     for subject in labels:
-        write_subject_report(config, record, subject)
+        pages.write_subject_page(config.output_dir, subject, config.command)
     return labels
 
 
@@ -193,14 +190,7 @@ class _Worker:
             "Sources": [f"bids:raw:{scan.relative}"],
             "SoftwareVersion": __version__,
             "Software": software_versions(),
-            "Model": {
-                "Name": record.name,
-                "Title": record.title,
-                "Version": record.version,
-                "SHA256": record.sha256,
-                "License": record.licence,
-                "Folds": len(self._model.folds),
-            },
+            "Model": {**record.describe(), "Folds": len(self._model.folds)},
             "Options": {"probabilities": sorted(self._config.probabilities)},
             "InputSHA256": sha256(scan.path) if scan.path.exists() else "",
         }
@@ -214,31 +204,6 @@ class _Worker:
 def output_names(root: Path, scan: Scan) -> ScanNames:
     """Return where the results of a scan go."""
     return ScanNames(root, scan.subject, scan.session, scan.stem, scan.suffix)
-
-
-def software_versions() -> dict[str, str]:
-    """Return the versions that shape a result."""
-    return {
-        "siam-bids": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "nibabel": nibabel.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def methods_text(record: ModelRecord) -> str:
-    """Return a paragraph on the method, fit for the methods section of a paper."""
-    text = (
-        f"Head MRI scans were segmented with siam-bids {__version__} using the model "
-        f"{record.title}, version {record.version} (SHA-256 {record.sha256}). Each scan was "
-        "brought to RAS+ order, z-scored and resampled to the voxel size of the network, labelled "
-        "by an nnU-Net (Isensee et al., Nature Methods 2021) over half-overlapping tiles, and the "
-        "class scores were interpolated back to the scan's own grid. Volumes are label counts "
-        "times the voxel volume; the total intracranial volume (TIV) sums brain tissue, "
-        "ventricles and cerebrospinal fluid."
-    )
-    return f"{text} Model: {record.citation}" if record.citation else text
 
 
 def _check_folders(config: RunConfig) -> None:
@@ -286,76 +251,6 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first} (see the traceback with -v -v)"
 
 
-def write_subject_report(config: RunConfig, record: ModelRecord, subject: str) -> None:
-    """Write one subject's page from what lies in the output folder."""
-    root = config.output_dir
-    good = {n.name: n for n in derivatives.results(root, subject)}
-    bad = {n.name: n for n in derivatives.failures(root, subject)}
-    scans = tuple(
-        _scan_report(good.get(name) or bad[name], failed=name in bad)
-        for name in sorted({**good, **bad})
-    )
-    page = report.render_subject(
-        report.SubjectReport(
-            subject=f"sub-{subject}",
-            scans=scans,
-            model=record.line,
-            software=tuple(software_versions().items()),
-            command=config.command,
-            boilerplate=methods_text(record),
-        )
-    )
-    write_text(root / f"sub-{subject}.html", page)
-
-
-def _scan_report(names: ScanNames, *, failed: bool) -> report.ScanReport:
-    past = derivatives.read_json(names.record)
-    common = {"name": names.name, "suffix": names.suffix, "session": names.session_id}
-    if failed:
-        return report.ScanReport(
-            **common,
-            source=str(past.get("source", "")),
-            figure="",
-            thumbnail="",
-            volumes=(),
-            intracranial_ml=None,
-            facts=(),
-            error=str(past["error"]),
-        )
-    about = derivatives.read_json(derivatives.sidecar(names.segmentation))
-    labels = derivatives.read_label_table(names.root)
-    table = derivatives.read_volumes(names.volumes).set_index("name")
-    voxels, millilitres = table["voxels"].to_dict(), table["volume_mL"].to_dict()
-    return report.ScanReport(
-        **common,
-        source=str(about["Sources"][0]).removeprefix("bids:raw:"),
-        figure=names.figure("mosaic").relative_to(names.root).as_posix(),
-        thumbnail=names.figure("thumbnail").relative_to(names.root).as_posix(),
-        volumes=tuple(
-            report.TissueVolume(
-                **{key: value for key, value in asdict(label).items() if key != "mapping"},
-                voxels=voxels[label.name],
-                volume_ml=millilitres[label.name],
-            )
-            for label in labels.foreground
-        ),
-        intracranial_ml=millilitres[INTRACRANIAL],
-        facts=tuple(_facts(about, past)),
-    )
-
-
-def _facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    grid, model = about["Grid"], about["Model"]
-    yield "Grid", " x ".join(map(str, grid["Shape"])) + " voxels"
-    yield "Voxel size", " x ".join(f"{size:g}" for size in grid["VoxelSize"]) + " mm"
-    yield "Orientation", grid["Orientation"]
-    yield "Model", f"{model['Title']} {model['Version']}"
-    yield "Model SHA-256", model["SHA256"]
-    yield "Input SHA-256", about["InputSHA256"]
-    if "seconds" in past:
-        yield "Time", f"{past['seconds']:g} s on {past['device']}"
-
-
 def run_group(config: RunConfig) -> pd.DataFrame:
     """Gather all volumes into one tidy and one wide table, and draw the group page.
 
@@ -374,7 +269,6 @@ def run_group(config: RunConfig) -> pd.DataFrame:
         raise DatasetError(
             f"{root} holds no segmentations.", "Run the participant level on it first."
         )
-    record = find_model(config.model)
     tidy = _tidy_table(scans)
     people = _participants(config.bids_dir)
     taken = ({*tidy} | {*tidy["tissue"]}) - {"participant_id"}
@@ -387,7 +281,9 @@ def run_group(config: RunConfig) -> pd.DataFrame:
     )[order]
     wide = tidy[keys].drop_duplicates("scan").merge(wide, on="scan", validate="one_to_one")
     derivatives.save_group_tables(root, tidy, wide)
-    write_text(root / "group.html", _group_page(config, record, scans, wide))
+    seen = {names.subject for names in scans}
+    missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
+    pages.write_group_page(root, scans, _dataset_name(config.bids_dir), missing, config.command)
     return wide
 
 
@@ -419,44 +315,10 @@ def _participants(bids_dir: Path) -> pd.DataFrame:
     return table.drop_duplicates("participant_id")
 
 
+def _subjects(bids_dir: Path) -> list[str]:
+    return subjects(bids_dir) if bids_dir.is_dir() else []
+
+
 def _dataset_name(bids_dir: Path) -> str:
     about = derivatives.read_json(bids_dir / "dataset_description.json")
     return str(about.get("Name") or bids_dir.resolve().name)
-
-
-def _if_there(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.exists() else ""
-
-
-def _group_page(
-    config: RunConfig, record: ModelRecord, scans: Sequence[ScanNames], wide: pd.DataFrame
-) -> str:
-    labels = derivatives.read_label_table(config.output_dir)
-    tissues = [label.name for label in labels.foreground]
-    volumes = wide.set_index("scan").to_dict("index")
-    seen = {names.subject for names in scans}
-    present = subjects(config.bids_dir) if config.bids_dir.is_dir() else []
-    return report.render_group(
-        report.GroupReport(
-            title=_dataset_name(config.bids_dir),
-            scans=tuple(
-                report.GroupScan(
-                    subject=f"sub-{names.subject}",
-                    session=names.session_id,
-                    suffix=names.suffix,
-                    name=names.name,
-                    report=names.report.name if names.report.exists() else "",
-                    thumbnail=_if_there(names.figure("thumbnail"), names.root),
-                    volumes={name: volumes[names.name][name] for name in tissues},
-                    intracranial_ml=volumes[names.name][INTRACRANIAL],
-                )
-                for names in scans
-            ),
-            labels=labels,
-            model=record.line,
-            software=tuple(software_versions().items()),
-            command=config.command,
-            boilerplate=methods_text(record),
-            missing=tuple(f"sub-{label}" for label in present if label not in seen),
-        )
-    )

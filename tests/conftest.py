@@ -101,10 +101,8 @@ def write_scan(path: Path, volume: Volume) -> Path:
     return path
 
 
-@pytest.fixture
-def bids(tmp_path, head) -> Path:
+def write_dataset(root: Path, head: Volume) -> Path:
     """Three subjects: one plain, one with two sessions and contrasts, one with a damaged scan."""
-    root = tmp_path / "bids"
     for name in (
         "sub-01/anat/sub-01_T1w.nii.gz",
         "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz",
@@ -118,3 +116,8 @@ def bids(tmp_path, head) -> Path:
         "participant_id\tage\tsex\nsub-01\t31\tF\nsub-02\tn/a\tM\n"
     )
     return root
+
+
+@pytest.fixture
+def bids(tmp_path, head) -> Path:
+    return write_dataset(tmp_path / "bids", head)

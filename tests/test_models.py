@@ -7,6 +7,7 @@ from siam_bids.errors import ModelError
 from siam_bids.labels import siam_labels
 from siam_bids.models import find_model
 from siam_bids.nnunet import NnunetModel
+from siam_bids.provenance import model_line
 from siam_bids.resources import resource
 
 
@@ -14,7 +15,9 @@ def test_the_default_model_is_ours_and_never_passes_for_siam():
     record = find_model("compact")
     assert record.title == "siam-bids compact"
     assert "not the SIAM model" in record.citation
-    assert record.line.startswith(f"siam-bids compact {record.version} (sha256 {record.sha256[:8]}")
+    assert model_line(record.describe()) == (
+        f"siam-bids compact {record.version} (sha256 {record.sha256[:12]})"
+    )
 
 
 def test_the_shipped_model_names_siams_labels_and_fits_in_16_mib():

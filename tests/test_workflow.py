@@ -1,17 +1,20 @@
 """Both levels on a small dataset with a small random model: what is written, skipped, reported."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import write_dataset
 
 from siam_bids import derivatives, workflow
 from siam_bids.config import Query, RunConfig
 from siam_bids.errors import DatasetError, ModelError, UsageError
 from siam_bids.files import sha256
+from siam_bids.labels import siam_labels
 
 
 @pytest.fixture
@@ -34,9 +37,24 @@ def files(root) -> dict[str, str]:
 GOOD = ["sub-01_T1w", "sub-02_ses-a_T1w", "sub-02_ses-b_run-1_FLAIR", "sub-03_T2w"]
 
 
-@pytest.fixture
-def run(config):
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory, head, tiny_model):
+    """One run on the small dataset, made once; tests get a copy."""
+    place = tmp_path_factory.mktemp("first")
+    config = RunConfig(
+        bids_dir=write_dataset(place / "bids", head), output_dir=place / "out",
+        level="participant", model=str(tiny_model), device="cpu", threads=1,
+        command="siam-bids in out participant",
+    )  # fmt: skip
     return config, workflow.run_participant(config)
+
+
+@pytest.fixture
+def run(first_run, config):
+    made, summary = first_run
+    shutil.copytree(made.output_dir, config.output_dir)
+    derivatives.begin_dataset(config.output_dir, config.bids_dir, siam_labels())
+    return config, summary
 
 
 def test_a_failing_scan_among_good_ones_stops_nobody(run, bids):
@@ -179,6 +197,18 @@ def test_reports_can_be_written_anew(run):
     assert workflow.rebuild_reports(config) == ["01", "02", "03"]
     assert page.read_text() == before
     assert "sub-02_ses-b_run-1_FLAIR" in before
+
+
+def test_pages_name_the_model_that_made_the_scans_not_the_present_one(run, tmp_path):
+    config, _ = run
+    maker = workflow.find_model(config.model).sha256
+    other = replace(config, model="compact")
+    workflow.rebuild_reports(other)
+    workflow.run_group(other)
+    for page in ("sub-01.html", "group.html"):
+        text = (config.output_dir / page).read_text()
+        assert f"tiny unversioned (sha256 {maker[:12]})" in text
+        assert "siam-bids compact" not in text
 
 
 @pytest.mark.parametrize(

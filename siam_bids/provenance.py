@@ -1,0 +1,62 @@
+"""Saying exactly what made a result: software, model, method."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from siam_bids import __version__
+
+Description = Mapping[str, Any]
+"""A model as sidecars name it: Name, Title, Version, SHA256, License, Citation."""
+
+
+def software_versions() -> dict[str, str]:
+    """Return the versions that shape a result."""
+    names = ("torch", "nnunetv2", "nibabel", "numpy", "scipy")
+    return {
+        "siam-bids": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in names},
+    }
+
+
+def model_line(model: Description) -> str:
+    """Name, version and short checksum of a model, for logs and pages."""
+    return f"{model['Title']} {model['Version']} (sha256 {model['SHA256'][:12]})"
+
+
+def methods_text(models: Sequence[Description]) -> str:
+    """Return a paragraph on the method, fit for the methods section of a paper."""
+    if not models:
+        return ""
+    used = " and ".join(
+        f"{model['Title']}, version {model['Version']} (SHA-256 {model['SHA256']})"
+        for model in models
+    )
+    text = (
+        f"Head MRI scans were segmented with siam-bids {__version__} using the model {used}. "
+        "Each scan was brought to RAS+ order, z-scored and resampled to the voxel size of the "
+        "network, labelled by an nnU-Net (Isensee et al., Nature Methods 2021) over "
+        "half-overlapping tiles, and the class scores were interpolated back to the scan's own "
+        "grid. Volumes are label counts times the voxel volume; the total intracranial volume "
+        "(TIV) sums brain tissue, ventricles and cerebrospinal fluid."
+    )
+    cited = [str(model["Citation"]) for model in models if model["Citation"]]
+    return " ".join([text, *(f"Model: {citation}" for citation in cited)])
+
+
+def distinct(descriptions: Sequence[Description]) -> list[Description]:
+    """Drop repetitions, keep the order."""
+    return [item for place, item in enumerate(descriptions) if item not in descriptions[:place]]
+
+
+def agreed(versions: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Join several software lists: each name once, with all its versions."""
+    names = dict.fromkeys(name for one in versions for name in one)
+    return tuple(
+        (name, ", ".join(dict.fromkeys(one[name] for one in versions if name in one)))
+        for name in names
+    )
