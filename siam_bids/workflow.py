@@ -308,7 +308,8 @@ def _participants(bids_dir: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, sep="\t", na_values="n/a", dtype={"participant_id": str})
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path} cannot be read as a table: {error}.") from error
+        logger.warning("%s cannot be read as a table and is left out: %s", path, error)
+        return empty
     if "participant_id" not in table:
         logger.warning("%s has no participant_id column and is left out.", path)
         return empty

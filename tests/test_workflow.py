@@ -280,5 +280,8 @@ def test_group_works_without_participants_table_and_with_clashing_columns(run, b
     assert wide.loc["sub-01_T1w", "suffix"] == "T1w"
     assert wide.loc["sub-01_T1w", "participants_suffix"] == "x"
     assert wide.loc["sub-01_T1w", "participants_GM"] == 5
+    for content in (b"", b"participant\nsub-01\n", b"participant_id\n\xff\xfe\n"):
+        (bids / "participants.tsv").write_bytes(content)
+        assert len(workflow.run_group(config)) == 4
     (bids / "participants.tsv").unlink()
     assert len(workflow.run_group(config)) == 4
