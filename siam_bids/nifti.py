@@ -25,13 +25,16 @@ _READ_ERRORS = (
 def _open(path: Path) -> nib.spatialimages.SpatialImage:
     if not path.exists():
         kind = "is a broken link (content not fetched?)" if path.is_symlink() else "does not exist"
-        raise ImageError(f"{path} {kind}.")
+        raise ImageError(f"{path.name} {kind}.", "Fetch it or leave it out.")
     try:
         image = nib.load(path)
     except _READ_ERRORS as error:
-        raise ImageError(f"{path} cannot be read as an image: {error}.") from error
+        raise ImageError(
+            f"{path.name} cannot be read: it is damaged, or neither NIfTI nor MGH.",
+            "Fetch or convert it again.",
+        ) from error
     if not isinstance(image, nib.spatialimages.SpatialImage):
-        raise ImageError(f"{path} is not a volume image.", "Give a NIfTI or MGH file.")
+        raise ImageError(f"{path.name} is not a volume image.", "Give a NIfTI or MGH file.")
     return image
 
 
@@ -72,7 +75,7 @@ def load_volume(path: Path) -> Volume:
     try:
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(grid.shape)
     except _READ_ERRORS as error:
-        raise ImageError(f"{path} is damaged: {error}.", "Fetch or convert it again.") from error
+        raise ImageError(f"{path.name} is damaged.", "Fetch or convert it again.") from error
     data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
     if float(data.max()) == float(data.min()):
         raise ImageError(f"{path.name} is constant ({float(data.max()):g} everywhere).")
@@ -92,7 +95,7 @@ def load_labels(path: Path) -> tuple[npt.NDArray[np.int32], Grid]:
     try:
         data = np.asarray(image.dataobj).reshape(grid.shape)
     except _READ_ERRORS as error:
-        raise ImageError(f"{path} is damaged: {error}.", "Fetch or convert it again.") from error
+        raise ImageError(f"{path.name} is damaged.", "Fetch or convert it again.") from error
     whole = np.asarray(np.rint(data), dtype=np.int32)
     if not np.array_equal(whole, data):
         raise ImageError(f"{path.name} holds values that are not whole numbers, no label map.")

@@ -62,7 +62,7 @@ def test_a_truncated_file_is_reported_with_its_name(tmp_path, noise):
 def test_a_file_that_is_no_image(tmp_path):
     path = tmp_path / "a.nii.gz"
     path.write_bytes(gzip.compress(b"hello"))
-    with pytest.raises(ImageError, match=r"a\.nii\.gz cannot be read as an image"):
+    with pytest.raises(ImageError, match=r"a\.nii\.gz cannot be read: it is damaged, or neither"):
         load_volume(path)
 
 
