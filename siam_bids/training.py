@@ -72,9 +72,9 @@ class TrainingConfig:
     voxel: int = 2
     learning_rate: float = 2e-3
     warmup_steps: int = 200
-    ramp_steps: int = 8000
-    fresh_every: int = 6
-    pool: int = 8
+    ramp_steps: int = 6000
+    fresh_every: int = 10
+    pool: int = 12
     siam_share: float = 0.15
     ema: float = 0.998
     device: str = "cpu"
