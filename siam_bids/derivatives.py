@@ -98,19 +98,15 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name.split(".", 1)[0] + ".json")
 
 
-def begin_dataset(root: Path, source: Path, labels: LabelTable, container: str = "") -> None:
+def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
     """Write what makes the folder a derivative dataset; safe to repeat and to run at once.
 
     Parameters
     ----------
     source
         The raw dataset, linked as `raw`.
-    container
-        Tag of the container image that runs, if any.
     """
-    generator: dict[str, Any] = {"Name": PIPELINE, "Version": __version__, "CodeURL": CODE_URL}
-    if container:
-        generator["Container"] = {"Type": "docker", "Tag": container}
+    generator = {"Name": PIPELINE, "Version": __version__, "CodeURL": CODE_URL}
     write_json(
         root / "dataset_description.json",
         {
