@@ -24,7 +24,7 @@ from torch import nn
 
 from siam_bids.errors import ModelError
 from siam_bids.labels import LabelTable
-from siam_bids.segmenter import Prediction, Progress, labels_from_logits, predict_tiled
+from siam_bids.segmenter import Certainty, Prediction, Progress, labels_from_logits, predict_tiled
 from siam_bids.volume import Reorientation, Segmentation, Volume
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
@@ -169,7 +169,10 @@ class NnunetSegmenter:
             progress=progress,
         )[(slice(None), *inner[1:])]
         wanted = {labels.by_name[name].index: name for name in probabilities}
-        found, chances = labels_from_logits(logits, cropped.shape, probabilities=tuple(wanted))
+        certainty = Certainty(len(labels))
+        found, chances = labels_from_logits(
+            logits, cropped.shape, probabilities=tuple(wanted), certainty=certainty
+        )
         back = tuple(int(axis) for axis in np.argsort(order))
 
         def to_scan(part: npt.NDArray[Any], outside: int) -> npt.NDArray[Any]:
@@ -180,6 +183,8 @@ class NnunetSegmenter:
         return Prediction(
             Segmentation(to_scan(found, 0), volume.grid, labels),
             {name: to_scan(chances[i], int(i == 0)) for i, name in wanted.items()},
+            confidence={labels.labels[i].name: p for i, p in certainty.confidence().items()},
+            entropy=certainty.entropy(),
         )
 
     def _preprocess(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -29,10 +29,17 @@ class Prediction:
         On the scan's own grid.
     probabilities
         (I, J, K) float32 in [0, 1] per label name, only for the names that were asked for.
+    confidence
+        Per label name, the mean probability that the network gave to the voxels of that label;
+        absent labels are not listed.
+    entropy
+        Mean normalised entropy over all labelled voxels, 0 sure to 1 clueless; None if unknown.
     """
 
     segmentation: Segmentation
     probabilities: dict[str, npt.NDArray[np.float32]]
+    confidence: dict[str, float] = field(default_factory=dict)
+    entropy: float | None = None
 
 
 class Segmenter(Protocol):
@@ -120,8 +127,59 @@ def predict_tiled(
     return logits.div_(total)
 
 
+class Certainty:
+    """Sums up, slab by slab, how sure a network is of the classes it chose.
+
+    Parameters
+    ----------
+    classes
+        Number of classes, background included.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._chances = np.zeros(classes)
+        self._voxels = np.zeros(classes, np.int64)
+        self._entropy = 0.0
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count one slab: (classes, J, K) logits and the (J, K) classes chosen from them.
+
+        With z the logits and p their softmax, the entropy is log(sum(exp z)) - sum(p z) (Shannon,
+        1948), divided by log(classes).
+        """
+        classes = len(self._voxels)
+        chosen = labels.ravel().long()
+        inside = torch.nonzero(chosen).squeeze(1)
+        if not inside.numel():
+            return
+        scores = logits.reshape(classes, -1)[:, inside].float()
+        chosen = chosen[inside]
+        normaliser = scores.logsumexp(0)
+        chance = (scores.gather(0, chosen[None])[0] - normaliser).exp()
+        entropy = normaliser - ((scores - normaliser).exp_() * scores).sum(0)
+        self._entropy += float(entropy.sum(dtype=torch.float64)) / float(np.log(classes))
+        self._voxels += np.bincount(chosen.numpy(), minlength=classes)
+        self._chances += np.bincount(chosen.numpy(), chance.double().numpy(), minlength=classes)
+
+    def confidence(self) -> dict[int, float]:
+        """Return the mean probability of each class over the voxels that got it."""
+        return {
+            int(index): float(self._chances[index] / self._voxels[index])
+            for index in np.flatnonzero(self._voxels)
+        }
+
+    def entropy(self) -> float | None:
+        """Return the mean normalised entropy over all labelled voxels; None without any."""
+        total = int(self._voxels.sum())
+        return self._entropy / total if total else None
+
+
 def labels_from_logits(
-    logits: torch.Tensor, shape: Sequence[int], *, probabilities: Sequence[int] = ()
+    logits: torch.Tensor,
+    shape: Sequence[int],
+    *,
+    probabilities: Sequence[int] = (),
+    certainty: Certainty | None = None,
 ) -> tuple[npt.NDArray[np.uint8], dict[int, npt.NDArray[np.float32]]]:
     """Interpolate logits linearly to a grid of the same extent, and take the likeliest class.
 
@@ -136,6 +194,8 @@ def labels_from_logits(
         (I', J', K') of the wanted grid.
     probabilities
         Class indices whose softmax is wanted too.
+    certainty
+        Told every slab, if given.
 
     Returns
     -------
@@ -156,7 +216,10 @@ def labels_from_logits(
             logits[:, below[row]], logits[:, above[row]], float(place[row] - below[row])
         )
         slab = functional.interpolate(slab[None], tuple(shape[1:]), mode="bilinear")[0]
-        labels[row] = slab.argmax(0).to(torch.uint8).numpy()
+        chosen = slab.argmax(0).to(torch.uint8)
+        labels[row] = chosen.numpy()
+        if certainty:
+            certainty.add(slab, chosen)
         if asked:
             likelihood = slab.softmax(0)
             for index, target in asked.items():

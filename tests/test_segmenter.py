@@ -3,7 +3,13 @@ import pytest
 import torch
 from skimage.transform import resize
 
-from siam_bids.segmenter import labels_from_logits, predict_tiled, tile_starts, tile_weight
+from siam_bids.segmenter import (
+    Certainty,
+    labels_from_logits,
+    predict_tiled,
+    tile_starts,
+    tile_weight,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +65,28 @@ def test_labels_are_those_of_linearly_resized_logits(shape):
     assert (labels == expected).mean() > 0.9999
     softmax = np.exp(sized[2]) / np.exp(sized).sum(0)
     np.testing.assert_allclose(chances[2], softmax, atol=1e-4)
+
+
+def test_certainty_is_the_mean_softmax_of_the_chosen_class_and_the_normalised_entropy():
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 6, 7, 8))).float()
+    certainty = Certainty(4)
+    labels, _ = labels_from_logits(logits, (6, 7, 8), certainty=certainty)
+    softmax = logits.softmax(0).double().numpy()
+    for index, confidence in certainty.confidence().items():
+        assert confidence == pytest.approx(softmax[index][labels == index].mean(), abs=1e-6)
+    assert set(certainty.confidence()) == {1, 2, 3}
+    entropy = -(softmax * np.log(softmax)).sum(0)[labels > 0].mean() / np.log(4)
+    assert certainty.entropy() == pytest.approx(entropy, abs=1e-6)
+
+
+def test_certainty_of_uniform_sharp_and_empty_answers():
+    for scale, sure in ((0.0, 0.25), (100.0, 1.0)):
+        logits = torch.zeros((4, 3, 3))
+        logits[2] = scale
+        certainty = Certainty(4)
+        certainty.add(logits, torch.full((3, 3), 2, dtype=torch.uint8))
+        assert certainty.confidence() == {2: pytest.approx(sure)}
+        assert certainty.entropy() == pytest.approx(1.0 if scale == 0 else 0.0, abs=1e-5)
+    empty = Certainty(4)
+    empty.add(torch.zeros((4, 3, 3)), torch.zeros((3, 3), dtype=torch.uint8))
+    assert (empty.confidence(), empty.entropy()) == ({}, None)
