@@ -15,8 +15,9 @@ import nibabel as nib
 import numpy as np
 from torch.nn import functional
 
+from siam_bids.anatomy import prepare_anatomy, source_table
 from siam_bids.nifti import load_labels
-from siam_bids.synthesis import Recipe, draw_recipe, prepare_anatomy, render, source_table
+from siam_bids.synthesis import Recipe, draw_recipe, render
 
 README = """# Sample heads for siam-bids
 

@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 import torch
 
+from siam_bids.anatomy import prepare_anatomy, source_table
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
 from siam_bids.models import find_model
 from siam_bids.nifti import load_labels, load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import model_line
 from siam_bids.segmenter import Segmenter
-from siam_bids.synthesis import draw_recipe, prepare_anatomy, render, source_table
+from siam_bids.synthesis import draw_recipe, render
 from siam_bids.volume import Grid, Volume
 
 FREESURFER = {

@@ -226,6 +226,10 @@ def _bare(labels: Sequence[str], prefix: str) -> list[str]:
     return list(dict.fromkeys(word.removeprefix(prefix) for word in words))
 
 
+def _channels(words: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in words.replace(",", " ").split())
+
+
 def _train(argv: list[str]) -> int:
     top = argparse.ArgumentParser(
         prog="siam-bids-train",
@@ -242,6 +246,31 @@ def _train(argv: list[str]) -> int:
             metavar="MAP",
             help=f"label maps in the coding of data/labels/source_{source}.tsv",
         )
+    top.add_argument(
+        "--maps",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="MAP",
+        help="label maps of your own, for example corrected *_dseg.nii.gz",
+    )
+    top.add_argument(
+        "--table",
+        type=Path,
+        help="what the values of --maps mean: a BIDS label table (index, name) with SIAM's names, "
+        "or a table with the columns value, name, tissue, target",
+    )
+    top.add_argument(
+        "--from",
+        dest="start",
+        metavar="MODEL",
+        help="begin with the weights of this model (name or folder): fine-tuning; with one more "
+        "--features and half the --voxel, the network grows by a finer stage",
+    )
+    top.add_argument("--features", type=_channels, help="channels of each stage: 16,32,64")
+    top.add_argument("--patch", type=int, help="edge of patches and tiles, in voxels")
+    top.add_argument("--voxel", type=int, help="voxel size in mm")
+    top.add_argument("--learning-rate", type=float, help="peak of the learning rate")
     top.add_argument("--minutes", type=float, default=30, help="length of this leg")
     top.add_argument(
         "--cooldown", action="store_true", help="last leg: the learning rate falls to zero"
@@ -252,10 +281,19 @@ def _train(argv: list[str]) -> int:
     arguments = top.parse_args(argv)
     _start_logging(1)
 
-    from siam_bids.training import TrainingConfig, train as run
+    from siam_bids.models import find_model
+    from siam_bids.training import TrainingConfig, shape_of, train as run
 
+    if bool(arguments.maps) != bool(arguments.table):
+        raise UsageError("--maps and --table belong together.", "Give both or neither.")
     maps = [(path, "synthseg") for path in arguments.synthseg]
     maps += [(path, "siam") for path in arguments.siam]
+    maps += [(path, str(arguments.table)) for path in arguments.maps]
+    start = find_model(arguments.start).folder if arguments.start else None
+    chosen = shape_of(start) if start else {}
+    for name in ("features", "patch", "voxel", "learning_rate"):
+        if getattr(arguments, name):
+            chosen[name] = getattr(arguments, name)
     trainer = run(
         TrainingConfig(
             maps=tuple(maps),
@@ -265,6 +303,8 @@ def _train(argv: list[str]) -> int:
             seed=arguments.seed,
             device=arguments.device,
             compile=arguments.compile,
+            start=start,
+            **chosen,
         )
     )
     print(f"step {trainer.step}: {arguments.folder / 'model'}")

@@ -4,200 +4,33 @@ The method is that of SynthSeg (Billot et al., Med. Image Anal. 2023) and SIAM (
 arXiv 2605.02737): deform a label map, give every tissue a random Gaussian intensity, average to
 the voxel size with partial volume, then add bias field, noise, low resolution and gamma. A
 `Recipe` holds all that is random about one image; `render` is deterministic.
-
-Label maps name their structures in a source table (`data/labels/source_*.tsv`): what to paint
-(`tissue`) and what a network should answer (`target`). A target such as `CSF|Dura` says that the
-map does not tell the two apart there; the training loss then accepts either.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch.nn import functional
 
-from siam_bids.errors import LabelError
-from siam_bids.labels import INTRACRANIAL_TISSUES, read_rows, siam_labels
-from siam_bids.resources import resource
-from siam_bids.volume import Grid, Reorientation
-
-CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw")
-"""Contrasts with prior mean intensities in `data/labels/synthesis_tissues.tsv`."""
-
-_ENCLOSED_AIR, _AIRWAY, _DURA = 1000, 1001, 1002
-_LEFT_CORTEX, _RIGHT_CORTEX, _CSF, _BONE = 3, 42, 24, (515, 516)
-_CEREBELLUM = (7, 8, 46, 47)
-
-
-@dataclass(frozen=True)
-class Tissues:
-    """What can be painted: names, families of like tissues, prior means per contrast."""
-
-    names: tuple[str, ...]
-    family: tuple[str, ...]
-    priors: dict[str, npt.NDArray[np.float64]]
-    second: npt.NDArray[np.uint8]
-    """For each tissue the one that takes patches of it (itself where none does)."""
-
-
-@lru_cache(maxsize=1)
-def tissues() -> Tissues:
-    """Read the table of paintable tissues."""
-    rows = read_rows(resource("data", "labels", "synthesis_tissues.tsv"))
-    names = tuple(row["tissue"] for row in rows)
-    return Tissues(
-        names=names,
-        family=tuple(row["family"] for row in rows),
-        priors={kind: np.array([float(row[kind]) for row in rows]) for kind in CONTRASTS},
-        second=np.array([names.index(row["second"] or row["tissue"]) for row in rows], np.uint8),
-    )
-
-
-@dataclass(frozen=True)
-class SourceTable:
-    """How the values of a kind of label map are painted and learnt.
-
-    Attributes
-    ----------
-    values
-        The map's own values, one per code.
-    tissue
-        Index into `tissues()` per code.
-    target
-        Per code the accepted classes: indices of SIAM's labels, one or several.
-    ignored
-        Values without tissue of their own: their voxels take the nearest proper value.
-    """
-
-    values: tuple[int, ...]
-    tissue: npt.NDArray[np.uint8]
-    target: tuple[tuple[int, ...], ...]
-    ignored: tuple[int, ...]
-
-    @classmethod
-    def load(cls, path: Path) -> SourceTable:
-        """Read a table with the columns value, name, tissue, target."""
-        by_name = siam_labels().by_name
-        values, tissue, target, ignored = [], [], [], []
-        for row in read_rows(path):
-            if row["target"] == "nearest":
-                ignored.append(int(row["value"]))
-                continue
-            try:
-                tissue.append(tissues().names.index(row["tissue"]))
-                target.append(tuple(by_name[name].index for name in row["target"].split("|")))
-            except (KeyError, ValueError) as error:
-                raise LabelError(
-                    f"{path.name}: the row of value {row['value']} names an unknown tissue "
-                    f"or target ({row['tissue']}, {row['target']})."
-                ) from error
-            values.append(int(row["value"]))
-        return cls(tuple(values), np.array(tissue, np.uint8), tuple(target), tuple(ignored))
-
-
-def source_table(name: str) -> SourceTable:
-    """Load a shipped source table, `synthseg` or `siam`."""
-    return SourceTable.load(resource("data", "labels", f"source_{name}.tsv"))
-
-
-@dataclass(frozen=True)
-class Anatomy:
-    """A head to paint.
-
-    Attributes
-    ----------
-    codes
-        (I, J, K) uint8 in RAS+ order, rows of `table`; the outermost voxels are background.
-    voxel_size
-        Edge lengths in mm.
-    table
-        What the codes mean.
-    """
-
-    codes: npt.NDArray[np.uint8]
-    voxel_size: tuple[float, float, float]
-    table: SourceTable
-
-
-def prepare_anatomy(
-    labels: npt.NDArray[np.int32], grid: Grid, table: SourceTable, where: str = "label map"
-) -> Anatomy:
-    """Turn a label map to RAS+, crop it to the head and complete what geometry tells.
-
-    Values marked `nearest` take the nearest proper label. Where the table has rows for them, air
-    enclosed by the head, airway openings, and the places of dura (CSF within 1.5 mm of bone,
-    and the midplanes between the hemispheres and above the cerebellum) get values of their own.
-
-    Raises
-    ------
-    LabelError
-        The map holds a value that the table lacks.
-    """
-    turn = Reorientation.to_ras(grid)
-    data = turn.apply(labels)
-    unknown = sorted(set(np.unique(data).tolist()) - set(table.values) - set(table.ignored))
-    if unknown:
-        raise LabelError(f"{where} holds values {unknown[:5]} that its source table lacks.")
-    bounds = ndimage.find_objects((data != 0).astype(np.uint8))[0]
-    data = np.pad(data[bounds], 1)
-    data = _fill_nearest(data, table.ignored)
-    size = turn.target.voxel_size
-    if _ENCLOSED_AIR in table.values:
-        data = _mark_air(data, size)
-    if _DURA in table.values:
-        data = _mark_dura(data, size)
-    lookup = np.zeros(max(table.values) + 1, np.uint8)
-    lookup[list(table.values)] = np.arange(len(table.values), dtype=np.uint8)
-    return Anatomy(np.ascontiguousarray(lookup[data]), size, table)
-
-
-def _fill_nearest(data: npt.NDArray[np.int32], values: tuple[int, ...]) -> npt.NDArray[np.int32]:
-    holes = np.isin(data, values)
-    if not holes.any():
-        return data
-    nearest = ndimage.distance_transform_edt(
-        holes | (data == 0), return_distances=False, return_indices=True
-    )
-    filled: npt.NDArray[np.int32] = np.where(holes, data[tuple(nearest)], data)
-    return filled
-
-
-def _mark_air(
-    data: npt.NDArray[np.int32], size: tuple[float, float, float]
-) -> npt.NDArray[np.int32]:
-    head = data != 0
-    enclosed = ndimage.binary_fill_holes(head) & ~head
-    pad = 12
-    outside = ndimage.distance_transform_edt(np.pad(~head, pad, constant_values=True), size)
-    closed = ndimage.distance_transform_edt(outside < 8.0, size) > 8.0
-    airway = closed[pad:-pad, pad:-pad, pad:-pad] & ~head & ~enclosed
-    return np.where(enclosed, _ENCLOSED_AIR, np.where(airway, _AIRWAY, data)).astype(np.int32)
-
-
-def _mark_dura(
-    data: npt.NDArray[np.int32], size: tuple[float, float, float]
-) -> npt.NDArray[np.int32]:
-    def distance(values: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        far: npt.NDArray[np.float64] = ndimage.distance_transform_edt(~np.isin(data, values), size)
-        return far
-
-    left, right = distance((_LEFT_CORTEX,)), distance((_RIGHT_CORTEX,))
-    below = distance(_CEREBELLUM)
-    cerebrum = np.minimum(left, right)
-
-    def midway(one: npt.NDArray[np.float64], two: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
-        return (abs(one - two) <= 0.75) & (np.maximum(one, two) < 6.0)
-
-    place = (distance(_BONE) <= 1.5) | midway(left, right) | midway(cerebrum, below)
-    return np.where((data == _CSF) & place, _DURA, data).astype(np.int32)
+from siam_bids.anatomy import CONTRASTS, Anatomy, SourceTable, tissues
+from siam_bids.artefacts import acquire, add_ghost, add_objects, blur, move_head
+from siam_bids.shapes import (
+    BOUNDARIES,
+    LESIONS,
+    BoundaryMove,
+    add_lesions,
+    cut_face,
+    heal,
+    lookup,
+    move_boundary,
+    patches,
+    smooth_noise,
+    strip_skull,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,16 +59,31 @@ class Recipe:
     )
     patchiness: float = 0.0
     """Share of tissues with a `second` that is painted as that second tissue."""
+    boundaries: tuple[BoundaryMove, ...] = ()
+    """Changes of cortical thickness, ventricles, nuclei, skull and scalp."""
     heal_lesions: bool = False
-    """Paint and label lesions as white matter."""
+    """Paint and label the lesions that the label map holds as white matter."""
+    lesions: str = "no"
+    """`no`, or one of `shapes.LESIONS` to put into the brain."""
+    lesion_radii: tuple[float, ...] = ()
     strip: str = "no"
     """`no`, `brain` (skull-stripped) or `face` (defaced)."""
     strip_margin: float = 2.0
     """Kept around the brain, in mm."""
     objects: int = 0
     """Number of foreign bodies outside the head."""
+    motion: float = 0.0
+    """Jump of the head along `artefact_axis` during the scan."""
+    motion_share: float = 0.1
+    """Share of the k-space lines acquired after the jump."""
+    ghost: float = 0.0
+    """Strength of shifted echoes along `artefact_axis`, relative to the image."""
+    ghost_copies: int = 1
+    artefact_axis: int = 1
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """Acquired voxel size (slice thickness) along each axis."""
+    blur: float = 0.0
+    """Standard deviation of the point spread of the scanner, in mm."""
     bias: float = 0.0
     """Standard deviation of the log bias field at its control points."""
     noise: float = 0.0
@@ -255,7 +103,8 @@ def draw_recipe(
         Source of all randomness.
     difficulty
         0 (upright T1-weighted heads, 1 mm, clean) to 1 (everything); training raises it step by
-        step. Ranges at 1: rotation 20 degrees, scale 15 %, elastic 3.5 mm, slices to 9 mm.
+        step. Ranges at 1: rotation 20 degrees (a tenth of the heads 45), scale 15 %
+        (25), elastic 3.5 mm, slices to 9 mm.
     contrast
         One of `CONTRASTS`, or `random`; drawn when None.
     """
@@ -275,29 +124,41 @@ def draw_recipe(
         if contrast == "T1w" and chance(0.6 * d):
             contrast = str(rng.choice(CONTRASTS))
     means, stds = _draw_intensities(rng, contrast, d)
-    zoom = 1 + uniform(-0.1, 0.1) * d
+    zoom = 1 + (uniform(-0.1, 0.1) if chance(0.9) else uniform(-0.25, 0.15)) * d
+    tilt = (20 if chance(0.9) else 45) * d
+    crop = 40 if chance(0.1 * d) else 2
+    lesions = str(rng.choice(LESIONS)) if chance(0.35 * d) else "no"
     strip = "no"
     if chance(0.25 * d):
         strip = str(rng.choice(("brain", "face")))
     return Recipe(
         seed=int(rng.integers(2**31)),
-        rotation=three(-20 * d, 20 * d),
+        rotation=three(-tilt, tilt),
         scale=tuple(zoom * (1 + uniform(-0.07, 0.07) * d) for _ in range(3)),  # type: ignore[arg-type]
         shear=three(-0.08 * d, 0.08 * d),
         flip=chance(0.5),
-        margin_low=(uniform(-2, 25), uniform(-2, 25), uniform(-40, 15)),
-        margin_high=(uniform(-2, 25), uniform(-2, 25), uniform(-4, 25)),
+        margin_low=(uniform(-crop, 25), uniform(-crop, 25), uniform(-40 - crop, 15)),
+        margin_high=(uniform(-crop, 25), uniform(-crop, 25), uniform(-2 - crop, 25)),
         elastic=uniform(0, 3.5) * d,
         elastic_points=int(rng.integers(4, 10)),
         contrast=contrast,
         means=means,
         stds=stds,
         patchiness=uniform(0, 0.8),
+        boundaries=_draw_boundaries(rng, d),
         heal_lesions=chance(0.5),
+        lesions=lesions,
+        lesion_radii=_draw_radii(rng, lesions),
         strip=strip,
         strip_margin=float(rng.choice((0, 0, 2, 4, 6))),
         objects=int(rng.integers(1, 4)) if chance(0.15 * d) else 0,
+        motion=uniform(1, 4) * d if chance(0.1) else 0.0,
+        motion_share=uniform(0.05, 0.3),
+        ghost=uniform(0.02, 0.15) * d if chance(0.1) else 0.0,
+        ghost_copies=int(rng.integers(1, 4)),
+        artefact_axis=int(rng.integers(3)),
         spacing=_draw_spacing(rng, d),
+        blur=uniform(0.2, 0.8),
         bias=uniform(0, 0.4) * d,
         noise=uniform(0, 0.02) + (uniform(0, 0.06) * d if chance(0.6) else 0.0),
         rician=chance(0.5),
@@ -331,6 +192,25 @@ def _draw_intensities(
     high = 0.03 + 0.07 * difficulty
     stds = np.where(air, 0.5 * floor + 0.003, rng.uniform(0.015, high, count))
     return means, stds
+
+
+def _draw_boundaries(rng: np.random.Generator, difficulty: float) -> tuple[BoundaryMove, ...]:
+    moves = []
+    for name in rng.permutation(list(BOUNDARIES))[: rng.integers(0, 4)]:
+        deep = 4 if name.startswith(("ventricles wider", "scalp")) else 1
+        if rng.random() < difficulty:
+            share = float(rng.uniform(0.1, 0.6))
+            moves.append(BoundaryMove(str(name), int(rng.integers(1, deep + 1)), share))
+    return tuple(moves)
+
+
+def _draw_radii(rng: np.random.Generator, lesions: str) -> tuple[float, ...]:
+    """Draw mean radii in mm: a few to 25 small ovoids, or one large lesion."""
+    if lesions == "ms":
+        return tuple(float(radius) for radius in rng.uniform(1.5, 6, rng.integers(2, 26)))
+    if lesions == "no":
+        return ()
+    return (float(rng.uniform(5, 22)),)
 
 
 def _draw_spacing(rng: np.random.Generator, difficulty: float) -> tuple[float, float, float]:
@@ -374,30 +254,32 @@ def render(
     rng = torch.Generator(device).manual_seed(recipe.seed)
     codes = _deform(anatomy, recipe, pool, rng)
     if recipe.heal_lesions:
-        codes = _heal(codes, anatomy.table)
-    if recipe.strip != "no":
-        codes = _strip(codes, anatomy.table, recipe)
+        codes = heal(codes, anatomy.table)
+    for move in recipe.boundaries:
+        codes = move_boundary(codes, anatomy.table, move, rng)
+    if recipe.lesions != "no":
+        codes = add_lesions(codes, anatomy.table, recipe.lesions, recipe.lesion_radii, rng)
+    if recipe.strip == "brain":
+        codes = strip_skull(codes, anatomy.table, recipe.strip_margin)
+    elif recipe.strip == "face":
+        slope = 25 + 35 * ((recipe.seed % 1000) / 1000)
+        codes = cut_face(codes, anatomy.table, slope, recipe.strip_margin)
     image = _paint(codes, anatomy.table, recipe, rng)
     image = functional.avg_pool3d(image[None, None], pool)[0, 0]
     if recipe.objects:
-        image = _add_objects(image, recipe.objects, rng)
-    image = image * torch.exp(recipe.bias * _smooth_noise(image.shape, 4, rng))
-    image = _acquire(image, recipe, float(pool), rng)
+        image = add_objects(image, recipe.objects, rng)
+    image = image * torch.exp(recipe.bias * smooth_noise(image.shape, 4, rng))
+    if recipe.motion > 0:
+        shift = recipe.motion / pool
+        image = move_head(image, shift, recipe.motion_share, recipe.artefact_axis)
+    if recipe.ghost > 0:
+        image = add_ghost(image, recipe.ghost, recipe.ghost_copies, recipe.artefact_axis)
+    image = blur(image, recipe.blur / pool)
+    image = acquire(
+        image, recipe.spacing, float(pool), rng, noise=recipe.noise, rician=recipe.rician
+    )
     top = image.max().clamp_min(1e-6)
     return Rendering((image / top) ** recipe.gamma, codes)
-
-
-def _smooth_noise(
-    shape: Sequence[int], points: int, rng: torch.Generator, channels: int = 1
-) -> torch.Tensor:
-    """Return Gaussian noise at `points`^3 control points, interpolated smoothly to `shape`."""
-    coarse = torch.randn((1, channels, points, points, points), generator=rng, device=rng.device)
-    middle = functional.interpolate(
-        coarse, size=(4 * points,) * 3, mode="trilinear", align_corners=True
-    )
-    middle = functional.avg_pool3d(functional.pad(middle, (2,) * 6, mode="replicate"), 5, 1)
-    fine = functional.interpolate(middle, size=list(shape), mode="trilinear", align_corners=True)
-    return fine[0] if channels > 1 else fine[0, 0]
 
 
 def _rotation_matrix(degrees: tuple[float, float, float]) -> npt.NDArray[np.float64]:
@@ -429,7 +311,7 @@ def _deform(anatomy: Anatomy, recipe: Recipe, pool: int, rng: torch.Generator) -
     steps = [torch.arange(length, device=rng.device, dtype=torch.float32) for length in shape]
     shift = None
     if recipe.elastic > 0:
-        shift = _smooth_noise(shape, recipe.elastic_points, rng, 3) * recipe.elastic
+        shift = smooth_noise(shape, recipe.elastic_points, rng, 3) * recipe.elastic
     for axis in range(3):
         a, b, c = (float(value) for value in backward[axis])
         place = (a * steps[0])[:, None, None] + (b * steps[1])[None, :, None]
@@ -441,51 +323,13 @@ def _deform(anatomy: Anatomy, recipe: Recipe, pool: int, rng: torch.Generator) -
     return source.flatten()[index]
 
 
-def _lookup(codes: torch.Tensor, table: npt.NDArray[np.generic]) -> torch.Tensor:
-    return torch.from_numpy(table).to(codes.device)[codes.int()]
-
-
-def _heal(codes: torch.Tensor, table: SourceTable) -> torch.Tensor:
-    healed = np.arange(len(table.values), dtype=np.uint8)
-    wm = table.target.index((siam_labels().by_name["WM"].index,))
-    for code, target in enumerate(table.target):
-        if target == (siam_labels().by_name["Anomalies"].index,):
-            healed[code] = wm
-    return _lookup(codes, healed)
-
-
-def _strip(codes: torch.Tensor, table: SourceTable, recipe: Recipe) -> torch.Tensor:
-    inside = set(siam_labels().indices(INTRACRANIAL_TISSUES))
-    is_brain = np.array([bool(inside & set(target)) for target in table.target])
-    brain = _lookup(codes, is_brain)
-    if not bool(brain.any()):
-        return codes
-    if recipe.strip == "brain":
-        half = functional.max_pool3d(brain[None, None].float(), 2, ceil_mode=True)
-        for _ in range(round(recipe.strip_margin / 2)):
-            half = functional.max_pool3d(half, 3, 1, 1)
-        keep = functional.interpolate(half, scale_factor=2)[0, 0]
-        return codes * keep[: codes.shape[0], : codes.shape[1], : codes.shape[2]].to(codes.dtype)
-    slope = math.radians(25 + 35 * ((recipe.seed % 1000) / 1000))
-    along = torch.arange(codes.shape[1], device=codes.device).float()[None, :, None]
-    upward = torch.arange(codes.shape[2], device=codes.device).float()[None, None, :]
-    front = math.cos(slope) * along - math.sin(slope) * upward
-    edge = torch.where(brain.any(0, keepdim=True), front, -1e9).max() + 3 + recipe.strip_margin
-    return codes * (front <= edge).to(codes.dtype)
-
-
 def _paint(
     codes: torch.Tensor, table: SourceTable, recipe: Recipe, rng: torch.Generator
 ) -> torch.Tensor:
-    tissue = _lookup(codes, table.tissue)
+    tissue = lookup(codes, table.tissue)
     if recipe.patchiness > 0:
-        points = 6 + recipe.seed % 14
-        threshold = math.sqrt(2) * float(
-            torch.erfinv(torch.tensor(1 - 2 * recipe.patchiness)).clamp(-3, 3)
-        )
-        field_ = _smooth_noise(codes.shape, points, rng)
-        patch = field_ / field_.std().clamp_min(1e-6) > threshold
-        tissue = torch.where(patch, _lookup(tissue, tissues().second), tissue)
+        patch = patches(codes.shape, recipe.patchiness, 6 + recipe.seed % 14, rng)
+        tissue = torch.where(patch, lookup(tissue, tissues().second), tissue)
     means = torch.tensor(recipe.means, dtype=torch.float32, device=codes.device)
     stds = torch.tensor(recipe.stds, dtype=torch.float32, device=codes.device)
     rows = tissue.int()
@@ -494,42 +338,3 @@ def _paint(
     if recipe.strip != "no":
         image = image * (codes > 0)
     return image.clamp_min_(0)
-
-
-def _add_objects(image: torch.Tensor, count: int, rng: torch.Generator) -> torch.Tensor:
-    """Put bright ellipsoids into the dark outside of the head."""
-    draws = torch.rand((count, 7), generator=rng, device=rng.device).tolist()
-    axes = [torch.arange(length, device=image.device).float() for length in image.shape]
-    dark = image < 0.05 * image.max()
-    for draw in draws:
-        inside = torch.zeros((), device=image.device)
-        for axis, (steps, length) in enumerate(zip(axes, image.shape, strict=True)):
-            shape = [1, 1, 1]
-            shape[axis] = -1
-            radius = (0.02 + 0.1 * draw[3 + axis]) * length
-            inside = inside + ((steps - draw[axis] * length) / radius).square().view(shape)
-        image = torch.where((inside < 1) & dark, draw[6] * image.max(), image)
-    return image
-
-
-def _acquire(
-    image: torch.Tensor, recipe: Recipe, voxel: float, rng: torch.Generator
-) -> torch.Tensor:
-    """Average to the acquired voxel size, add noise there, interpolate back."""
-    full = list(image.shape)
-    width, depth, height = (
-        max(4, round(length * voxel / max(space, voxel)))
-        for length, space in zip(full, recipe.spacing, strict=True)
-    )
-    coarse = [width, depth, height]
-    if coarse != full:
-        image = functional.adaptive_avg_pool3d(image[None, None], (width, depth, height))[0, 0]
-    if recipe.noise > 0:
-        noise = torch.randn((2, *image.shape), generator=rng, device=rng.device) * recipe.noise
-        real = image + noise[0]
-        image = torch.hypot(real, noise[1]) if recipe.rician else real.clamp_min(0)
-    if coarse != full:
-        image = functional.interpolate(
-            image[None, None], size=full, mode="trilinear", align_corners=False
-        )[0, 0]
-    return image

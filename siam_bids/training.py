@@ -18,18 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from siam_bids.errors import UsageError
+from siam_bids.anatomy import Anatomy, SourceTable, prepare_anatomy, source_table
+from siam_bids.errors import ModelError, UsageError
 from siam_bids.labels import siam_labels
 from siam_bids.nifti import load_labels
-from siam_bids.nnunet import CONFIGURATION, build_network, checkpoint, compact_plans
-from siam_bids.synthesis import (
-    Anatomy,
-    SourceTable,
-    draw_recipe,
-    prepare_anatomy,
-    render,
-    source_table,
+from siam_bids.nnunet import (
+    CONFIGURATION,
+    build_network,
+    checkpoint,
+    compact_plans,
+    load_weights,
 )
+from siam_bids.synthesis import draw_recipe, render
+from siam_bids.transfer import settle, start_from
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class TrainingConfig:
     Attributes
     ----------
     maps
-        Label maps to train on: (path, source table name) each.
+        Label maps to train on: (path, source) each; see `anatomy.source_table`.
     folder
         Where state, log and the model folder are kept.
     minutes
@@ -59,7 +60,11 @@ class TrainingConfig:
     voxel
         Voxel size of the network in mm: a whole number, label maps are painted at 1 mm.
     siam_share
-        Share of images painted on maps of source `siam`, which alone draw dura.
+        Share of images painted on maps of source `siam` where there are others too.
+    start
+        Model folder to begin from (see `transfer.start_from`), at full difficulty.
+    features, patch
+        Channels of each stage, and edge of the training patches and tiles in voxels.
     """
 
     maps: tuple[tuple[Path, str], ...]
@@ -79,6 +84,7 @@ class TrainingConfig:
     ema: float = 0.998
     device: str = "cpu"
     compile: bool = False
+    start: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -174,11 +180,14 @@ class _Sample:
 
 def map_weights(config: TrainingConfig) -> npt.NDArray[np.float64]:
     """Return how often each label map is drawn, summing to 1."""
-    sources = [source for _, source in config.maps]
-    share = {"siam": config.siam_share, "synthseg": 1 - config.siam_share}
-    weight = np.array([share[source] / sources.count(source) for source in sources])
-    normalised: npt.NDArray[np.float64] = weight / weight.sum()
-    return normalised
+    siam = np.array([source == "siam" for _, source in config.maps])
+    if siam.all() or not siam.any():
+        return np.full(len(siam), 1 / len(siam))
+    share = config.siam_share
+    weights: npt.NDArray[np.float64] = np.where(
+        siam, share / siam.sum(), (1 - share) / (~siam).sum()
+    )
+    return weights
 
 
 class PatchSource:
@@ -221,7 +230,7 @@ class PatchSource:
         rendering = render(anatomy, recipe, pool=config.voxel, device=config.device)
         lookup = torch.from_numpy(self._groups.of_codes(anatomy.table).astype(np.uint8))
         groups = lookup.to(rendering.codes.device)[rendering.codes.int()]
-        coarse = groups[:: config.voxel, :: config.voxel, :: config.voxel].cpu()
+        coarse = groups[::2, ::2, ::2].cpu()
         centers = {}
         flat = coarse.flatten().numpy()
         order = np.argsort(flat, kind="stable")
@@ -230,9 +239,8 @@ class PatchSource:
             members = order[bounds[index] : bounds[index + 1]]
             if len(members):
                 chosen = rng.choice(members, min(200, len(members)), replace=False)
-                centers[index] = torch.from_numpy(
-                    np.stack(np.unravel_index(chosen, coarse.shape), 1)
-                )
+                places = np.stack(np.unravel_index(chosen, coarse.shape), 1)
+                centers[index] = torch.from_numpy(2 * places // config.voxel)
         return _Sample(z_score(rendering.image), groups, centers)
 
     def _corner(self, sample: _Sample, rng: np.random.Generator) -> list[int]:
@@ -301,6 +309,10 @@ class Trainer:
         network = build_network(architecture, channels=1, classes=CLASSES)
         self.network = network.to(config.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._start_with_common_classes()
+        self.unsettled = False
+        if config.start and not (config.folder / "progress.json").exists():
+            weights = load_weights(config.start / "fold_0" / "checkpoint_final.pth")
+            self.unsettled = start_from(self.network, weights)
         self.average = {
             name: value.detach().clone() for name, value in self.network.named_parameters()
         }
@@ -409,6 +421,18 @@ def write_model_folder(
     part.replace(folder / "fold_0" / "checkpoint_final.pth")
 
 
+def shape_of(folder: Path) -> dict[str, Any]:
+    """Return features, patch and voxel of a model folder, to go on with the same network."""
+    try:
+        plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
+        plan = plans["configurations"][CONFIGURATION]
+        features = plan["architecture"]["arch_kwargs"]["features_per_stage"]
+        voxel, patch = plan["spacing"][0], plan["patch_size"][0]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ModelError(f"{folder} is no model folder of siam-bids-train ({error}).") from error
+    return {"features": tuple(features), "patch": int(patch), "voxel": int(voxel)}
+
+
 def train(config: TrainingConfig) -> Trainer:
     """Run one leg of training and save its state.
 
@@ -430,12 +454,15 @@ def train(config: TrainingConfig) -> Trainer:
             logits = trainer.network(image)
         return marginal_loss(logits, target, groups)
 
-    forward = torch.compile(loss_of) if config.compile else loss_of
+    if trainer.unsettled:
+        rng = np.random.default_rng(config.seed)
+        settle(trainer.network, [source.patch(rng, 1.0)[0] for _ in range(config.pool)])
+    forward = torch.compile(loss_of, dynamic=False) if config.compile else loss_of
     log = _Log(config.folder / "log.csv")
     begin = last_save = time.monotonic()
     for share in _time_shares(config.minutes):
         rng = np.random.default_rng((config.seed, trainer.step))
-        difficulty = min(1.0, trainer.step / config.ramp_steps)
+        difficulty = 1.0 if config.start else min(1.0, trainer.step / config.ramp_steps)
         image, target = source.patch(rng, difficulty)
         rate = trainer.learning_rate(share)
         for group in trainer.optimizer.param_groups:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from siam_bids.anatomy import Anatomy, source_table
 from siam_bids.labels import siam_labels
 from siam_bids.nnunet import CONFIGURATION, build_network, checkpoint, compact_plans
-from siam_bids.synthesis import Anatomy, Recipe, render, source_table
+from siam_bids.synthesis import Recipe, render
 from siam_bids.volume import Grid, Volume
 
 SHAPE = (40, 48, 44)

@@ -5,18 +5,11 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
+from siam_bids.anatomy import CONTRASTS, Anatomy, prepare_anatomy, source_table, tissues
 from siam_bids.errors import LabelError
 from siam_bids.labels import siam_labels
-from siam_bids.synthesis import (
-    CONTRASTS,
-    Anatomy,
-    Recipe,
-    draw_recipe,
-    prepare_anatomy,
-    render,
-    source_table,
-    tissues,
-)
+from siam_bids.shapes import BOUNDARIES, LESIONS
+from siam_bids.synthesis import Recipe, draw_recipe, render
 from siam_bids.volume import Grid
 
 PLAIN = Recipe(seed=3)
@@ -31,13 +24,15 @@ def test_same_seed_same_image(anatomy):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_images_are_finite_and_no_label_is_created(anatomy, seed):
+def test_images_are_finite_and_no_label_but_lesions_is_created(anatomy, seed):
     recipe = draw_recipe(np.random.default_rng(seed))
     rendering = render(anatomy, recipe, pool=2)
     assert torch.isfinite(rendering.image).all()
     assert rendering.image.min() >= 0
     assert rendering.image.max() <= 1
-    assert set(rendering.codes.unique().tolist()) <= set(np.unique(anatomy.codes).tolist())
+    lesions = np.flatnonzero(anatomy.table.codes_of("Anomalies")).tolist()
+    allowed = {*np.unique(anatomy.codes).tolist(), *lesions}
+    assert set(rendering.codes.unique().tolist()) <= allowed
     assert tuple(rendering.codes.shape) == tuple(2 * n for n in rendering.image.shape)
 
 
@@ -115,16 +110,43 @@ def test_full_difficulty_draws_every_kind():
     assert {recipe.contrast for recipe in recipes} == {"random", *CONTRASTS}
     assert {recipe.strip for recipe in recipes} == {"no", "brain", "face"}
     assert max(max(recipe.spacing) for recipe in recipes) > 6
-    assert max(abs(angle) for recipe in recipes for angle in recipe.rotation) <= 20
+    assert max(abs(angle) for recipe in recipes for angle in recipe.rotation) <= 45
+    assert {recipe.lesions for recipe in recipes} == {"no", *LESIONS}
+    assert {move.name for recipe in recipes for move in recipe.boundaries} == set(BOUNDARIES)
 
 
 def test_source_tables_know_siams_labels():
     siam = source_table("siam")
-    assert siam.target == tuple((index,) for index in range(18))
+    assert siam.target == (*((index,) for index in range(18)), (17,))
     synthseg = source_table("synthseg")
     merged = {target for target in synthseg.target if len(target) > 1}
-    assert merged == {(0, 15), (3, 13)}
+    assert merged == {(0, 15)}
     assert synthseg.ignored == (136, 137, 163, 164)
+
+
+def test_a_bids_label_table_with_siams_names_is_a_source_table(tmp_path):
+    path = tmp_path / "dseg.tsv"
+    path.write_text("index\tname\n7\tWM\n0\tbackground\n5\tGM\n", encoding="utf-8")
+    table = source_table(str(path))
+    assert table.values == (0, 5, 7, 1003)
+    assert table.target == ((0,), (1,), (2,), (17,))
+    assert [tissues().names[index] for index in table.tissue] == ["air", "gm", "wm", "oedema"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("index\tname\n0\tbackground\n1\tcortex\n", "names cortex, which SIAM does not know"),
+        ("a\tb\n1\t2\n", "has the columns a, b"),
+        ("value\tname\ttissue\ttarget\n1\tx\tgm\tGM\n", "does not begin with the background"),
+        ("value\tname\ttissue\ttarget\n0\tx\tjelly\tGM\n", "unknown tissue"),
+    ],
+)
+def test_a_table_that_cannot_be_used_says_why(tmp_path, content, message):
+    path = tmp_path / "own.tsv"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(LabelError, match=message):
+        source_table(str(path))
 
 
 def test_preparing_a_map_fills_mixed_codes_and_finds_enclosed_air_and_dura():

@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 
 import nibabel as nib
@@ -6,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
+from siam_bids import cli
+from siam_bids.anatomy import source_table
 from siam_bids.errors import UsageError
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter
-from siam_bids.synthesis import source_table
+from siam_bids.labels import siam_labels
+from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights
 from siam_bids.training import TargetGroups, TrainingConfig, marginal_loss, train, z_score
 
 GROUPS = TargetGroups.of([source_table("synthseg"), source_table("siam")])
-CSF, DURA, GM = 3, 13, 1
+AIR, SKULL, CSF, GM = 0, 15, 3, 1
 
 
 def one_voxel(group: int) -> torch.Tensor:
@@ -29,13 +32,14 @@ def logits_for(index: int) -> torch.Tensor:
 
 def test_groups_are_the_labels_and_the_merged_sets():
     assert GROUPS.members[:18] == tuple((index,) for index in range(18))
-    assert GROUPS.members[18:] == ((0, 15), (3, 13))
-    assert GROUPS.members[GROUPS.of_codes(source_table("synthseg"))[-1]] == (3, 13)
+    assert GROUPS.members[18:] == ((0, 15),)
+    airway = source_table("synthseg").values.index(1001)
+    assert GROUPS.members[GROUPS.of_codes(source_table("synthseg"))[airway]] == (0, 15)
 
 
-@pytest.mark.parametrize("answer", [CSF, DURA])
+@pytest.mark.parametrize("answer", [AIR, SKULL])
 def test_where_a_map_is_silent_either_answer_is_free(answer):
-    merged = GROUPS.members.index((CSF, DURA))
+    merged = GROUPS.members.index((AIR, SKULL))
     loss, dice = marginal_loss(logits_for(answer), one_voxel(merged), GROUPS)
     assert float(loss) == pytest.approx(1, abs=1e-4)  # no class present: 1 - 0 for Dice
     assert torch.isnan(dice).all()
@@ -53,11 +57,11 @@ def test_a_right_answer_costs_nothing_and_a_wrong_one_much():
 
 
 def test_a_merged_voxel_is_no_false_positive_for_its_members():
-    merged = GROUPS.members.index((CSF, DURA))
-    logits = torch.cat([logits_for(CSF), logits_for(CSF)], 2)
-    target = torch.cat([one_voxel(CSF), one_voxel(merged)], 2)
+    merged = GROUPS.members.index((AIR, SKULL))
+    logits = torch.cat([logits_for(SKULL), logits_for(SKULL)], 2)
+    target = torch.cat([one_voxel(SKULL), one_voxel(merged)], 2)
     _, dice = marginal_loss(logits, target, GROUPS)
-    assert float(dice[CSF]) == pytest.approx(1, abs=1e-4)
+    assert float(dice[SKULL]) == pytest.approx(1, abs=1e-4)
 
 
 def test_z_score_is_that_of_the_non_zero_box():
@@ -132,6 +136,30 @@ def test_siams_maps_are_drawn_as_often_as_asked():
     assert weights.tolist() == pytest.approx([0.1] * 10)
     only = TrainingConfig(maps=maps[:2], folder=Path(), minutes=1)
     assert map_weights(only).tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_fine_tuning_on_own_segmentations_starts_from_the_model(tmp_path, label_map):
+    begun = train(config(tmp_path / "first", label_map, minutes=0.02))
+    table = tmp_path / "seg_dseg.tsv"
+    names = [label.name for label in siam_labels()]
+    table.write_text(
+        "index\tname\n" + "".join(f"{index}\t{name}\n" for index, name in enumerate(names))
+    )
+    model = tmp_path / "first" / "model"
+    argv = ["--maps", str(label_map), "--table", str(table), "--from", str(model)]
+    argv += ["--minutes", "0.0001", "--learning_rate", "1e-9"]
+    assert cli.train([str(tmp_path / "tuned"), *argv]) == 0
+    tuned = load_weights(tmp_path / "tuned" / "model" / "fold_0" / "checkpoint_final.pth")
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+    torch.testing.assert_close(tuned[name], begun.average[name].half(), rtol=0, atol=1e-3)
+    plans = [json.loads((tmp_path / run / "model" / "plans.json").read_text()) for run in
+             ("first", "tuned")]  # fmt: skip
+    assert plans[0] == plans[1]
+
+
+def test_maps_without_a_table_are_refused(tmp_path, label_map, capsys):
+    assert cli.train([str(tmp_path), "--maps", str(label_map)]) == 2
+    assert "--maps and --table belong together" in capsys.readouterr().err
 
 
 def test_no_maps_is_said(tmp_path):
