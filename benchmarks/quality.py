@@ -3,28 +3,38 @@
     python benchmarks/quality.py LABEL_MAPS HEADS [--model compact] [--out benchmarks/quality]
 
 LABEL_MAPS holds training_seg_17.nii.gz and training_seg_18.nii.gz, which no model of ours is
-trained on; HEADS the real scans listed in `REAL`. Images of the held-out maps are drawn with fixed
-seeds at full difficulty (deformation, bias field, noise, gamma). Writes OUT.tsv (every number) and
-OUT.md (the summary that the model card quotes).
+trained on, and siam_v03_ds000001_sub-01.nii.gz, which is (here in contrasts and deformations that
+training did not draw); HEADS the real scans. Images are drawn with fixed seeds at full difficulty.
+Writes OUT.tsv (every number), OUT.md (the summary that the model card quotes) and
+OUT_reliability.png.
+
+Measures: `dice`; `hd95`, the 95th percentile of the distances between two surfaces in mm; `mL`;
+`found`, whether a lesion has a tenth of its voxels in Anomalies; `reliability`, of all voxels with
+a probability between two tenths the share that is right.
 """
 
 import argparse
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import pyplot as plt
+from scipy import ndimage
+from scipy.spatial import KDTree
 
-from siam_bids.anatomy import prepare_anatomy, source_table
+from siam_bids.anatomy import Anatomy, prepare_anatomy, source_table
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
 from siam_bids.models import find_model
 from siam_bids.nifti import load_labels, load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import model_line
 from siam_bids.segmenter import Segmenter
-from siam_bids.synthesis import draw_recipe, render
+from siam_bids.shapes import LESIONS
+from siam_bids.synthesis import Recipe, Rendering, draw_recipe, render
 from siam_bids.volume import Grid, Volume
 
 FREESURFER = {
@@ -36,11 +46,16 @@ FREESURFER = {
 }  # fmt: skip
 """Values of aparc+aseg that each class stands for; FreeSurfer does not draw the others."""
 
-CONDITIONS = {
-    "random contrast, 1 mm": ("random", (1.0, 1.0, 1.0)),
-    "T1w-like, 1 mm": ("T1w", (1.0, 1.0, 1.0)),
-    "random contrast, 5 mm slices": ("random", (1.0, 1.0, 5.0)),
-}
+HELD_OUT = ("training_seg_17", "training_seg_18")
+SIAMS_OWN = "siam_v03_ds000001_sub-01"
+UNKNOWN = 255
+FOREGROUND = [label.name for label in siam_labels().foreground]
+INDEX = {label.name: label.index for label in siam_labels()}
+TEN = ("GM", "WM", "CSFv", "cerGM", "Thal", "Pal", "Put", "Caud", "Hippo", "Amyg")
+NUCLEI = ("Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo")
+
+Rows = Iterator[tuple[str, str, str, str, float]]
+"""Set, scan, class, measure, value."""
 
 
 def dice(one: np.ndarray, two: np.ndarray) -> float:
@@ -49,82 +64,254 @@ def dice(one: np.ndarray, two: np.ndarray) -> float:
     return 2 * int((one & two).sum()) / size if size else float("nan")
 
 
-def synthetic(segmenter: Segmenter, label_map: Path, condition: str, count: int) -> list[dict]:
-    labels, grid = load_labels(label_map)
-    anatomy = prepare_anatomy(labels, grid, source_table("synthseg"))
-    contrast, spacing = CONDITIONS[condition]
-    truth_of = np.array([t[0] if len(t) == 1 else 255 for t in anatomy.table.target])
-    rows = []
-    for seed in range(count):
-        recipe = draw_recipe(np.random.default_rng((seed, 2026)), contrast=contrast)
-        recipe = replace(recipe, spacing=spacing, strip="no")
-        rendering = render(anatomy, recipe)
-        truth = truth_of[rendering.codes.numpy()]
-        volume = Volume(rendering.image.numpy(), Grid(truth.shape, np.eye(4)))
-        found = np.where(truth == 255, 255, segmenter.segment(volume).segmentation.data)
-        rows += [
-            {
-                "set": condition,
-                "scan": f"{label_map.name.split('.')[0]}/{seed}",
-                "class": label.name,
-                "dice": dice(found == label.index, truth == label.index)
-                if (truth == label.index).any()
-                else float("nan"),
-            }
-            for label in siam_labels().foreground
-        ]
-    return rows
+def hd95(one: np.ndarray, two: np.ndarray, voxel: float = 1.0) -> float:
+    """95th percentile of the distances from each surface to the other, in mm."""
+    surfaces = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) for mask in (one, two)]
+    if not all(len(surface) for surface in surfaces):
+        return float("nan")
+    there = KDTree(surfaces[0]).query(surfaces[1])[0]
+    back = KDTree(surfaces[1]).query(surfaces[0])[0]
+    return float(np.percentile(np.concatenate([there, back]), 95)) * voxel
 
 
-def freesurfer(segmenter: Segmenter, heads: Path) -> list[dict]:
-    reference, _ = load_labels(heads / "visualqc_id001_aparc+aseg.mgz")
-    volume = load_volume(heads / "visualqc_id001_T1w.mgz")
-    segmentation = segmenter.segment(volume).segmentation
-    common = {"set": "visualqc_id001 against FreeSurfer", "scan": "visualqc_id001"}
-    rows = [
-        {
-            **common,
-            "class": name,
-            "dice": dice(segmentation.mask((name,)), np.isin(reference, values)),
-        }
-        for name, values in FREESURFER.items()
-    ]
-    brain = np.isin(reference, [value for values in FREESURFER.values() for value in values])
-    mask = segmentation.mask(BRAIN_TISSUES)
-    return [*rows, {**common, "class": "brain mask", "dice": dice(mask, brain)}]
+def compare(where: tuple[str, str], found: np.ndarray, truth: np.ndarray, surfaces: bool) -> Rows:
+    """Score every class that the truth holds; voxels of unknown truth are left out."""
+    found = np.where(truth == UNKNOWN, UNKNOWN, found)
+    for name in FOREGROUND:
+        one, two = found == INDEX[name], truth == INDEX[name]
+        if not two.any():
+            continue
+        yield *where, name, "dice", dice(one, two)
+        if surfaces and name in BRAIN_CLASSES:
+            yield *where, name, "hd95", hd95(one, two)
 
 
-def consistency(segmenter: Segmenter, heads: Path) -> list[dict]:
-    """Dice between the segmentations of three contrasts of one patient on one grid."""
-    found = {
-        contrast: segmenter.segment(load_volume(heads / f"stroke_{contrast}.nii.gz")).segmentation
-        for contrast in ("T1", "T2", "FLAIR")
-    }
-    return [
-        {
-            "set": "stroke patient, contrast against contrast",
-            "scan": f"{one}-{two}",
-            "class": name,
-            "dice": dice(found[one].mask((name,)), found[two].mask((name,))),
-        }
-        for one, two in (("T1", "T2"), ("T1", "FLAIR"), ("T2", "FLAIR"))
-        for name in BRAIN_CLASSES
-    ]
+class Bench:
+    """The model, the label maps and the seeds."""
+
+    def __init__(self, segmenter: Segmenter, label_maps: Path, heads: Path, count: int) -> None:
+        self.segmenter, self.heads, self.count = segmenter, heads, count
+        self._maps = label_maps
+        self._kept: dict[str, Anatomy] = {}
+        self.bins = np.zeros((2, 10))
+
+    def anatomy(self, name: str) -> Anatomy:
+        if name not in self._kept:
+            labels, grid = load_labels(self._maps / f"{name}.nii.gz")
+            source = "siam" if name == SIAMS_OWN else "synthseg"
+            self._kept[name] = prepare_anatomy(labels, grid, source_table(source))
+        return self._kept[name]
+
+    def segment(self, image: np.ndarray) -> np.ndarray:
+        volume = Volume(image.astype(np.float32), Grid(image.shape, np.eye(4)))
+        return self.segmenter.segment(volume).segmentation.data
+
+    def painted(self, name: str, recipe: Recipe) -> tuple[Rendering, np.ndarray]:
+        rendering = render(self.anatomy(name), recipe)
+        targets = self.anatomy(name).table.target
+        truth = np.array([t[0] if len(t) == 1 else UNKNOWN for t in targets], np.uint8)
+        return rendering, truth[rendering.codes.numpy()]
+
+    def held_out(self, title: str, contrast: str, thick: float, count: int) -> Rows:
+        for name in HELD_OUT:
+            for seed in range(count):
+                recipe = draw_recipe(np.random.default_rng((seed, 2026)), contrast=contrast)
+                spacing = (1.0, 1.0, thick)
+                recipe = replace(recipe, spacing=spacing, strip="no", lesions="no")
+                rendering, truth = self.painted(name, recipe)
+                found = self.segment(rendering.image.numpy())
+                yield from compare((title, f"{name}/{seed}"), found, truth, thick == 1)
+
+    def siams_own(self) -> Rows:
+        for seed in range(self.count // 2):
+            recipe = draw_recipe(np.random.default_rng((seed, 4052)))
+            recipe = replace(recipe, spacing=(1.0, 1.0, 1.0), strip="no", lesions="no")
+            rendering, truth = self.painted(SIAMS_OWN, recipe)
+            found = self.segment(rendering.image.numpy())
+            yield from compare(("SIAM's map, drawn anew", str(seed)), found, truth, False)
+
+    def contrasts(self) -> Rows:
+        """One undeformed head in many contrasts: how much do the volumes vary?"""
+        for seed in range(self.count):
+            drawn = draw_recipe(np.random.default_rng((seed, 77)))
+            recipe = Recipe(seed=7, means=drawn.means, stds=drawn.stds, blur=0.5, noise=0.01)
+            rendering, _ = self.painted(HELD_OUT[1], recipe)
+            found = self.segment(rendering.image.numpy())
+            for name in FOREGROUND:
+                volume = float((found == INDEX[name]).sum()) / 1000
+                yield "one head, many contrasts", str(seed), name, "mL", volume
+
+    def lesions(self) -> Rows:
+        for kind in LESIONS:
+            for seed in range(self.count // 4):
+                recipe = draw_recipe(np.random.default_rng((seed, 99)))
+                radii = (9.0,) * 4 if kind == "ms" else (6.0 + seed,)
+                recipe = replace(
+                    recipe, lesions=kind, lesion_radii=radii, heal_lesions=True, strip="no"
+                )
+                rendering, truth = self.painted(HELD_OUT[seed % 2], recipe)
+                found = self.segment(rendering.image.numpy()) == INDEX["Anomalies"]
+                parts, number = ndimage.label(truth == INDEX["Anomalies"])
+                for index in range(1, number + 1):
+                    if (part := parts == index).sum() >= 1000:
+                        hit = float(found[part].mean() >= 0.1)
+                        yield "lesions of 1 mL and more", f"{kind}/{seed}", kind, "found", hit
+                extra = float((found & (parts == 0)).sum()) / 1000
+                yield "false anomalies", f"{kind}/{seed}", "Anomalies", "mL", extra
+
+    def reliability(self) -> Rows:
+        edges = np.linspace(0, 1, 11)
+        for name in HELD_OUT:
+            for seed in range(3):
+                recipe = draw_recipe(np.random.default_rng((seed, 2026)))
+                rendering, truth = self.painted(name, replace(recipe, strip="no"))
+                volume = Volume(rendering.image.numpy(), Grid(truth.shape, np.eye(4)))
+                answer = self.segmenter.segment(volume, probabilities=("background", *FOREGROUND))
+                found = answer.segmentation.data
+                known = (truth != UNKNOWN) & ((truth > 0) | (found > 0))
+                sure = np.max(list(answer.probabilities.values()), 0)[known]
+                place = np.clip(np.digitize(sure, edges) - 1, 0, 9)
+                right = (found == truth)[known]
+                self.bins[0] += np.bincount(place, minlength=10)
+                self.bins[1] += np.bincount(place, right, minlength=10)
+        for place, (count, right) in enumerate(self.bins.T):
+            share = right / count if count else float("nan")
+            yield "reliability", "all", f"{edges[place]:.1f}", "reliability", share
+
+    def freesurfer(self) -> Rows:
+        where = ("visualqc_id001 against FreeSurfer", "visualqc_id001")
+        reference, _ = load_labels(self.heads / "visualqc_id001_aparc+aseg.mgz")
+        volume = load_volume(self.heads / "visualqc_id001_T1w.mgz")
+        segmentation = self.segmenter.segment(volume).segmentation
+        for name, values in FREESURFER.items():
+            score = dice(segmentation.mask((name,)), np.isin(reference, values))
+            yield *where, name, "dice", score
+        brain = np.isin(reference, [value for values in FREESURFER.values() for value in values])
+        yield *where, "brain mask", "dice", dice(segmentation.mask(BRAIN_TISSUES), brain)
+
+    def stroke(self) -> Rows:
+        """Dice between the segmentations of three contrasts of one patient on one grid."""
+        found = {}
+        for contrast in ("T1", "T2", "FLAIR"):
+            volume = load_volume(self.heads / f"stroke_{contrast}.nii.gz")
+            found[contrast] = self.segmenter.segment(volume).segmentation
+            lesion = float(found[contrast].mask(("Anomalies",)).sum())
+            lesion *= float(np.prod(volume.grid.voxel_size)) / 1000
+            yield "stroke patient's lesion", contrast, "Anomalies", "mL", lesion
+        for one, two in (("T1", "T2"), ("T1", "FLAIR"), ("T2", "FLAIR")):
+            for name in BRAIN_CLASSES:
+                score = dice(found[one].mask((name,)), found[two].mask((name,)))
+                yield "stroke patient, contrasts", f"{one}-{two}", name, "dice", score
+
+    def poses(self) -> Rows:
+        """The real colin27 turned, flipped and in thick slices, against itself."""
+        data = load_volume(self.heads / "colin27_T1w.nii.gz").data
+        plain = self.segment(data)
+        for degrees in (15, 30):
+            turned = ndimage.rotate(data, degrees, (1, 2), reshape=False, order=1)
+            back = ndimage.rotate(
+                self.segment(turned), -degrees, (1, 2), reshape=False, order=0, mode="nearest"
+            )
+            yield from compare(("colin27 against itself", f"turned {degrees}"), back, plain, False)
+        flipped = self.segment(data[::-1].copy())[::-1]
+        yield from compare(("colin27 against itself", "flipped"), flipped, plain, False)
+        for thick in (3, 5):
+            count = data.shape[2] // thick * thick
+            slices = data[..., :count].reshape(*data.shape[:2], -1, thick).mean(-1)
+            grid = Grid(slices.shape, np.diag([1.0, 1.0, float(thick), 1.0]))
+            answer = self.segmenter.segment(Volume(slices.astype(np.float32), grid))
+            found = np.repeat(answer.segmentation.data, thick, 2)
+            where = ("colin27 against itself", f"{thick} mm slices")
+            yield from compare(where, found, plain[..., :count], False)
 
 
 def summary(table: pd.DataFrame, about: str) -> str:
-    """Return Markdown: per set and class the mean Dice, and the mean over the brain classes."""
-    means = table.pivot_table("dice", "class", "set", sort=False)
+    """Return the summary as Markdown."""
+    scores = table[table["measure"] == "dice"]
+    means = scores.pivot_table("value", "class", "set", sort=False)
     brain = means.loc[[name for name in BRAIN_CLASSES if name in means.index]].mean()
     means.loc["**mean of the brain classes**"] = brain
-    scans = table[table["class"].isin(BRAIN_CLASSES)].groupby(["set", "scan"])["dice"].mean()
+    scans = scores[scores["class"].isin(BRAIN_CLASSES)].groupby(["set", "scan"])["value"].mean()
     means.loc["worst scan (mean of the brain classes)"] = scans.groupby("set").min()
-    lines = [about, "", "| Dice | " + " | ".join(means.columns) + " |"]
-    lines.append("|" + "---|" * (1 + len(means.columns)))
-    for name, row in means.iterrows():
-        cells = ["" if np.isnan(value) else f"{value:.3f}" for value in row]
+    means.columns.name = "Dice"
+
+    def of(measure: str, part: str) -> pd.DataFrame:
+        return table[(table["measure"] == measure) & table["set"].str.contains(part)]
+
+    volumes = of("mL", "many contrasts").groupby("class", sort=False)["value"]
+    spread = pd.DataFrame({
+        "surface distance, 95th percentile (mm)": of("hd95", "1 mm").pivot_table(
+            "value", "class", "set", sort=False
+        ).mean(axis=1),
+        "volume CV over contrasts (%)": 100 * volumes.std() / volumes.mean(),
+        "mean volume (mL)": volumes.mean(),
+    }).loc[FOREGROUND]  # fmt: skip
+    found = of("found", "lesions").groupby("class", sort=False)["value"].agg(["mean", "count"])
+    found.columns = pd.Index(["share found", "lesions"])
+    other = of("mL", "false|stroke patient").groupby(["set", "scan"], sort=False)["value"].mean()
+    false = other["false anomalies"].median()
+    lesion = ", ".join(f"{k} {v:.1f} mL" for k, v in other["stroke patient's lesion"].items())
+    end = f"False anomalies beside the lesions: median {false:.1f} mL. "
+    end += f"Anomalies in the stroke patient: {lesion}."
+    parts = [about, markdown(means), markdown(spread, 2), markdown(found, 2), end]
+    return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def markdown(table: pd.DataFrame, digits: int = 3) -> str:
+    """Write a table of numbers as Markdown, empty where there is none."""
+    lines = [f"| {table.columns.name or ''} | " + " | ".join(map(str, table.columns)) + " |"]
+    lines.append("|" + "---|" * (1 + len(table.columns)))
+    for name, row in table.iterrows():
+        cells = ["" if np.isnan(value) else f"{value:.{digits}f}" for value in row]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def targets(table: pd.DataFrame) -> str:
+    """Return the targets of the compact model beside what was reached."""
+
+    def score(part: str, classes: tuple[str, ...], measure: str = "dice") -> float:
+        rows = table[table["set"].str.contains(part, regex=False) & (table["measure"] == measure)]
+        return float(rows[rows["class"].isin(classes)].groupby("class")["value"].mean().mean())
+
+    def variation(classes: tuple[str, ...]) -> float:
+        rows = table[(table["set"] == "one head, many contrasts") & table["class"].isin(classes)]
+        volumes = rows.groupby("class")["value"]
+        return float((100 * volumes.std() / volumes.mean()).max())
+
+    random = "random contrast, 1 mm"
+    rows = [
+        ("held-out maps, 12 brain classes, 1 mm", "≥ 0.86", score(random, BRAIN_CLASSES)),
+        ("the same, 5 mm slices", "≥ 0.75", score("5 mm slices", BRAIN_CLASSES)),
+        *(
+            (f"held-out {name}", f"≥ {aim}", score(random, (name,)))
+            for name, aim in (("Skull", 0.88), ("Head", 0.93), ("CSF", 0.80))
+        ),
+        ("Dura, SIAM's map drawn anew", "≥ 0.65", score("SIAM's map", ("Dura",))),
+        ("vascular, the same", "≥ 0.55", score("SIAM's map", ("vascular",))),
+        ("lesions of 1 mL found", "≥ 0.80", score("lesions", LESIONS, "found")),
+        ("visualqc_id001, ten classes", "≥ 0.82", score("visualqc", TEN)),
+        ("visualqc_id001, brain mask", "≥ 0.96", score("visualqc", ("brain mask",))),
+        ("largest volume CV of GM, WM, CSFv (%)", "≤ 3", variation(("GM", "WM", "CSFv"))),
+        ("largest volume CV of the nuclei (%)", "≤ 6", variation(NUCLEI)),
+    ]
+    lines = ["| | target | reached |", "|---|---|---|"]
+    lines += [f"| {name} | {aim} | {value:.3f} |" for name, aim, value in rows]
     return "\n".join(lines) + "\n"
+
+
+def draw_reliability(bins: np.ndarray, path: Path) -> float:
+    """Plot how often the network is right against how sure it is; return the expected error."""
+    count, right = bins
+    middle = np.linspace(0.05, 0.95, 10)
+    share = np.divide(right, count, where=count > 0, out=np.full(10, np.nan))
+    figure, axis = plt.subplots(figsize=(4, 4))
+    axis.plot([0, 1], [0, 1], color="gray", linewidth=1)
+    axis.plot(middle, share, "o-", color="#0072b2")
+    axis.set(xlabel="probability of the chosen class", ylabel="share of voxels that are right")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    return float(np.nansum(count * abs(share - middle)) / count.sum())
 
 
 def main() -> None:
@@ -138,21 +325,35 @@ def main() -> None:
     options = parser.parse_args()
     record = find_model(options.model)
     segmenter = NnunetSegmenter(NnunetModel.open(record.folder), torch.device(options.device))
+    bench = Bench(segmenter, options.label_maps, options.heads, options.count)
+    few = max(1, options.count // 4)
     begin = time.monotonic()
-    rows = freesurfer(segmenter, options.heads) + consistency(segmenter, options.heads)
-    for condition in CONDITIONS:
-        count = options.count if condition == "random contrast, 1 mm" else options.count // 2
-        for number in (17, 18):
-            label_map = options.label_maps / f"training_seg_{number}.nii.gz"
-            rows += synthetic(segmenter, label_map, condition, count)
-            print(f"{condition}, map {number}: {time.monotonic() - begin:.0f} s", flush=True)
-    table = pd.DataFrame(rows)
+    rows = []
+    for part in (
+        bench.freesurfer(),
+        bench.stroke(),
+        bench.held_out("random contrast, 1 mm", "random", 1.0, options.count),
+        bench.held_out("T1w-like, 1 mm", "T1w", 1.0, few),
+        bench.held_out("random contrast, 5 mm slices", "random", 5.0, few),
+        bench.siams_own(),
+        bench.contrasts(),
+        bench.lesions(),
+        bench.poses(),
+        bench.reliability(),
+    ):
+        rows += list(part)
+        print(f"{rows[-1][0]}: {time.monotonic() - begin:.0f} s", flush=True)
+    table = pd.DataFrame(rows, columns=["set", "scan", "class", "measure", "value"])
     table.to_csv(
         options.out.with_suffix(".tsv"), sep="\t", index=False, float_format="%.4f", na_rep="n/a"
     )
+    error = draw_reliability(
+        bench.bins, options.out.with_name(options.out.name + "_reliability.png")
+    )
     about = (
-        f"{model_line(record.describe())}; {options.count} images of each held-out map at "
-        f"1 mm with random contrast, {options.count // 2} in the other synthetic sets."
+        f"{model_line(record.describe())}; {options.count} images of each held-out map at 1 mm "
+        f"with random contrast, fewer in the other sets. "
+        f"Expected calibration error {error:.3f}.\n\n{targets(table)}"
     )
     text = summary(table, about)
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
