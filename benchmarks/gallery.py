@@ -1,6 +1,6 @@
-"""Draw what each effect of the generator does to one head: docs/images/gallery.png.
+"""Draw what each effect of the generator does to one head: docs/images/gallery.jpg.
 
-python benchmarks/gallery.py LABEL_MAP [--source synthseg] [--out docs/images/gallery.png]
+python benchmarks/gallery.py LABEL_MAP [--source synthseg] [--out docs/images/gallery.jpg]
 """
 
 import argparse
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("label_map", type=Path)
     parser.add_argument("--source", default="synthseg")
-    parser.add_argument("--out", type=Path, default=Path("docs/images/gallery.png"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/gallery.jpg"))
     options = parser.parse_args()
     labels, grid = load_labels(options.label_map)
     anatomy = prepare_anatomy(labels, grid, source_table(options.source))
