@@ -63,7 +63,8 @@ def subjects(root: Path) -> list[str]:
         No such folder, or no dataset_description.json or subjects in it.
     """
     if not root.is_dir():
-        raise DatasetError(f"The input folder {root} does not exist.")
+        kind = "is not a folder" if root.exists() else "does not exist"
+        raise DatasetError(f"The input folder {root} {kind}.")
     found = sorted(path.name[4:] for path in root.glob("sub-*") if path.is_dir())
     if not found:
         raise DatasetError(
@@ -90,6 +91,7 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
         Not a dataset, an unknown participant, or an unreadable filter.
     """
     present = subjects(root)
+    _check_description(root / "dataset_description.json")
     missing = sorted(set(query.participants) - set(present))
     if missing:
         raise DatasetError(
@@ -112,6 +114,22 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
                 suffix=suffix,
             )
     return _without_twins([found[path] for path in sorted(found)])
+
+
+def _check_description(path: Path) -> None:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        kind = about.get("DatasetType", "raw")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DatasetError(
+            f"{path} cannot be read as a JSON object: {error}.",
+            'Repair it, for example {"Name": "My study", "BIDSVersion": "1.10.0"}.',
+        ) from error
+    if kind != "raw":
+        raise DatasetError(
+            f"{path.parent} is a dataset of type {kind}, not raw.",
+            "Give the raw dataset as first argument.",
+        )
 
 
 def _layout(root: Path, query: Query) -> BIDSLayout:

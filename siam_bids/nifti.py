@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+import psutil
 
 from siam_bids.errors import ImageError
 from siam_bids.volume import Grid, Volume
+
+SMALLEST_VOXEL, LARGEST_VOXEL = 0.05, 25.0
+"""Edges in mm beyond which a header is wrong, or the image no head."""
+
+BYTES_PER_VOXEL = 16
+"""Least memory for a voxel of the scan: float32 intensities, a reordered copy, and labels."""
 
 _READ_ERRORS = (
     nib.filebasedimages.ImageFileError,
@@ -26,6 +34,10 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     if not path.exists():
         kind = "is a broken link (content not fetched?)" if path.is_symlink() else "does not exist"
         raise ImageError(f"{path.name} {kind}.", "Fetch it or leave it out.")
+    if path.is_dir():
+        raise ImageError(f"{path.name} is a folder, not an image.", "Leave it out.")
+    if path.stat().st_size == 0:
+        raise ImageError(f"{path.name} is empty.", "Fetch or convert it again.")
     try:
         image = nib.load(path)
     except _READ_ERRORS as error:
@@ -50,8 +62,22 @@ def _grid(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
     if min(shape) < 8:
         raise ImageError(f"{path.name} is {shape} voxels, too thin to segment a head in.")
     affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * edges.prod():
         raise ImageError(f"{path.name} has no usable affine (sform/qform).", "Repair its header.")
+    if edges.min() < SMALLEST_VOXEL or edges.max() > LARGEST_VOXEL:
+        raise ImageError(
+            f"{path.name} has voxels of {' x '.join(f'{edge:g}' for edge in edges)} mm, "
+            "which is no head scan.",
+            "Repair the voxel size in its header (in mm).",
+        )
+    need, free = BYTES_PER_VOXEL * math.prod(shape), psutil.virtual_memory().available
+    if need > free:
+        raise ImageError(
+            f"{path.name} has {' x '.join(map(str, shape))} voxels, which need about "
+            f"{need / 1e9:.0f} GB of memory; {free / 1e9:.0f} GB are free.",
+            "Give the job more memory or leave the scan out.",
+        )
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
@@ -63,7 +89,8 @@ def load_volume(path: Path) -> Volume:
     Raises
     ------
     ImageError
-        Unreadable file, not 3-D, degenerate affine, complex or RGB data, or a constant image.
+        Unreadable file, not 3-D, an affine, voxel or matrix size that no head scan has, more
+        voxels than memory holds, complex or RGB data, or a constant image.
     """
     image = _open(path)
     grid = _grid(image, path)

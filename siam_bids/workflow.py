@@ -247,6 +247,9 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "Out of memory. Give the job more memory or fewer scans at once."
+    if isinstance(error, OSError) and error.strerror:
+        place = f" ({Path(error.filename).name})" if error.filename else ""
+        return f"{error.strerror}{place}. Check the disk, permissions and names."
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first} (see the traceback with -v -v)"
 

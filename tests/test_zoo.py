@@ -1,0 +1,85 @@
+"""Difficult input ends as the zoo says, alone, and with one line."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import write_scan
+from zoo import RUNS, SCANS, as_markdown, describe, write_scans
+
+from siam_bids import cli
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory, head, tiny_model):
+    """One run over all odd scans: exit code, the error of each scan, and where it all lies."""
+    folder = tmp_path_factory.mktemp("zoo")
+    names = write_scans(folder / "bids", head)
+    argv = [str(folder / "bids"), str(folder / "out"), "participant", "--model", str(tiny_model)]
+    code = cli.main(argv)
+    records = {
+        path.name: json.loads(path.read_text(encoding="utf-8"))
+        for path in (folder / "out" / "logs").rglob("*.json")
+    }
+    errors = {
+        kind: next((r.get("error", "") for n, r in records.items() if n.startswith(name)), None)
+        for kind, name in names.items()
+    }
+    return code, errors, names, folder
+
+
+def test_the_zoo_is_large():
+    assert len({odd.kind for odd in (*SCANS, *RUNS)}) == len(SCANS) + len(RUNS) >= 60
+
+
+def test_the_page_about_the_zoo_is_up_to_date():
+    page = Path(__file__).parents[1] / "docs" / "difficult_input.md"
+    assert page.read_text(encoding="utf-8") == as_markdown()
+
+
+def test_a_run_over_everything_ends_with_some_scans_failed(outcome):
+    assert outcome[0] == cli.EXIT_SOME_SCANS_FAILED
+
+
+@pytest.mark.parametrize("odd", SCANS, ids=lambda odd: odd.kind)
+def test_a_scan_of_the_zoo(odd, outcome):
+    _, errors, names, folder = outcome
+    error, name = errors[odd.kind], names[odd.kind]
+    segmentations = list(
+        (folder / "out").glob(f"sub-*/anat/{name.rpartition('_')[0]}_*dseg.nii.gz")
+    )
+    if odd.message:
+        assert error is not None
+        assert re.search(odd.message, error), error
+        assert "\n" not in error
+        assert "Traceback" not in error
+        assert not segmentations
+    else:
+        assert not error
+        assert len(segmentations) == 1
+
+
+@pytest.mark.parametrize("odd", RUNS, ids=lambda odd: odd.kind)
+def test_a_run_of_the_zoo(odd, tmp_path, head, tiny_model, capsys):
+    write_scan(tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz", head)
+    describe(tmp_path / "bids")
+    shutil.copytree(tiny_model, tmp_path / "model")
+    words = odd.make(tmp_path)
+    if not words or words[0].startswith("--"):
+        words = [str(tmp_path / "bids"), str(tmp_path / "out"), "participant", *words]
+    elif len(words) == 2:
+        words.append("participant")
+    if "--model" not in words:
+        words += ["--model", str(tmp_path / "model")]
+    try:
+        code = cli.main(words)
+    except SystemExit as end:  # argparse
+        code = end.code
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == odd.exit_code, lines
+    if odd.message:
+        assert re.search(odd.message, lines[-1]), lines
+    if code not in (0, 1, 2):
+        assert len([line for line in lines if line.startswith("siam-bids: error")]) == 1
