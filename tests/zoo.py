@@ -246,7 +246,7 @@ def text(path: str, content: str | bytes) -> Callable[[Path], list[str]]:
 
 def renamed(new: str) -> Callable[[Path], list[str]]:
     anat = Path("bids/sub-01/anat")
-    return changed(lambda root: os.rename(root / anat / "sub-01_T1w.nii.gz", root / anat / new))
+    return changed(lambda root: (root / anat / "sub-01_T1w.nii.gz").rename(root / anat / new))
 
 
 def model(change: Callable[[Path], object]) -> Callable[[Path], list[str]]:
