@@ -24,12 +24,16 @@ from torch import nn
 
 from siam_bids.errors import ModelError
 from siam_bids.labels import LabelTable
+from siam_bids.network import LeanUNet, has_fast_bfloat16, is_unet
 from siam_bids.segmenter import Certainty, Prediction, Progress, labels_from_logits, predict_tiled
 from siam_bids.volume import Reorientation, Segmentation, Volume
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
     from nnunetv2.preprocessing.normalization import default_normalization_schemes
-    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+    from nnunetv2.preprocessing.resampling.default_resampling import (
+        compute_new_shape,
+        determine_do_sep_z_and_axis,
+    )
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -130,11 +134,19 @@ class NnunetSegmenter:
         What to run.
     device
         `cpu`, `cuda` or `mps`.
+    precision
+        Of the convolutions on a CPU: float32, or bfloat16 for half the time and memory. None
+        takes bfloat16 where the CPU computes in it (on CUDA, float16 as stock nnU-Net does).
     """
 
-    def __init__(self, model: NnunetModel, device: torch.device) -> None:
+    def __init__(
+        self, model: NnunetModel, device: torch.device, *, precision: torch.dtype | None = None
+    ) -> None:
         self.model = model
         self.device = device
+        if precision is None and device.type == "cpu" and has_fast_bfloat16():
+            precision = torch.bfloat16
+        self.precision = precision or torch.float32
         plans = PlansManager(model.plans)
         self._axes = tuple(plans.transpose_forward)
         self._plan = plans.get_configuration(_configuration(model))
@@ -142,6 +154,9 @@ class NnunetSegmenter:
         self._network = build_network(
             self._plan.configuration["architecture"], channels=1, classes=len(model.labels)
         ).to(device)
+        self._runner = self._network
+        if device.type == "cpu" and is_unet(self._network):
+            self._runner = LeanUNet(self._network, self.precision)
         self._loaded: Path | None = None
 
     def segment(
@@ -170,8 +185,13 @@ class NnunetSegmenter:
         )[(slice(None), *inner[1:])]
         wanted = {labels.by_name[name].index: name for name in probabilities}
         certainty = Certainty(len(labels))
+        logits, nearest_axis = self._resampled(logits, cropped.shape, spacing)
         found, chances = labels_from_logits(
-            logits, cropped.shape, probabilities=tuple(wanted), certainty=certainty
+            logits,
+            cropped.shape,
+            nearest_axis=nearest_axis,
+            probabilities=tuple(wanted),
+            certainty=certainty,
         )
         back = tuple(int(axis) for axis in np.argsort(order))
 
@@ -205,6 +225,26 @@ class NnunetSegmenter:
         resampled = self._plan.resampling_fn_data(image, shape, spacing, self._plan.spacing)
         return np.ascontiguousarray(resampled, dtype=np.float32)
 
+    def _resampled(
+        self, logits: torch.Tensor, shape: Sequence[int], spacing: Sequence[float]
+    ) -> tuple[torch.Tensor, int | None]:
+        """Resample logits as the plans say, or tell the axis of thick slices if that is linear.
+
+        Linear interpolation, nnU-Net's default, is left to `labels_from_logits`.
+        """
+        configuration = self._plan.configuration
+        options = configuration["resampling_fn_probabilities_kwargs"]
+        if (
+            configuration["resampling_fn_probabilities"] == "resample_data_or_seg_to_shape"
+            and (options["order"], options["order_z"]) == (1, 0)
+        ):  # fmt: skip
+            _, axis = determine_do_sep_z_and_axis(
+                options["force_separate_z"], self._plan.spacing, spacing
+            )
+            return logits, axis
+        resample = self._plan.resampling_fn_probabilities
+        return torch.as_tensor(resample(logits, shape, self._plan.spacing, spacing)), None
+
     def _folds(self) -> Iterator[nn.Module]:
         for path in self.model.folds:
             if self._loaded != path:
@@ -213,7 +253,7 @@ class NnunetSegmenter:
                 except RuntimeError as error:
                     raise ModelError(f"{path} does not fit the network in plans.json.") from error
                 self._loaded = path
-            yield self._network
+            yield self._runner
 
 
 def _configuration(model: NnunetModel) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
-from torch.nn import functional
 
 from siam_bids.volume import Segmentation, Volume
 
@@ -69,7 +68,7 @@ def tile_weight(tile: Sequence[int]) -> torch.Tensor:
     peak = np.zeros(tuple(tile))
     peak[tuple(edge // 2 for edge in tile)] = 1
     weight = gaussian_filter(peak, [edge / 8 for edge in tile], mode="constant")
-    weight = torch.from_numpy((weight * (10 / weight.max())).astype(np.float16)).float()
+    weight = torch.from_numpy((weight / (weight.max() / 10)).astype(np.float16)).float()
     return weight.clamp_min(float(weight[weight > 0].min()))
 
 
@@ -87,44 +86,75 @@ def predict_tiled(
     """Average the logits of overlapping tiles over all folds.
 
     Folds are used one after the other and summed into one accumulator, so that memory holds one
-    network and one set of logits however many folds there are.
+    network and at most two sets of logits however many folds there are. Sums are float16, in
+    nnU-Net's order (nnUNetPredictor), so that labels equal nnU-Net's where two classes nearly tie.
 
     Parameters
     ----------
     folds
         Networks, each already on the device of choice.
     image
-        (1, I, J, K) float32 on the CPU, at least one tile along every axis.
+        (channels, I, J, K) float32 on the CPU, at least one tile along every axis.
     tile
         Tile edges in voxels.
     autocast
-        Reduced precision to run the network in, or None for float32.
+        Reduced precision to run the network in, or None for the network's own.
 
     Returns
     -------
-    (classes, I, J, K) float32 logits on the CPU.
+    (classes, I, J, K) float16 logits on the CPU.
     """
     shape = tuple(image.shape[1:])
     starts = [tile_starts(length, edge) for length, edge in zip(shape, tile, strict=True)]
     corners = list(itertools.product(*starts))
     weight = tile_weight(tile)
-    logits = torch.zeros((classes, *shape))
-    total = torch.zeros(shape)
-    done = 0
-    for network in folds:
+    mean: torch.Tensor | None = None
+    for fold, network in enumerate(folds):
         network.eval()
         device = next(network.parameters()).device
-        for corner in corners:
+        logits = torch.zeros((classes, *shape), dtype=torch.float16)
+        total = torch.zeros(shape, dtype=torch.float16)
+        for done, corner in enumerate(corners, start=1):
             window = tuple(slice(at, at + edge) for at, edge in zip(corner, tile, strict=True))
             patch = image[(slice(None), *window)][None].to(device)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 answer = network(patch)[0]
-            logits[(slice(None), *window)] += answer.float().cpu() * weight
+            logits[(slice(None), *window)] += answer.cpu().mul_(weight)
             total[window] += weight
-            done += 1
+            del answer
             if progress:
-                progress(done / (len(corners) * fold_count))
-    return logits.div_(total)
+                progress((fold + done / len(corners)) / fold_count)
+        logits /= total
+        mean = logits if mean is None else mean.add_(logits)
+    if mean is None:
+        raise ValueError("no fold to predict with")
+    return mean.div_(fold_count) if fold_count > 1 else mean
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Where the voxels of a resized axis lie between two source voxels: `below`, `above`, share."""
+
+    below: torch.Tensor
+    above: torch.Tensor
+    share: torch.Tensor
+
+    @classmethod
+    def between(cls, source: int, target: int, *, nearest: bool) -> _Steps:
+        """Align by extent (half-pixel rule, edges clamped), as `skimage.transform.resize` does."""
+        place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+        place = place.clamp(0, source - 1)
+        if nearest:
+            place = (place + 0.5).floor().clamp(0, source - 1)
+        below = place.floor().long()
+        return cls(below, (below + 1).clamp(max=source - 1), (place - below).float())
+
+    def along(self, data: torch.Tensor, axis: int) -> torch.Tensor:
+        """Resize float32 `data` along one axis."""
+        if len(self.below) == data.shape[axis]:
+            return data
+        share = self.share.view(-1, *[1] * (data.ndim - 1 - axis))
+        return data.index_select(axis, self.below).lerp(data.index_select(axis, self.above), share)
 
 
 class Certainty:
@@ -178,20 +208,23 @@ def labels_from_logits(
     logits: torch.Tensor,
     shape: Sequence[int],
     *,
+    nearest_axis: int | None = None,
     probabilities: Sequence[int] = (),
     certainty: Certainty | None = None,
 ) -> tuple[npt.NDArray[np.uint8], dict[int, npt.NDArray[np.float32]]]:
     """Interpolate logits linearly to a grid of the same extent, and take the likeliest class.
 
-    Works slab by slab, so the logits never exist at full size. Voxel centres are aligned by
-    extent (half-pixel rule, edges clamped), as `skimage.transform.resize` does for nnU-Net.
+    Works plane by plane, so the logits never exist at full size. Interpolated logits are rounded
+    to float16 and the first of equal ones wins, as in nnU-Net.
 
     Parameters
     ----------
     logits
-        (classes, I, J, K) float32.
+        (classes, I, J, K).
     shape
         (I', J', K') of the wanted grid.
+    nearest_axis
+        Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
     probabilities
         Class indices whose softmax is wanted too.
     certainty
@@ -206,22 +239,20 @@ def labels_from_logits(
     """
     labels = np.empty(tuple(shape), np.uint8)
     asked = {index: np.empty(tuple(shape), np.float32) for index in probabilities}
-    rows = logits.shape[1]
-    place = (np.arange(shape[0]) + 0.5) * rows / shape[0] - 0.5
-    place = place.clip(0, rows - 1)
-    below = np.floor(place).astype(int)
-    above = np.minimum(below + 1, rows - 1)
-    for row in range(shape[0]):
-        slab = torch.lerp(
-            logits[:, below[row]], logits[:, above[row]], float(place[row] - below[row])
-        )
-        slab = functional.interpolate(slab[None], tuple(shape[1:]), mode="bilinear")[0]
-        chosen = slab.argmax(0).to(torch.uint8)
-        labels[row] = chosen.numpy()
+    planes, rows, columns = (
+        _Steps.between(source, target, nearest=axis == nearest_axis)
+        for axis, (source, target) in enumerate(zip(logits.shape[1:], shape, strict=True))
+    )
+    for place in range(shape[0]):
+        below, above = (logits[:, int(at[place])].float() for at in (planes.below, planes.above))
+        plane = torch.lerp(below, above, float(planes.share[place]))
+        plane = columns.along(rows.along(plane, 1), 2).half()
+        chosen = plane.argmax(0).to(torch.uint8)
+        labels[place] = chosen.numpy()
         if certainty:
-            certainty.add(slab, chosen)
+            certainty.add(plane, chosen)
         if asked:
-            likelihood = slab.softmax(0)
+            likelihood = plane.float().softmax(0)
             for index, target in asked.items():
-                target[row] = likelihood[index].numpy()
+                target[place] = likelihood[index].numpy()
     return labels, asked

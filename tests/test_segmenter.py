@@ -49,8 +49,11 @@ def test_tiling_a_pointwise_network_changes_nothing_and_folds_are_averaged():
         fold_count=2,
         progress=seen.append,
     )
-    torch.testing.assert_close(logits[0], 2 * image[0], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(logits[1], -image[0], atol=1e-4, rtol=1e-4)
+    assert logits.dtype == torch.float16
+    inner = (slice(3, -3),) * 3  # in the corners float16 tile weights hardly differ from 0
+    found, expected = logits[(slice(None), *inner)].float(), image[(0, *inner)]
+    torch.testing.assert_close(found[0], 2 * expected, atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(found[1], -expected, atol=1e-2, rtol=1e-2)
     assert seen[-1] == 1.0
     assert seen == sorted(seen)
 
@@ -60,18 +63,19 @@ def test_labels_are_those_of_linearly_resized_logits(shape):
     logits = np.random.default_rng(1).normal(size=(4, 10, 11, 12)).astype(np.float32)
     labels, chances = labels_from_logits(torch.from_numpy(logits), shape, probabilities=(2,))
     sized = [resize(one, shape, order=1, mode="edge", anti_aliasing=False) for one in logits]
+    sized = np.float16(sized).astype(np.float64)
     expected = np.argmax(sized, axis=0)
     assert labels.dtype == np.uint8
-    assert (labels == expected).mean() > 0.9999
+    assert (labels == expected).mean() > 0.999
     softmax = np.exp(sized[2]) / np.exp(sized).sum(0)
-    np.testing.assert_allclose(chances[2], softmax, atol=1e-4)
+    np.testing.assert_allclose(chances[2], softmax, atol=1e-3)
 
 
 def test_certainty_is_the_mean_softmax_of_the_chosen_class_and_the_normalised_entropy():
-    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 6, 7, 8))).float()
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 6, 7, 8))).half()
     certainty = Certainty(4)
     labels, _ = labels_from_logits(logits, (6, 7, 8), certainty=certainty)
-    softmax = logits.softmax(0).double().numpy()
+    softmax = logits.double().softmax(0).numpy()
     for index, confidence in certainty.confidence().items():
         assert confidence == pytest.approx(softmax[index][labels == index].mean(), abs=1e-6)
     assert set(certainty.confidence()) == {1, 2, 3}
