@@ -74,7 +74,9 @@ def _run(argv: list[str]) -> int:
             print(scan.relative)
         return 0
     if config.level == "group":
-        wide = workflow.run_group(config)
+        from siam_bids.group import run_group
+
+        wide = run_group(config)
         print(f"{len(wide)} scans: {config.output_dir / 'group.html'}")
         return 0
     if config.reports_only:
@@ -170,6 +172,27 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--overwrite", action="store_true", help="segment anew what is done already")
     how.add_argument("--stop-on-first-crash", action="store_true", help="stop at a failing scan")
 
+    group = top.add_argument_group("group level")
+    group.add_argument(
+        "--formula",
+        default="",
+        metavar="FORMULA",
+        help='model every tissue, for example "GM ~ age + C(sex) + ICV"',
+    )
+    group.add_argument(
+        "--adjust-for",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="regress these out before looking for outliers, for example age sex TIV",
+    )
+    group.add_argument(
+        "--ratings",
+        type=Path,
+        metavar="FILE",
+        help="ratings exported from the group page (default: OUTPUT_DIR/group_ratings.tsv)",
+    )
+
     what = top.add_argument_group("instead of segmenting")
     what.add_argument("--dry-run", action="store_true", help="list the scans of the query")
     what.add_argument("--reports-only", action="store_true", help="write the pages anew")
@@ -215,6 +238,9 @@ def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         dry_run=arguments.dry_run,
         reports_only=arguments.reports_only,
         stop_on_first_crash=arguments.stop_on_first_crash,
+        formula=arguments.formula,
+        adjust=tuple(arguments.adjust_for),
+        ratings=arguments.ratings,
         progress=sys.stderr.isatty(),
         command=command,
     )

@@ -49,6 +49,14 @@ class RunConfig:
         CPU threads to use; 0 leaves the choice to torch.
     probabilities
         Names of tissues whose probability maps are written.
+    formula
+        Model of every tissue at the group level, for example `GM ~ age + C(sex) + ICV`, or empty.
+    adjust
+        Columns regressed out before outliers are looked for.
+    ratings
+        Table of ratings exported from the group page, or None for the one in the output folder.
+    viewer
+        Embed a three-dimensional viewer in the subjects' pages.
     command
         The command line, for the record.
     """
@@ -66,4 +74,8 @@ class RunConfig:
     reports_only: bool = False
     stop_on_first_crash: bool = False
     progress: bool = False
+    formula: str = ""
+    adjust: tuple[str, ...] = ()
+    ratings: Path | None = None
+    viewer: bool = False
     command: str = ""

@@ -6,10 +6,12 @@ import json
 import logging
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query as Match
 
 from siam_bids.config import Query
@@ -211,3 +213,57 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
             'For example {"t1w": {"acquisition": "mprage"}}.',
         )
     return content
+
+
+def read_participants(root: Path) -> pd.DataFrame:
+    """Read participants.tsv, one row each; without a usable one, an empty table with its key."""
+    return _read_table(root / "participants.tsv", ["participant_id"])
+
+
+def read_sessions(root: Path, labels: Sequence[str]) -> pd.DataFrame:
+    """Read the sessions.tsv of these subjects as one table by participant_id and session_id."""
+    tables = []
+    for label in labels:
+        path = root / f"sub-{label}" / f"sub-{label}_sessions.tsv"
+        if path.exists():
+            table = _read_table(path, ["session_id"])
+            tables.append(table.assign(participant_id=f"sub-{label}"))
+    keys = pd.DataFrame(
+        {"participant_id": pd.Series(dtype=str), "session_id": pd.Series(dtype=str)}
+    )
+    return pd.concat(tables, ignore_index=True) if tables else keys
+
+
+def acquisition_times(root: Path, scans: Sequence[str]) -> dict[str, str]:
+    """Return `acq_time` by scan (path from the root), as far as scans.tsv files tell it."""
+    times: dict[str, str] = {}
+    folders = {Path(scan).parent.parent for scan in scans}
+    for folder in sorted(folders):
+        path = root / folder / f"{'_'.join(folder.parts)}_scans.tsv"
+        if path.exists():
+            table = _read_table(path, ["filename"])
+            if "acq_time" in table:
+                known = table.dropna(subset=["acq_time"])
+                names = (folder / name for name in known["filename"])
+                times |= {
+                    name.as_posix(): str(time)
+                    for name, time in zip(names, known["acq_time"], strict=True)
+                }
+    return {scan: times[scan] for scan in scans if scan in times}
+
+
+def _read_table(path: Path, keys: list[str]) -> pd.DataFrame:
+    """Read a TSV whose rows `keys` name; without them or unreadable, empty with a warning."""
+    empty = pd.DataFrame({key: pd.Series(dtype=str) for key in keys})
+    if not path.exists():
+        return empty
+    try:
+        types = dict.fromkeys([*keys, "acq_time"], str)
+        table = pd.read_csv(path, sep="\t", na_values="n/a", dtype=types)
+    except (OSError, ValueError) as error:
+        logger.warning("%s cannot be read as a table and is left out: %s", path, error)
+        return empty
+    if not set(keys) <= {*table}:
+        logger.warning("%s has no %s column and is left out.", path, ", ".join(keys))
+        return empty
+    return table.drop_duplicates(keys)

@@ -17,13 +17,25 @@ from siam_bids import __version__
 from siam_bids.files import atomic, write_json, write_text
 from siam_bids.labels import Label, LabelTable, read_rows
 from siam_bids.measure import DICTIONARY
+from siam_bids.quality import dictionary as quality_dictionary, judge
 from siam_bids.volume import Grid, Segmentation
 
 BIDS_VERSION = "1.11.1"
 PIPELINE = "siam-bids"
 CODE_URL = "https://pypi.org/project/siam-bids"
 
-_IGNORED = ("*.html", "figures", "*_volumes.tsv", "*_volumes.json", "group_*")
+_IGNORED = (
+    "*.html", "figures", "*_volumes.tsv", "*_volumes.json", "*_qc.tsv", "*_qc.json", "group_*",
+)  # fmt: skip
+
+FIGURES = {
+    "mosaic": "png",
+    "slices": "webp",
+    "tissues": "png",
+    "thumbnail": "webp",
+    "outline": "webp",
+}
+"""Kinds of pictures of a scan and their file formats, see `siam_bids.figures`."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +89,15 @@ class ScanNames:
         """Volume table."""
         return self._image("", "volumes.tsv")
 
+    @property
+    def quality(self) -> Path:
+        """Quality metrics, one row."""
+        return self._image("", "qc.tsv")
+
     def figure(self, kind: str) -> Path:
-        """PNG for the reports: `mosaic` or `thumbnail`."""
+        """Picture for the reports, one of `FIGURES`."""
         folder = self.root / f"sub-{self.subject}" / "figures"
-        return folder / f"{self.stem}_desc-{self.suffix}_{kind}.png"
+        return folder / f"{self.stem}_desc-{self.suffix}_{kind}.{FIGURES[kind]}"
 
     @property
     def record(self) -> Path:
@@ -122,7 +139,8 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
     write_text(
         root / "README",
         f"Segmentations of whole-head MRI made by {PIPELINE} {__version__}.\n"
-        "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Pages: sub-*.html and group.html.\n",
+        "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Quality: *_qc.tsv.\n"
+        "Pages: sub-*.html and group.html.\n",
     )
     write_label_table(root, labels)
 
@@ -192,15 +210,106 @@ def _as_tsv(table: pd.DataFrame) -> str:
     return text
 
 
-def read_volumes(path: Path) -> pd.DataFrame:
-    """Read a table that `save_volumes` wrote."""
-    return pd.read_csv(path, sep="\t", na_values="n/a", dtype={"index": "Int64"})
+def save_quality(path: Path, values: Mapping[str, float]) -> None:
+    """Write one scan's metrics as a TSV of one row, its flag and reasons last, and a dictionary."""
+    flag, reasons = judge(values)
+    table = pd.DataFrame([{**values, "flag": flag, "reasons": "; ".join(reasons) or None}])
+    write_text(path, _as_tsv(table))
+    write_json(sidecar(path), quality_dictionary(tuple(map(str, table))))
 
 
-def save_group_tables(root: Path, tidy: pd.DataFrame, wide: pd.DataFrame) -> None:
-    """Write the volumes of all scans, one row per tissue (tidy) and one per scan (wide)."""
-    for kind, table in (("tidy", tidy), ("wide", wide)):
-        write_text(root / f"group_desc-{kind}_volumes.tsv", _as_tsv(table))
+@dataclass(frozen=True, kw_only=True)
+class ScanResult:
+    """What lies on disk of one finished scan.
+
+    Attributes
+    ----------
+    about
+        Sidecar of the segmentation.
+    volumes
+        Rows of the volume table: index (None for sums), name, voxels, volume_mL.
+    quality
+        Metrics by name, those that could be measured; empty for results of versions without them.
+    """
+
+    names: ScanNames
+    about: dict[str, Any]
+    volumes: tuple[dict[str, Any], ...]
+    quality: dict[str, float]
+
+    @property
+    def millilitres(self) -> dict[str, float]:
+        """Volumes by tissue in mL."""
+        return {row["name"]: row["volume_mL"] for row in self.volumes}
+
+    @property
+    def source(self) -> str:
+        """Path of the scan in its dataset."""
+        return str(self.about["Sources"][0]).removeprefix("bids:raw:")
+
+
+def read_result(names: ScanNames) -> ScanResult:
+    """Read the tables and the sidecar of one scan, each once."""
+    volumes = tuple(
+        {
+            "index": None if row["index"] == "n/a" else int(row["index"]),
+            "name": row["name"],
+            "voxels": int(row["voxels"]),
+            "volume_mL": float(row["volume_mL"]),
+        }
+        for row in read_rows(names.volumes)
+    )
+    rows = read_rows(names.quality) if names.quality.exists() else [{}]
+    quality = {
+        name: float(value)
+        for name, value in rows[0].items()
+        if value != "n/a" and name not in ("flag", "reasons")
+    }
+    about = read_json(sidecar(names.segmentation))
+    return ScanResult(names=names, about=about, volumes=volumes, quality=quality)
+
+
+def save_table(
+    root: Path,
+    name: str,
+    table: pd.DataFrame,
+    described: Mapping[str, Any],
+    *,
+    parquet: bool = True,
+) -> None:
+    """Write a table of all scans as `NAME.tsv` with its dictionary `NAME.json`, and as Parquet."""
+    path = root / f"{name}.tsv"
+    write_text(path, _as_tsv(table))
+    write_json(sidecar(path), described)
+    if parquet:
+        with atomic(path.with_suffix(".parquet")) as scratch:
+            table.to_parquet(scratch, index=False)
+
+
+def save_phenotype(root: Path, kinds: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -> None:
+    """Write the wide volumes where BIDS keeps measurements, one file per kind of scan.
+
+    Parameters
+    ----------
+    kinds
+        What follows the participant in the names of the scans, `ses-a_T1w`, to their table (one
+        row per participant) and its dictionary.
+    """
+    folder = root / "phenotype"
+    for path in folder.glob("siam_*"):
+        if path.stem.removeprefix("siam_") not in kinds:
+            path.unlink()
+    for kind, (table, described) in kinds.items():
+        path = folder / f"siam_{kind}.tsv"
+        write_text(path, _as_tsv(table))
+        tool = {"Description": f"Volumes of head tissues on {kind} images by {PIPELINE}."}
+        write_json(sidecar(path), {"MeasurementToolMetadata": tool, **described})
+
+
+def remove_table(root: Path, name: str) -> None:
+    """Remove what `save_table` wrote earlier and what no longer holds."""
+    for ending in ("tsv", "json", "parquet"):
+        (root / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,47 +1,38 @@
-"""Pictures of segmentations, and the HTML pages that show them and the volumes measured.
+"""HTML pages: what is said on them, as values, and Jinja that turns the values into one file each.
 
-Every page is one file: the stylesheet is inside it, pictures are named by relative paths, and
-nothing is fetched from a network.
+A page holds its stylesheet, scripts and data; nothing is fetched from a network.
 """
 
 from __future__ import annotations
 
-import io
-import math
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from siam_bids.labels import BRAIN_TISSUES, INTRACRANIAL_TISSUES, Label, LabelTable
+from siam_bids.labels import INTRACRANIAL_TISSUES
 from siam_bids.resources import resource
-from siam_bids.volume import Reorientation, Segmentation, Volume
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from matplotlib.figure import Figure
+    from markupsafe import Markup
 
 Pairs = tuple[tuple[str, str], ...]
 """Ordered names and values, printed as they are."""
 
-MOSAIC_WIDTH = 1600
-SLICES_PER_PLANE = 7
-THUMBNAIL_EDGE = 160
-MARGIN_MM = 25.0
-"""How much is shown around the brain: skull and scalp, but little of face and neck."""
-OVERLAY_ALPHA = 0.45
-_DPI = 100
-_LEGEND_COLUMNS = 9
-_LEGEND_ROW = 30
-_INK = "#c8ccd2"
-_TOTAL = "TIV"
-_FEWEST_FOR_QUARTILES = 5
-_CONTRAST_COLORS = 6
-"""Number of `.contrast-N` classes in templates/style.css."""
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Distribution of a tissue over the scans of one contrast, in mL."""
+
+    scans: int
+    least: float
+    quarter: float
+    median: float
+    three_quarters: float
+    most: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +45,44 @@ class TissueVolume:
     color: str
     voxels: int
     volume_ml: float
+    spread: Spread | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One quality metric of one scan, in words: value with unit, and its flag."""
+
+    name: str
+    value: str
+    flag: str
+    description: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScanReport:
     """One scan on its subject's page.
 
-    `name` is its BIDS name without extension, `source` its path within the dataset. `figure` and
-    `thumbnail` are relative to the page's folder. A scan with an `error` has no pictures and no
-    volumes; text that does not apply is empty.
+    `name` is its BIDS name without extension, `source` its path within the dataset. `figure` is
+    relative to the page's folder; `slices` and `tissues` are data URLs of the same cuts in grey and
+    in label indices. A scan with an `error` has no pictures and no volumes; text that does not
+    apply is empty.
     """
 
     name: str
     suffix: str
     session: str
     source: str
-    figure: str
-    thumbnail: str
-    volumes: tuple[TissueVolume, ...]
-    intracranial_ml: float | None
-    facts: Pairs
+    figure: str = ""
+    slices: str = ""
+    tissues: str = ""
+    volumes: tuple[TissueVolume, ...] = ()
+    intracranial_ml: float | None = None
+    flag: str = ""
+    reasons: tuple[str, ...] = ()
+    readings: tuple[Reading, ...] = ()
+    facts: Pairs = ()
     error: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,341 +95,60 @@ class SubjectReport:
     software: Pairs
     command: str
     boilerplate: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupScan:
-    """One scan on the group page: paths relative to it (or empty), volumes by tissue in mL."""
-
-    subject: str
-    session: str
-    suffix: str
-    name: str
-    report: str
-    thumbnail: str
-    volumes: Mapping[str, float]
-    intracranial_ml: float
+    group: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupReport:
-    """All scans of a dataset on one page; `missing` names subjects without results."""
+    """All scans of a dataset on one page.
+
+    Attributes
+    ----------
+    data
+        What the page's script shows, JSON-able; see `siam_bids.pages`.
+    missing
+        Subjects without results.
+    failed
+        Scans that failed, with the reason.
+    contrasts
+        Per contrast the number of scans, and the sessions of the study that lack it.
+    gaps
+        Covariates with missing values: name, then scans without it per contrast.
+    changes
+        Rows of tissue, contrast, pairs, median change in percent, the same per year (or None).
+    statistics
+        Rows of the table of `siam_bids.regression`, and the formula they answer.
+    """
 
     title: str
-    scans: tuple[GroupScan, ...]
-    labels: LabelTable
+    data: Mapping[str, Any]
+    subjects: int
     model: str
     software: Pairs
     command: str
     boilerplate: str
-    missing: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plane:
-    """A way to cut a head in RAS+ order; `left` and `right` name the sides of the picture."""
-
-    name: str
-    axis: int
-    coordinate: str
-    left: str
-    right: str
-
-
-PLANES = (
-    Plane(name="axial", axis=2, coordinate="z", left="L", right="R"),
-    Plane(name="coronal", axis=1, coordinate="y", left="L", right="R"),
-    Plane(name="sagittal", axis=0, coordinate="x", left="P", right="A"),
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Slice:
-    """One cut as displayed: row 0 lowest, column 0 at the plane's `left` side.
-
-    Attributes
-    ----------
-    grey
-        (rows, columns) float32, 0 black to 1 white.
-    labels
-        (rows, columns) uint8 label indices.
-    size
-        Width and height in mm.
-    position
-        RAS+ coordinate of the cut's centre across the plane, in mm.
-    """
-
-    grey: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.uint8]
-    size: tuple[float, float]
-    position: float
-
-
-def cut(volume: Volume, segmentation: Segmentation, count: int) -> list[tuple[Plane, list[Slice]]]:
-    """Cut `count` slices per plane, evenly through the brain.
-
-    Voxels are shown along the scan's own axes, turned to the nearest RAS+ order.
-    """
-    turn = Reorientation.to_ras(volume.grid)
-    grid = turn.target
-    brain = turn.apply(_landmark(segmentation))
-    inside = [_extent(brain, axis) for axis in range(3)]
-    margins = [round(MARGIN_MM / size) for size in grid.voxel_size]
-    first = [max(start - margin, 0) for (start, _), margin in zip(inside, margins, strict=True)]
-    last = [stop + margin for (_, stop), margin in zip(inside, margins, strict=True)]
-    field = tuple(slice(*ends) for ends in zip(first, last, strict=True))
-    grey = _to_grey(turn.apply(volume.data)[field])
-    labels = turn.apply(segmentation.data)[field]
-    extent = np.multiply(grey.shape, grid.voxel_size)
-
-    def slice_at(plane: Plane, index: int) -> Slice:
-        across = plane.axis
-        centre = np.add(first, np.subtract(grey.shape, 1) / 2)
-        centre[across] = index
-        width, height = np.delete(extent, across)
-        return Slice(
-            grey=np.moveaxis(grey, across, 0)[index - first[across]].T,
-            labels=np.moveaxis(labels, across, 0)[index - first[across]].T,
-            size=(float(width), float(height)),
-            position=float((grid.affine @ [*centre, 1])[across]),
-        )
-
-    steps = (np.arange(count) + 0.5) / count
-    views = []
-    for plane in PLANES:
-        start, stop = inside[plane.axis]
-        views.append((plane, [slice_at(plane, start + int(s * (stop - start))) for s in steps]))
-    return views
-
-
-def _landmark(segmentation: Segmentation) -> npt.NDArray[np.bool_]:
-    """Return (I, J, K) bool: the brain, else all that is labelled, else all."""
-    for mask in (segmentation.mask(BRAIN_TISSUES), segmentation.data > 0):
-        if mask.any():
-            return mask
-    return np.ones_like(segmentation.data, dtype=bool)
-
-
-def _extent(mask: npt.NDArray[np.bool_], axis: int) -> tuple[int, int]:
-    """Return first and last + 1 index of `mask` along `axis`; thin ends do not count.
-
-    A twentieth of the largest cross-section leaves out stray voxels and the spinal cord.
-    """
-    counts = mask.sum(axis=tuple({0, 1, 2} - {axis}))
-    covered = np.flatnonzero(counts > counts.max() / 20)
-    return int(covered[0]), int(covered[-1]) + 1
-
-
-def _to_grey(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Map intensities (I, J, K) to 0..1 between the percentiles 0.5 and 99.5 of the signal."""
-    signal = image[image != 0]
-    low, high = np.percentile(signal, [0.5, 99.5]) if signal.size else (0.0, 0.0)
-    if high <= low:
-        low, high = 0.0, 2 * float(np.abs(image).max()) or 1.0
-    return np.asarray(np.clip((image - low) / (high - low), 0, 1), dtype=np.float32)
-
-
-def mosaic(volume: Volume, segmentation: Segmentation) -> bytes:
-    """Draw a PNG of three planes: a row of slices, below it the same slices with tissues.
-
-    All slices have one scale; the patient's left is on the left (neurological display).
-    """
-    views = cut(volume, segmentation, SLICES_PER_PLANE)
-    cell = MOSAIC_WIDTH / SLICES_PER_PLANE
-    pixels_per_mm = cell / max(slices[0].size[0] for _, slices in views)
-    present = np.unique(segmentation.data)
-    legend = [label for label in segmentation.labels.foreground if label.index in present]
-    legend_height = _LEGEND_ROW * (2 + math.ceil(len(legend) / _LEGEND_COLUMNS))
-    heights = [slices[0].size[1] * pixels_per_mm for _, slices in views]
-    figure = _figure(MOSAIC_WIDTH, 2 * sum(heights) + legend_height)
-    colors = _lookup(segmentation.labels)
-    top = figure.bbox.height
-    for (plane, slices), height in zip(views, heights, strict=True):
-        _write(figure, 5, top - 12, plane.name, weight="bold")
-        for column, shown in enumerate(slices):
-            left, right, middle = column * cell, (column + 1) * cell, (column + 0.5) * cell
-            _show(figure, shown, (middle, top - height / 2), pixels_per_mm)
-            _show(figure, shown, (middle, top - height * 1.5), pixels_per_mm, colors)
-            _write(figure, left + 5, top - height / 2, plane.left)
-            _write(figure, right - 5, top - height / 2, plane.right, ha="right")
-            position = f"{plane.coordinate} = {round(shown.position)}"
-            _write(figure, right - 5, top - 12, position, ha="right")
-        top -= 2 * height
-    _legend(figure, legend, top, pixels_per_mm)
-    return _png(figure)
-
-
-def thumbnail(volume: Volume, segmentation: Segmentation) -> bytes:
-    """Draw a small PNG: the middle slice of each plane side by side, with tissues."""
-    views = cut(volume, segmentation, 1)
-    scale = THUMBNAIL_EDGE / max(edge for _, (shown,) in views for edge in shown.size)
-    figure = _figure(3 * THUMBNAIL_EDGE, THUMBNAIL_EDGE)
-    for column, (_, (shown,)) in enumerate(views):
-        centre = ((column + 0.5) * THUMBNAIL_EDGE, THUMBNAIL_EDGE / 2)
-        _show(figure, shown, centre, scale, _lookup(segmentation.labels))
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """Return an empty black figure of `width` x `height` pixels, tied to no global state."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width / _DPI, round(height) / _DPI), dpi=_DPI, facecolor="black")
-
-
-def _png(figure: Figure) -> bytes:
-    """Return the figure as PNG bytes in 256 colours, which are a third of the full size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    picture = Image.fromarray(pixels[..., :3])
-    reduced = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    reduced.save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
-
-
-def _show(
-    figure: Figure,
-    shown: Slice,
-    centre: tuple[float, float],
-    pixels_per_mm: float,
-    colors: npt.NDArray[np.uint8] | None = None,
-) -> None:
-    """Draw a slice around pixel `centre`, and its tissues if `colors` (256, 4) are given."""
-    canvas = (figure.bbox.width, figure.bbox.height)
-    size = np.multiply(shown.size, pixels_per_mm)
-    left, bottom = (centre - size / 2) / canvas
-    width, height = size / canvas
-    axes = figure.add_axes((left, bottom, width, height))
-    axes.set_axis_off()
-    axes.imshow(shown.grey, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto")
-    if colors is not None:
-        tissues = colors[shown.labels]
-        axes.imshow(tissues, origin="lower", aspect="auto", interpolation="nearest")
-
-
-def _lookup(labels: LabelTable) -> npt.NDArray[np.uint8]:
-    """Return (256, 4) uint8 RGBA per label index; background is clear."""
-    table = np.zeros((256, 4), dtype=np.uint8)
-    for label in labels.foreground:
-        table[label.index] = (*bytes.fromhex(label.color[1:]), round(OVERLAY_ALPHA * 255))
-    return table
-
-
-def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    """Write `text`, edged in black, at pixel (x, y) counted from the lower left."""
-    from matplotlib.patheffects import withStroke
-
-    at = (x / figure.bbox.width, y / figure.bbox.height)
-    words = figure.text(*at, text, **{"color": _INK, "fontsize": 9.0, "va": "center", **style})
-    words.set_path_effects([withStroke(linewidth=2, foreground="black")])
-
-
-def _legend(figure: Figure, labels: Sequence[Label], top: float, pixels_per_mm: float) -> None:
-    """Draw swatches with names, the scale and the side convention below pixel row `top`."""
-    from matplotlib.patches import Rectangle
-
-    def block(x: float, y: float, width: float, height: float, color: str) -> None:
-        figure.add_artist(Rectangle((x, y), width, height, facecolor=color, transform=None))
-
-    step = MOSAIC_WIDTH / _LEGEND_COLUMNS
-    for number, label in enumerate(labels):
-        row, column = divmod(number, _LEGEND_COLUMNS)
-        x, y = 12 + column * step, top - (row + 0.8) * _LEGEND_ROW
-        block(x, y - 8, 16, 16, label.color)
-        _write(figure, x + 24, y, label.name, fontsize=11.0)
-    foot = _LEGEND_ROW / 2
-    block(12, foot - 1, 50 * pixels_per_mm, 2, _INK)
-    _write(figure, 20 + 50 * pixels_per_mm, foot, "50 mm")
-    side = "Neurological display: the left of the picture is the left of the head."
-    _write(figure, MOSAIC_WIDTH - 12, foot, f"{side} Positions in scanner RAS mm.", ha="right")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Point:
-    """One scan's volume in mL, `rank` counting the points of its contrast."""
-
-    scan: GroupScan
-    value: float
-    contrast: int
-    rank: int
-    outlier: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Panel:
-    """The distribution of one tissue: ticks in mL, points, and a box (or None) per contrast."""
-
-    name: str
-    long_name: str
-    ticks: tuple[float, ...]
-    boxes: tuple[dict[str, float] | None, ...]
-    points: tuple[_Point, ...]
-
-
-def _box(values: Sequence[float]) -> dict[str, float] | None:
-    """Return q1, med, q3 and Tukey's whislo, whishi of `values`; None if they are too few."""
-    from matplotlib.cbook import boxplot_stats
-
-    return boxplot_stats(values)[0] if len(values) >= _FEWEST_FOR_QUARTILES else None
-
-
-def _ticks(values: Sequence[float]) -> tuple[float, ...]:
-    """Return round numbers (mL) from below the least to above the largest of `values`."""
-    from matplotlib.ticker import MaxNLocator
-
-    low, high = min(values), max(values)
-    pad = 0.05 * high + 0.01 if high - low < 0.01 else 0.0
-    return tuple(MaxNLocator(nbins=4).tick_values(max(low - pad, 0.0), high + pad))
-
-
-def _panel(
-    name: str, long_name: str, values: Sequence[tuple[GroupScan, float]], contrasts: Sequence[str]
-) -> _Panel:
-    """Arrange one tissue's volumes (mL, one per scan that has it) by contrast."""
-    boxes, points = [], []
-    for contrast, suffix in enumerate(contrasts):
-        own = [(scan, value) for scan, value in values if scan.suffix == suffix]
-        box = _box([value for _, value in own])
-        boxes.append(box)
-        for rank, (scan, value) in enumerate(own):
-            outlier = box is not None and not box["whislo"] <= value <= box["whishi"]
-            points.append(
-                _Point(scan=scan, value=value, contrast=contrast, rank=rank, outlier=outlier)
-            )
-    return _Panel(
-        name=name,
-        long_name=long_name,
-        ticks=_ticks([value for _, value in values]),
-        boxes=tuple(boxes),
-        points=tuple(points),
-    )
-
-
-def _panels(report: GroupReport, contrasts: Sequence[str]) -> list[_Panel]:
-    """Return the panel of the intracranial volume and one for each tissue measured."""
-    total = [(scan, scan.intracranial_ml) for scan in report.scans]
-    panels = [_panel(_TOTAL, "Total intracranial volume", total, contrasts)] if total else []
-    for label in report.labels.foreground:
-        values = [(s, s.volumes[label.name]) for s in report.scans if label.name in s.volumes]
-        if values:
-            panels.append(_panel(label.name, label.long_name, values, contrasts))
-    return panels
-
-
-def _outliers(panels: Sequence[_Panel]) -> list[tuple[_Panel, _Point]]:
-    """List points beyond the whiskers, without tissues that the field of view cuts off."""
-    whole = [panel for panel in panels if panel.name in (_TOTAL, *INTRACRANIAL_TISSUES)]
-    return [(panel, point) for panel in whole for point in panel.points if point.outlier]
+    missing: tuple[str, ...] = ()
+    failed: Pairs = ()
+    contrasts: tuple[Mapping[str, Any], ...] = ()
+    gaps: tuple[tuple[str, Mapping[str, int]], ...] = ()
+    changes: tuple[Mapping[str, Any], ...] = ()
+    statistics: tuple[Mapping[str, Any], ...] = ()
+    formula: str = ""
 
 
 def _anchor(name: str) -> str:
     """Return `name` as an HTML id."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", name)
+
+
+def _script_json(value: Any) -> Markup:
+    """Return JSON that no HTML parser can take for the end of a script element."""
+    from markupsafe import Markup
+
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in ("<", ">", "&", "\u2028", "\u2029"):
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)  # noqa: S704 - escaped above
 
 
 @lru_cache(maxsize=1)
@@ -437,8 +164,18 @@ def _templates() -> Environment:
     )
     environment.filters["ml"] = "{:,.2f}".format
     environment.filters["anchor"] = _anchor
+    environment.filters["script_json"] = _script_json
     environment.globals["intracranial"] = INTRACRANIAL_TISSUES
+    environment.globals["vendored"] = _vendored
     return environment
+
+
+def _vendored(name: str) -> Markup:
+    """Return a library of templates/vendor as it is; the text of ours and theirs, never of data."""
+    from markupsafe import Markup
+
+    text = resource("templates", "vendor", name).read_text(encoding="utf-8")
+    return Markup(text.replace("</script", "<\\/script"))  # noqa: S704
 
 
 def render_subject(report: SubjectReport) -> str:
@@ -448,13 +185,4 @@ def render_subject(report: SubjectReport) -> str:
 
 def render_group(report: GroupReport) -> str:
     """Return the HTML page of all scans."""
-    contrasts = sorted({scan.suffix for scan in report.scans})
-    panels = _panels(report, contrasts)
-    template = _templates().get_template("group.html.jinja")
-    return template.render(
-        report=report,
-        contrasts=contrasts,
-        panels=panels,
-        colors=_CONTRAST_COLORS,
-        outliers=_outliers(panels),
-    )
+    return _templates().get_template("group.html.jinja").render(report=report)

@@ -1,23 +1,23 @@
-"""The two levels of the app: segment every scan, then look at all of them together."""
+"""The participant level: segment, measure and report every scan."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from siam_bids import __version__, derivatives, pages, report
+from siam_bids import __version__, derivatives, figures, pages
 from siam_bids.config import RunConfig
-from siam_bids.dataset import Scan, find_scans, subjects
+from siam_bids.dataset import Scan, find_scans
 from siam_bids.derivatives import ScanNames
 from siam_bids.errors import DatasetError, ModelError, SiamError, UsageError
 from siam_bids.files import atomic, sha256, write_json
@@ -27,6 +27,7 @@ from siam_bids.models import ModelRecord, find_model
 from siam_bids.nifti import load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import methods_text, model_line, software_versions
+from siam_bids.quality import scan_quality
 from siam_bids.segmenter import Progress
 
 logger = logging.getLogger(__name__)
@@ -139,10 +140,12 @@ class _Worker:
                 raise
             reason = _reason(error)
             self.summary.failed[scan.name] = reason
-            write_json(names.record, {"error": reason, "source": scan.relative})
+            record = {"error": reason, "source": scan.relative}
             logger.error("%s failed: %s", scan.name, reason)
             if not isinstance(error, SiamError):
+                record["traceback"] = traceback.format_exc()
                 logger.debug("Traceback:", exc_info=True)
+            write_json(names.record, record)
         finally:
             bar.update(start + 1 - bar.n)
 
@@ -173,9 +176,13 @@ class _Worker:
             derivatives.save_probability(path, probability, volume.grid)
             write_json(derivatives.sidecar(path), about)
         derivatives.save_volumes(names.volumes, tissue_volumes(segmentation))
-        for kind, draw in (("mosaic", report.mosaic), ("thumbnail", report.thumbnail)):
+        quality = scan_quality(
+            volume, segmentation, confidence=prediction.confidence, entropy=prediction.entropy
+        )
+        derivatives.save_quality(names.quality, quality)
+        for kind, picture in figures.draw(volume, segmentation).items():
             with atomic(names.figure(kind)) as scratch:
-                scratch.write_bytes(draw(volume, segmentation))
+                scratch.write_bytes(picture)
         grid = {
             "Shape": list(volume.grid.shape),
             "VoxelSize": [round(size, 4) for size in volume.grid.voxel_size],
@@ -196,9 +203,10 @@ class _Worker:
         }
 
     def _outputs(self, names: ScanNames) -> list[Path]:
-        figures = [names.figure("mosaic"), names.figure("thumbnail")]
+        pictures = [names.figure(kind) for kind in derivatives.FIGURES]
         maps = [names.probability(tissue) for tissue in self._config.probabilities]
-        return [names.segmentation, names.brain_mask, names.volumes, *figures, *maps]
+        tables = [names.volumes, names.quality]
+        return [names.segmentation, names.brain_mask, *tables, *pictures, *maps]
 
 
 def output_names(root: Path, scan: Scan) -> ScanNames:
@@ -252,77 +260,3 @@ def _reason(error: Exception) -> str:
         return f"{error.strerror}{place}. Check the disk, permissions and names."
     first = (str(error).splitlines() or [""])[0]
     return f"{type(error).__name__}: {first} (see the traceback with -v -v)"
-
-
-def run_group(config: RunConfig) -> pd.DataFrame:
-    """Gather all volumes into one tidy and one wide table, and draw the group page.
-
-    Returns
-    -------
-    The wide table: one row per scan.
-
-    Raises
-    ------
-    DatasetError
-        The output folder holds no results.
-    """
-    root = config.output_dir
-    scans = list(derivatives.results(root))
-    if not scans:
-        raise DatasetError(
-            f"{root} holds no segmentations.", "Run the participant level on it first."
-        )
-    tidy = _tidy_table(scans)
-    people = _participants(config.bids_dir)
-    taken = ({*tidy} | {*tidy["tissue"]}) - {"participant_id"}
-    people = people.rename(columns={name: f"participants_{name}" for name in taken & {*people}})
-    tidy = tidy.merge(people, on="participant_id", how="left", validate="many_to_one")
-    keys = [name for name in tidy if name not in ("tissue", "index", "voxels", "volume_mL")]
-    order = list(dict.fromkeys(tidy["tissue"]))
-    wide = tidy.pivot_table(
-        index="scan", columns="tissue", values="volume_mL", sort=False, observed=True
-    )[order]
-    wide = tidy[keys].drop_duplicates("scan").merge(wide, on="scan", validate="one_to_one")
-    derivatives.save_group_tables(root, tidy, wide)
-    seen = {names.subject for names in scans}
-    missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
-    pages.write_group_page(root, scans, _dataset_name(config.bids_dir), missing, config.command)
-    return wide
-
-
-def _tidy_table(scans: Sequence[ScanNames]) -> pd.DataFrame:
-    tables = []
-    for names in scans:
-        table = derivatives.read_volumes(names.volumes).rename(columns={"name": "tissue"})
-        table.insert(0, "suffix", names.suffix)
-        table.insert(0, "session_id", names.session_id or None)
-        table.insert(0, "scan", names.name)
-        table.insert(0, "participant_id", f"sub-{names.subject}")
-        tables.append(table.astype({"session_id": "string"}))
-    return pd.concat(tables, ignore_index=True)
-
-
-def _participants(bids_dir: Path) -> pd.DataFrame:
-    """Read participants.tsv, one row each; without one, an empty table with its key column."""
-    path = bids_dir / "participants.tsv"
-    empty = pd.DataFrame({"participant_id": pd.Series(dtype=str)})
-    if not path.exists():
-        return empty
-    try:
-        table = pd.read_csv(path, sep="\t", na_values="n/a", dtype={"participant_id": str})
-    except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read as a table and is left out: %s", path, error)
-        return empty
-    if "participant_id" not in table:
-        logger.warning("%s has no participant_id column and is left out.", path)
-        return empty
-    return table.drop_duplicates("participant_id")
-
-
-def _subjects(bids_dir: Path) -> list[str]:
-    return subjects(bids_dir) if bids_dir.is_dir() else []
-
-
-def _dataset_name(bids_dir: Path) -> str:
-    about = derivatives.read_json(bids_dir / "dataset_description.json")
-    return str(about.get("Name") or bids_dir.resolve().name)

@@ -1,6 +1,7 @@
 """Fixtures: small heads, small models, small datasets. Nothing here needs files from outside."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -122,3 +123,93 @@ def write_dataset(root: Path, head: Volume) -> Path:
 @pytest.fixture
 def bids(tmp_path, head) -> Path:
     return write_dataset(tmp_path / "bids", head)
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """Make a study as `write_study` does; one with the same arguments is written once."""
+    made = {}
+
+    def copy(place: Path, **arguments) -> tuple[Path, Path]:
+        key = tuple(arguments.items())
+        if key not in made:
+            made[key] = write_study(tmp_path_factory.mktemp("study"), **arguments)
+        raw, out = made[key]
+        shutil.copytree(raw, place / "raw")
+        shutil.copytree(out, place / "out")
+        return place / "raw", place / "out"
+
+    return copy
+
+
+TISSUES = {"GM": 600.0, "WM": 500.0, "CSF": 250.0, "CSFv": 25.0, "Hippo": 8.0, "Head": 1700.0}
+
+
+def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="Study") -> tuple:
+    """A raw dataset and its results as the participant level leaves them, with known volumes.
+
+    Person n is 20 + 3 n years old in the first session, one year older in each next; GM is 700 mL
+    - 2 mL per year + 10 mL for women, and 100 mL more in the `odd` person, who is flagged too.
+    """
+    from siam_bids import derivatives, figures
+    from siam_bids.derivatives import ScanNames
+    from siam_bids.measure import tissue_volumes
+    from siam_bids.volume import Segmentation
+
+    raw, out = place / "raw", place / "out"
+    rng = np.random.default_rng(0)
+    data = head_labels().astype(np.uint8)
+    grid = Grid(data.shape, np.diag([4.0, 4.0, 4.0, 1.0]))
+    segmentation = Segmentation(data, grid, siam_labels())
+    pictures = figures.draw(Volume(data * 10.0 + 1, grid), segmentation)
+    raw.mkdir(parents=True)
+    derivatives.begin_dataset(out, raw, siam_labels())
+    lines = ["participant_id\tage\tsex"]
+    for number in range(1, people + 1):
+        subject, sex = f"{number:02d}", "FM"[number % 2]
+        lines.append(f"sub-{subject}\t{20 + 3 * number}\t{sex}")
+        (raw / f"sub-{subject}").mkdir()
+        visits = ["session_id\tage"]
+        for visit, session in enumerate(sessions):
+            age = 20 + 3 * number + visit
+            visits.append(f"ses-{session}\t{age}")
+            stem = f"sub-{subject}" + (f"_ses-{session}" if session else "")
+            names = ScanNames(out, subject, session, stem, "T1w")
+            strange = f"sub-{subject}" == odd
+            table = tissue_volumes(segmentation).set_index("name")
+            for tissue, size in TISSUES.items():
+                table.loc[tissue, "volume_mL"] = size + rng.normal(0, 1)
+            gray = 700 - 2 * age + 10 * (sex == "F") + 100 * strange + rng.normal(0, 0.5)
+            table.loc["GM", "volume_mL"] = gray
+            inside = table.loc[[n for n in TISSUES if n != "Head"], "volume_mL"].sum()
+            table.loc["TIV", "volume_mL"] = inside
+            names.anat.mkdir(parents=True, exist_ok=True)
+            derivatives.save_volumes(
+                names.volumes, table.reset_index()[["index", "name", "voxels", "volume_mL"]]
+            )
+            derivatives.save_quality(
+                names.quality,
+                {
+                    "TIV": inside,
+                    "snr_WM": 8 + rng.normal(0, 0.1),
+                    "brain_cut_top": 20.0 if strange else 0.0,
+                },
+            )
+            for kind, content in pictures.items():
+                names.figure(kind).parent.mkdir(parents=True, exist_ok=True)
+                names.figure(kind).write_bytes(content)
+            about = {
+                "Sources": [f"bids:raw:{names.anat.relative_to(out)}/{names.name}.nii.gz"],
+                "Model": {"Title": "tiny", "Version": "1", "SHA256": "0" * 64, "Citation": ""},
+                "Software": {"siam-bids": "0"}, "InputSHA256": "0" * 64,
+                "Grid": {"Shape": [40, 48, 44], "VoxelSize": [4, 4, 4], "Orientation": "RAS"},
+            }  # fmt: skip
+            derivatives.sidecar(names.segmentation).write_text(json.dumps(about))
+        if sessions != ("",):
+            path = raw / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
+            path.write_text("\n".join(visits) + "\n")
+    (raw / "participants.tsv").write_text("\n".join(lines) + "\n")
+    (raw / "dataset_description.json").write_text(
+        json.dumps({"Name": name, "BIDSVersion": "1.10.0"})
+    )
+    return raw, out

@@ -1,4 +1,5 @@
 import json
+import math
 
 import nibabel as nib
 import numpy as np
@@ -100,11 +101,15 @@ def test_images_are_the_same_bytes_every_time(tmp_path):
 def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
     data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
     table = tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), siam_labels()))
-    path = tmp_path / "sub-01_desc-T1w_volumes.tsv"
+    names = derivatives.ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    path = names.volumes
     derivatives.save_volumes(path, table)
-    again = derivatives.read_volumes(path)
-    assert again["voxels"].tolist() == table["voxels"].tolist()
-    np.testing.assert_allclose(again["volume_mL"], table["volume_mL"], atol=1e-4)
+    derivatives.save_quality(names.quality, {"TIV": 1500.25, "snr_WM": math.nan})
+    again = derivatives.read_result(names)
+    assert [row["voxels"] for row in again.volumes] == table["voxels"].tolist()
+    assert again.volumes[-1]["index"] is None
+    np.testing.assert_allclose(list(again.millilitres.values()), table["volume_mL"], atol=1e-4)
+    assert again.quality == {"TIV": 1500.25}
     assert path.read_text().splitlines()[-1].startswith("n/a\tTIV\t")
     meaning = json.loads(derivatives.sidecar(path).read_text())
     assert list(meaning) == list(table.columns)

@@ -14,6 +14,7 @@ from siam_bids import derivatives, workflow
 from siam_bids.config import Query, RunConfig
 from siam_bids.errors import DatasetError, ModelError, UsageError
 from siam_bids.files import sha256
+from siam_bids.group import run_group
 from siam_bids.labels import siam_labels
 
 
@@ -204,7 +205,7 @@ def test_pages_name_the_model_that_made_the_scans_not_the_present_one(run, tmp_p
     maker = workflow.find_model(config.model).sha256
     other = replace(config, model="compact")
     workflow.rebuild_reports(other)
-    workflow.run_group(other)
+    run_group(other)
     for page in ("sub-01.html", "group.html"):
         text = (config.output_dir / page).read_text()
         assert f"tiny unversioned (sha256 {maker[:12]})" in text
@@ -239,49 +240,3 @@ def test_folders_inside_each_other(config, bids):
         config, output_dir=bids / "derivatives" / "siam-bids", query=Query(participants=("01",))
     )
     assert workflow.run_participant(inside).done == ["sub-01_T1w"]
-
-
-def test_group_tables_join_the_participants(run):
-    config, _ = run
-    wide = workflow.run_group(config)
-    root = config.output_dir
-    assert wide["scan"].tolist() == GOOD
-    again = pd.read_csv(root / "group_desc-wide_volumes.tsv", sep="\t").set_index("scan")
-    assert again.loc["sub-01_T1w", "age"] == 31
-    assert again["sex"].tolist()[:3] == ["F", "M", "M"]
-    assert again.loc["sub-02_ses-b_run-1_FLAIR", "session_id"] == "ses-b"
-    tidy = pd.read_csv(root / "group_desc-tidy_volumes.tsv", sep="\t")
-    assert len(tidy) == 4 * 18
-    for scan, row in again.iterrows():
-        part = tidy[tidy["scan"] == scan].set_index("tissue")["volume_mL"]
-        assert row["GM"] == pytest.approx(part["GM"])
-        assert row["TIV"] == pytest.approx(part["TIV"])
-    page = (root / "group.html").read_text()
-    assert all(f'href="{scan.split("_")[0]}.html#{scan}"' in page for scan in GOOD)
-
-
-def test_group_names_subjects_without_results(run):
-    config, _ = run
-    (config.bids_dir / "sub-04").mkdir()
-    workflow.run_group(config)
-    assert "sub-04" in (config.output_dir / "group.html").read_text()
-
-
-def test_group_without_results_says_what_to_do(config):
-    config.output_dir.mkdir()
-    with pytest.raises(DatasetError, match="Run the participant level on it first"):
-        workflow.run_group(config)
-
-
-def test_group_works_without_participants_table_and_with_clashing_columns(run, bids):
-    config, _ = run
-    (bids / "participants.tsv").write_text("participant_id\tsuffix\tGM\nsub-01\tx\t5\n")
-    wide = workflow.run_group(config).set_index("scan")
-    assert wide.loc["sub-01_T1w", "suffix"] == "T1w"
-    assert wide.loc["sub-01_T1w", "participants_suffix"] == "x"
-    assert wide.loc["sub-01_T1w", "participants_GM"] == 5
-    for content in (b"", b"participant\nsub-01\n", b"participant_id\n\xff\xfe\n"):
-        (bids / "participants.tsv").write_bytes(content)
-        assert len(workflow.run_group(config)) == 4
-    (bids / "participants.tsv").unlink()
-    assert len(workflow.run_group(config)) == 4

@@ -1,0 +1,137 @@
+"""Time, memory and page size of the group level over 100, 1,000 and 10,000 scans.
+
+    python benchmarks/group_scale.py OUTPUT SCRATCH --scans 100 1000 10000
+
+OUTPUT is a finished derivative dataset (for example of `make demo`), whose scans are multiplied:
+each copy has its own volumes, metrics, age and sex, drawn with a fixed seed, and real thumbnails.
+The page is opened in the Chromium that is on the PATH, if there is one. Prints a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from siam_bids import derivatives
+from siam_bids.derivatives import ScanNames, ScanResult, sidecar
+
+
+def multiply(source: Path, raw: Path, out: Path, scans: int) -> None:
+    """Write a raw dataset of empty subjects and a derivative dataset of `scans` scans."""
+    rng = np.random.default_rng(0)
+    originals = [derivatives.read_result(names) for names in derivatives.results(source)]
+    pictures = [
+        {kind: r.names.figure(kind).read_bytes() for kind in ("thumbnail", "outline")}
+        for r in originals
+    ]
+    out.mkdir(parents=True)
+    for name in ("seg-siam_dseg.tsv", "dataset_description.json"):
+        shutil.copy(source / name, out / name)
+    people = ["participant_id\tage\tsex\tsite"]
+    for number in range(scans):
+        place = int(rng.integers(len(originals)))
+        subject = f"{number:05d}"
+        (raw / f"sub-{subject}").mkdir(parents=True)
+        age, sex = rng.uniform(18, 90), "FM"[rng.integers(2)]
+        people.append(f"sub-{subject}\t{age:.1f}\t{sex}\tsite{rng.integers(4)}")
+        names = ScanNames(out, subject, "", f"sub-{subject}", originals[place].names.suffix)
+        copy(originals[place], names, rng, age)
+        for kind, content in pictures[place].items():
+            names.figure(kind).parent.mkdir(parents=True, exist_ok=True)
+            names.figure(kind).write_bytes(content)
+    (raw / "participants.tsv").write_text("\n".join(people) + "\n")
+    (raw / "dataset_description.json").write_text('{"Name": "Scale", "BIDSVersion": "1.10.0"}')
+
+
+def copy(original: ScanResult, names: ScanNames, rng: np.random.Generator, age: float) -> None:
+    """Write the tables and the sidecar of one scan with its own head size, age and noise."""
+    head = rng.normal(1, 0.08)
+    table = pd.DataFrame(original.volumes).astype({"index": "Int64"})
+    noise = rng.normal(1, 0.05, len(table)) * head
+    noise -= np.where(table["name"].isin(["GM", "Hippo"]), 0.003 * (age - 50), 0)
+    table["volume_mL"] *= noise
+    names.anat.mkdir(parents=True, exist_ok=True)
+    derivatives.save_volumes(names.volumes, table)
+    spread = {
+        key: value if value.is_integer() else value * rng.normal(1, 0.05)
+        for key, value in original.quality.items()
+    }
+    derivatives.save_quality(names.quality, spread)
+    sidecar(names.segmentation).write_text(json.dumps(original.about))
+
+
+def measured(raw: Path, out: Path) -> tuple[float, float, float]:
+    """Run the group level; return wall seconds, CPU seconds and peak memory in GB."""
+    command = [sys.executable, "-m", "siam_bids", str(raw), str(out), "group"]
+    begin = time.monotonic()
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"the group level ended with status {status}")
+    seconds = time.monotonic() - begin
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / (1 << 20)
+
+
+def opened(page: Path) -> float | None:
+    """Open a page in Chromium; return seconds until it answers and its first pictures are there."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if not browser:
+        return None
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        chrome = play.chromium.launch(executable_path=browser, args=["--no-sandbox"])
+        tab = chrome.new_page(viewport={"width": 1280, "height": 900})
+        begin = time.monotonic()
+        tab.goto(page.absolute().as_uri())
+        tab.wait_for_selector("html[data-ready]")
+        tab.wait_for_function("document.querySelector('#wall img')?.complete")
+        seconds = time.monotonic() - begin
+        chrome.close()
+    return seconds
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("output", type=Path)
+    options.add_argument("scratch", type=Path)
+    options.add_argument("--scans", type=int, nargs="+", default=[100, 1000, 10000])
+    arguments = options.parse_args()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print(
+        "| scans | group level, s | of it CPU, s | peak memory, GB | page, MB | page opens in, s |"
+    )
+    print("|---|---|---|---|---|---|")
+    for scans in arguments.scans:
+        place = arguments.scratch / str(scans)
+        raw, out = place / "raw", place / "out"
+        if not raw.exists():
+            multiply(arguments.output, raw, out, scans)
+        seconds, cpu, memory = measured(raw, out)
+        page = out / "group.html"
+        answer = opened(page)
+        shown = "no browser" if answer is None else f"{answer:.1f}"
+        size = page.stat().st_size / 1e6
+        cells = (
+            f"{scans:,}",
+            f"{seconds:.1f}",
+            f"{cpu:.1f}",
+            f"{memory:.2f}",
+            f"{size:.1f}",
+            shown,
+        )
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""The group level on results with known volumes: tables, outliers, statistics, change, ratings."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import TISSUES
+
+from siam_bids import cli, pages, workflow
+from siam_bids.config import RunConfig
+from siam_bids.errors import DatasetError, UsageError
+from siam_bids.group import run_group
+
+ODD = "sub-07_T1w"
+
+
+def config_of(raw: Path, out: Path, **more) -> RunConfig:
+    return RunConfig(bids_dir=raw, output_dir=out, level="group", command="siam-bids", **more)
+
+
+@pytest.fixture
+def config(study, tmp_path) -> RunConfig:
+    return config_of(*study(tmp_path))
+
+
+@pytest.fixture
+def visits(study, tmp_path) -> RunConfig:
+    return config_of(*study(tmp_path, people=10, sessions=("a", "b")))
+
+
+def read(config: RunConfig, name: str) -> pd.DataFrame:
+    return pd.read_csv(config.output_dir / f"{name}.tsv", sep="\t")
+
+
+def page_data(config: RunConfig) -> dict:
+    page = (config.output_dir / "group.html").read_text()
+    return json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+
+
+def test_long_and_wide_tables_agree_and_join_the_participants(config):
+    wide = run_group(config).set_index("scan")
+    assert wide.loc["sub-05_T1w", ["age", "sex"]].tolist() == [35, "M"]
+    tidy = read(config, "group_desc-tidy_volumes")
+    assert len(tidy) == 12 * 18
+    for scan, row in wide.iterrows():
+        part = tidy[tidy["scan"] == scan].set_index("tissue")
+        assert row["GM"] == pytest.approx(part.loc["GM", "volume_mL"], abs=1e-3)
+        share = 100 * part.loc["GM", "volume_mL"] / part.loc["TIV", "volume_mL"]
+        assert part.loc["GM", "percent_TIV"] == pytest.approx(share, abs=1e-3)
+        assert row["GM_percent_TIV"] == pytest.approx(share, abs=1e-3)
+
+
+def test_head_size_adjusted_volumes_keep_the_mean_and_lose_the_slope(config):
+    run_group(config)
+    tidy = read(config, "group_desc-tidy_volumes")
+    total = tidy[tidy["tissue"] == "TIV"]["volume_mL"].to_numpy()
+    part = tidy[tidy["tissue"] == "GM"]
+    assert part["adjusted_mL"].mean() == pytest.approx(part["volume_mL"].mean(), abs=1e-3)
+    assert part["adjusted_mL"].corr(pd.Series(total, index=part.index)) == pytest.approx(
+        0, abs=1e-3
+    )
+
+
+def test_every_column_of_every_table_is_described_and_parquet_says_the_same(visits):
+    run_group(replace(visits, formula="~ age"))
+    names = [path.stem for path in visits.output_dir.glob("group_*.tsv")]
+    assert len(names) == 6
+    for name in names:
+        table = read(visits, name)
+        described = json.loads((visits.output_dir / f"{name}.json").read_text())
+        assert list(described) == list(table)
+        assert all(entry["Description"] for entry in described.values())
+        again = pd.read_parquet(visits.output_dir / f"{name}.parquet")
+        assert list(again) == list(table)
+        numbers = table.select_dtypes("number").columns
+        pd.testing.assert_frame_equal(
+            again[numbers].astype(float), table[numbers].astype(float), atol=1e-3
+        )
+
+
+def test_the_odd_scan_is_an_outlier_with_its_reason(study, tmp_path):
+    config = config_of(*study(tmp_path, people=20))
+    run_group(config)
+    found = read(config, "group_outliers")
+    assert found["scan"][0] == ODD
+    row = found[found["scan"] == ODD].set_index("measure").loc["brain_cut_top"]
+    assert row["value"] == 20
+    run_group(replace(config, adjust=("age", "sex")))
+    found = read(config, "group_outliers")
+    gray = found[found["measure"] == "GM"]
+    assert gray["scan"].tolist() == [ODD]
+    assert gray["robust_z"].item() > 20
+    assert "given age, sex" in gray["reason"].item()
+
+
+def test_quality_table_flags_the_odd_scan_in_words(config):
+    run_group(config)
+    table = read(config, "group_qc").set_index("scan")
+    assert table.loc[ODD, "flag"] == "fail"
+    assert table.loc[ODD, "reasons"] == "The top of the brain is cut off (20.0 cm2 at the border)."
+    assert (table["flag"] == "pass").sum() == 11
+
+
+def test_statistics_recover_the_slopes_of_age_and_sex(study, tmp_path):
+    config = config_of(*study(tmp_path, odd=""))
+    people = config.bids_dir / "participants.tsv"
+    run_group(replace(config, formula="GM ~ age + C(sex)"))
+    found = read(config, "group_statistics").set_index(["tissue", "term"])
+    assert set(found.index.get_level_values("tissue")) >= {"TIV", *TISSUES} - {"Head"}
+    assert found.loc[("GM", "age"), "estimate"] == pytest.approx(-2, abs=0.1)
+    assert found.loc[("GM", "C(sex)[T.M]"), "estimate"] == pytest.approx(-10, abs=1)
+    assert found.loc[("GM", "age"), "ci_low"] < -2 < found.loc[("GM", "age"), "ci_high"]
+    assert found.loc[("GM", "age"), "q"] < 1e-6
+    assert found.loc[("GM", "age"), "method"] == "ols"
+    assert "<code>GM ~ age + C(sex)</code>" in (config.output_dir / "group.html").read_text()
+    run_group(config)
+    assert not (config.output_dir / "group_statistics.tsv").exists()
+    people.write_text(people.read_text().replace("sex", "gender"))
+    with pytest.raises(UsageError, match="--formula names sex, but no table has such a column"):
+        run_group(replace(config, formula="GM ~ age + C(sex)"))
+
+
+def test_repeated_sessions_get_a_mixed_model(visits):
+    run_group(replace(visits, formula="~ age"))
+    found = read(visits, "group_statistics").set_index("tissue")
+    assert found.loc["GM", "method"].startswith("mixed")
+    assert (found.loc["GM", "scans"], found.loc["GM", "participants"]) == (20, 10)
+
+
+def test_change_between_sessions_is_per_year_of_age(visits):
+    wide = run_group(visits).set_index("scan")
+    changes = read(visits, "group_changes")
+    row = changes[(changes["scan"] == "sub-03_ses-b_T1w") & (changes["tissue"] == "GM")].iloc[0]
+    before, after = wide.loc["sub-03_ses-a_T1w", "GM"], wide.loc["sub-03_ses-b_T1w", "GM"]
+    assert (row["session_from"], row["session_to"], row["years"]) == ("ses-a", "ses-b", 1)
+    assert row["change_mL"] == pytest.approx(after - before, abs=1e-3)
+    assert row["change_percent"] == pytest.approx(100 * (after - before) / before, abs=1e-3)
+    assert row["change_mL_per_year"] == pytest.approx(row["change_mL"], abs=1e-3)
+    assert wide.loc["sub-03_ses-b_T1w", "age"] == 30  # the session's own age, not 29
+
+
+def test_dates_of_scans_come_before_ages(visits):
+    for number in range(1, 11):
+        for session, date in (("a", "2001-03-01T10:00:00"), ("b", "2003-03-01T10:00:00")):
+            folder = visits.bids_dir / f"sub-{number:02d}" / f"ses-{session}"
+            folder.mkdir()
+            stem = f"sub-{number:02d}_ses-{session}"
+            (folder / f"{stem}_scans.tsv").write_text(
+                f"filename\tacq_time\nanat/{stem}_T1w.nii.gz\t{date}\n"
+            )
+    run_group(visits)
+    assert read(visits, "group_changes")["years"].round(2).unique().tolist() == [2.0]
+
+
+def test_ratings_are_joined_and_go_back_to_the_page(config):
+    path = config.output_dir / "group_ratings.tsv"
+    path.write_text("scan\trating\tnote\nsub-02_T1w\tfail\tmoved a lot\nsub-03_T1w\tpass\tn/a\n")
+    wide = run_group(config).set_index("scan")
+    assert wide.loc["sub-02_T1w", ["rating", "rating_note"]].tolist() == ["fail", "moved a lot"]
+    assert page_data(config)["ratings"] == {
+        "sub-02_T1w": {"rating": "fail", "note": "moved a lot"},
+        "sub-03_T1w": {"rating": "pass", "note": ""},
+    }
+    path.write_text("scan\trating\nsub-02_T1w\tugly\n")
+    with pytest.raises(UsageError, match="hold 'ugly'"):
+        run_group(config)
+    with pytest.raises(UsageError, match="do not exist"):
+        run_group(replace(config, ratings=config.output_dir / "none.tsv"))
+
+
+def test_reports_only_writes_the_page_and_leaves_the_tables(config):
+    run_group(config)
+    table = config.output_dir / "group_desc-wide_volumes.tsv"
+    table.unlink()
+    page = config.output_dir / "group.html"
+    before = page.read_text()
+    page.unlink()
+    run_group(replace(config, reports_only=True))
+    assert page.read_text() == before
+    assert not table.exists()
+
+
+def test_a_partial_dataset_says_what_is_missing(config):
+    (config.bids_dir / "sub-13").mkdir()
+    record = config.output_dir / "logs" / "sub-12" / "sub-12_FLAIR.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"error": "It is damaged.", "source": "x"}))
+    next(config.output_dir.glob("sub-04/anat/*_qc.tsv")).unlink()
+    for path in config.output_dir.glob("sub-05/figures/*"):
+        path.unlink()
+    wide = run_group(config).set_index("scan")
+    assert pd.isna(wide.loc["sub-04_T1w", "flag"])
+    page = (config.output_dir / "group.html").read_text()
+    assert "sub-13" in page
+    assert "<strong>sub-12_FLAIR</strong>: It is damaged." in page
+    scans = page_data(config)["scans"]
+    assert [scans["thumbnail"][4], scans["flag"][3]] == ["", ""]
+    assert scans["thumbnail"][0].startswith("data:image/webp;base64,")
+
+
+def test_many_thumbnails_stay_beside_the_page(config, monkeypatch):
+    monkeypatch.setattr(pages, "EMBED_LIMIT", 1000)
+    run_group(config)
+    thumbnails = page_data(config)["scans"]["thumbnail"]
+    assert thumbnails[0] == "sub-01/figures/sub-01_desc-T1w_thumbnail.webp"
+    assert all((config.output_dir / name).exists() for name in thumbnails)
+
+
+def test_subject_pages_show_the_group_behind_the_volumes(config):
+    run_group(config)
+    workflow.rebuild_reports(config)
+    page = (config.output_dir / "sub-03.html").read_text()
+    assert "Among all T1w scans" in page
+    assert "among 12 scans, median" in page
+    assert 'href="group.html"' in page
+
+
+def test_clashing_and_broken_participants_tables(config):
+    path = config.bids_dir / "participants.tsv"
+    path.write_text("participant_id\tsuffix\tGM\tflag\nsub-01\tx\t5\tred\n")
+    wide = run_group(config).set_index("scan")
+    assert wide.loc["sub-01_T1w", "suffix"] == "T1w"
+    assert wide.loc["sub-01_T1w", "participants_suffix"] == "x"
+    assert wide.loc["sub-01_T1w", "participants_GM"] == 5
+    assert wide.loc["sub-01_T1w", "participants_flag"] == "red"
+    for content in (b"", b"participant\nsub-01\n", b"participant_id\n\xff\xfe\n"):
+        path.write_bytes(content)
+        assert len(run_group(config)) == 12
+    path.unlink()
+    assert len(run_group(config)) == 12
+
+
+def test_group_without_results_says_what_to_do(tmp_path):
+    with pytest.raises(DatasetError, match="Run the participant level on it first"):
+        run_group(config_of(tmp_path, tmp_path / "none"))
+
+
+def test_group_options_reach_the_run(config, capsys):
+    words = [str(config.bids_dir), str(config.output_dir), "group", "--formula", "~ nope"]
+    assert cli.main(words) == 2
+    assert "--formula names nope, but no table has such a column" in capsys.readouterr().err
+    assert cli.main([*words[:3], "--adjust_for", "age", "ICV", "--formula", "GM ~ ICV"]) == 0
+
+
+def test_the_validator_finds_no_error_in_the_group_output(visits):
+    run_group(replace(visits, formula="~ age"))
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    done = subprocess.run(
+        [str(validator), str(visits.output_dir), "--format", "json", "--ignoreNiftiHeaders"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    issues = json.loads(done.stdout)["issues"]["issues"]
+    errors = [issue for issue in issues if issue["severity"] == "error"]
+    assert [i for i in errors if "group" in i["location"] or "phenotype" in i["location"]] == []
