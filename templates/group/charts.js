@@ -25,6 +25,8 @@ function box(values) {
 class Plot {
   constructor(element, title, axes, points, extra = () => []) {
     Object.assign(this, { element, title, axes, points, extra, chart: null, stale: true, seen: false });
+    element.setAttribute("role", "img");
+    element.setAttribute("aria-label", this.title);
     charts.push(this);
     watcher.observe(element);
   }
@@ -142,7 +144,7 @@ function distribution(name) {
   const spread = Math.min(0.7, 0.3 + total / 2000);
   const points = everyone.filter((i) => values[i] != null)
     .map((i) => [suffixes.indexOf(scans.suffix[i]) + jitter(i) * spread, values[i], i]);
-  const plot = make("div", { class: "plot", role: "img", "data-measure": name });
+  const plot = make("div", { class: "plot", "data-measure": name });
   $("panels").append(make("figure", { class: "panel" },
     make("figcaption", {}, make("strong", {}, name), ` ${title === name ? "" : title}${units ? `, ${units}` : ""}`), plot));
   const axes = () => ({
@@ -160,12 +162,12 @@ function distribution(name) {
       const middle = api.coord([lane, 0])[0];
       const half = Math.min(26, Math.abs(api.size([1, 0])[0]) * 0.36);
       const line = (x1, y1, x2, y2, lineWidth) => ({
-        type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: ink("ink"), lineWidth },
+        type: "line", z2: 1, shape: { x1, y1, x2, y2 }, style: { stroke: ink("ink"), lineWidth },
       });
-      return { type: "group", children: [
+      return { type: "group", z2: 1, children: [
         line(middle, y[0], middle, y[1], 1), line(middle, y[3], middle, y[4], 1),
         line(middle - half, y[2], middle + half, y[2], 2.5),
-        { type: "rect", shape: { x: middle - half, y: y[3], width: 2 * half, height: y[1] - y[3] }, style: { fill: "none", stroke: ink("ink"), lineWidth: 1 } },
+        { type: "rect", z2: 1, shape: { x: middle - half, y: y[3], width: 2 * half, height: y[1] - y[3] }, style: { fill: "none", stroke: ink("ink"), lineWidth: 1 } },
       ] };
     },
   }];
@@ -192,7 +194,6 @@ function relation() {
   const [across, up] = [$("across").value, $("up").value];
   const named = (name) => `${name}${data.measures[name].units ? `, ${data.measures[name].units}` : ""}`;
   const plot = $("relation");
-  plot.setAttribute("role", "img");
   const points = () => everyone
     .map((i) => [data.values[$("across").value][i], data.values[$("up").value][i], i])
     .filter(([x, y]) => x != null && y != null);
