@@ -1,4 +1,4 @@
-"""The commands `siam-bids` and `siam-bids-train`: argv to configuration, and exit codes.
+"""The console commands: argv to configuration, and exit codes.
 
 Nothing heavy is imported before the arguments are known, so `--help` answers at once.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -15,11 +16,13 @@ from pathlib import Path
 from siam_bids import __version__
 from siam_bids.config import DEFAULT_SUFFIXES, Query, RunConfig
 from siam_bids.errors import SiamError, UsageError
+from siam_bids.store import search_path
 
 logger = logging.getLogger(__name__)
 
 EXIT_SOME_SCANS_FAILED = 1
 EXIT_DISK = 7
+EXIT_BAD_MODEL = 6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     could be done, see `siam_bids.errors`; 7 is a disk or a permission that fails.
     """
     return _guarded(_run, sys.argv[1:] if argv is None else list(argv))
+
+
+def models(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids-models`; return the exit code."""
+    return _guarded(_models, sys.argv[1:] if argv is None else list(argv))
 
 
 def train(argv: Sequence[str] | None = None) -> int:
@@ -231,6 +239,7 @@ def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
             database=arguments.bids_database_dir,
         ),
         model=arguments.model,
+        model_dirs=search_path(os.environ),
         device=arguments.device,
         threads=arguments.threads,
         probabilities=tuple(arguments.probabilities),
@@ -335,3 +344,83 @@ def _train(argv: list[str]) -> int:
     )
     print(f"step {trainer.step}: {arguments.folder / 'model'}")
     return 0
+
+
+def _models_parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="siam-bids-models",
+        description="Manage downloaded models.",
+        epilog="They lie in SIAM_MODEL_DIR (else nnUNet_results), the user's data folder, or "
+        "~/siam_params. Proxies: https_proxy, http_proxy, no_proxy.",
+        allow_abbrev=False,
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("list", help="which models there are, and where")
+    fetch = verbs.add_parser("fetch", help="download, check and unpack a model", allow_abbrev=False)
+    fetch.add_argument(
+        "--mirror",
+        default=os.environ.get("SIAM_BIDS_MIRROR", ""),
+        metavar="URL",
+        help="fetch the archive from here: its address, or its folder with / at the end "
+        "(default: environment variable SIAM_BIDS_MIRROR, else Zenodo)",
+    )
+    fetch.add_argument("--archive", type=Path, metavar="FILE", help="the archive, if on disk")
+    fetch.add_argument(
+        "--checksum", default="", metavar="md5:HEX", help="of the archive (default: as published)"
+    )
+    others = {
+        "verify": "compare every file of a model with its checksum",
+        "where": "print the folder of a model",
+        "remove": "delete a fetched model",
+    }
+    for verb in (fetch, *(verbs.add_parser(name, help=text) for name, text in others.items())):
+        verb.add_argument("name", help="for example siam-v0.3")
+    return top
+
+
+def _models(argv: list[str]) -> int:
+    arguments = _models_parser().parse_args(argv)
+    _start_logging(1)
+
+    from siam_bids import models as registry
+
+    roots = search_path(os.environ)
+    if arguments.verb == "list":
+        for name in registry.registry():
+            print(f"{name}\t{registry.locate(name, roots) or 'not fetched'}")
+    elif arguments.verb == "where":
+        print(registry.find_model(arguments.name, roots).folder)
+    elif arguments.verb == "remove":
+        print(f"removed {registry.remove(arguments.name, roots)}")
+    elif arguments.verb == "verify":
+        answers = list(registry.verify(arguments.name, roots))
+        for part, good in answers:
+            print(f"{'ok' if good else 'CHANGED'}\t{part}")
+        return 0 if all(good for _, good in answers) else EXIT_BAD_MODEL
+    else:
+        _fetch(arguments, roots)
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> None:
+    from tqdm import tqdm
+
+    from siam_bids.models import fetch
+    from siam_bids.nnunet import convert_checkpoints
+
+    with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(there: int, expected: int) -> None:
+            bar.total = expected or None
+            bar.update(there - bar.n)
+
+        folder = fetch(
+            arguments.name,
+            roots,
+            convert=convert_checkpoints,
+            url=arguments.mirror,
+            archive=arguments.archive,
+            checksum=arguments.checksum,
+            progress=progress,
+        )
+    print(folder)

@@ -43,6 +43,8 @@ class RunConfig:
     ----------
     model
         Name of a registered model, or the path of an nnU-Net v2 model folder.
+    model_dirs
+        Where downloaded models may lie.
     device
         `auto`, `cpu`, `cuda` or `mps`.
     threads
@@ -66,6 +68,7 @@ class RunConfig:
     level: str
     query: Query = field(default_factory=Query)
     model: str = "compact"
+    model_dirs: tuple[Path, ...] = ()
     device: str = "auto"
     threads: int = 0
     probabilities: tuple[str, ...] = ()

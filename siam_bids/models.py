@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from siam_bids.errors import ModelError
-from siam_bids.files import sha256
+from filelock import FileLock
+
+from siam_bids import store
+from siam_bids.errors import ModelError, UsageError
+from siam_bids.files import sha256, write_json
 from siam_bids.resources import resource
 
-DEFAULT = "compact"
+MANIFEST = "siam-bids.json"
+"""Beside plans.json of a fetched model: its name, and size and SHA-256 of every file."""
+
+WEIGHTS = ("model.safetensors", "checkpoint_final.pth")
+"""What a fold's weights may be called; the first that exists is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +63,36 @@ class ModelRecord:
         }
 
 
-def find_model(name: str) -> ModelRecord:
+def registry() -> dict[str, dict[str, Any]]:
+    """Return the content of data/models.json."""
+    content: dict[str, dict[str, Any]] = json.loads(
+        resource("data", "models.json").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
     """Find a registered model by name, or take the path of an nnU-Net v2 model folder.
+
+    Parameters
+    ----------
+    roots
+        Where downloaded models may lie, see `store.search_path`.
 
     Raises
     ------
     ModelError
-        Neither a known name nor a folder, or the folder lacks a part.
+        Neither a known name nor a folder, not fetched yet, or the folder lacks a part.
     """
-    registry = json.loads(resource("data", "models.json").read_text(encoding="utf-8"))
-    if name in registry:
-        entry = registry[name]
-        folder = resource(*entry["folder"].split("/"))
-        version = json.loads((folder / "version.json").read_text(encoding="utf-8"))["version"]
+    known = registry()
+    if name in known:
+        entry = known[name]
+        folder = locate(name, roots)
+        if folder is None:
+            raise ModelError(
+                f"The model {name} is not here.", f"Get it with: siam-bids-models fetch {name}"
+            )
+        version = entry.get("version") or _read(folder / "version.json")["version"]
         return ModelRecord(
             name=name,
             title=entry["title"],
@@ -72,15 +102,16 @@ def find_model(name: str) -> ModelRecord:
             licence=entry["licence"],
             citation=entry["citation"],
         )
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    start = Path(name).expanduser()
+    if not start.is_dir():
         raise ModelError(
             f"There is no model {name!r}.",
-            f"Known: {', '.join(registry)}; or give the path of an nnU-Net v2 model folder.",
+            f"Known: {', '.join(known)}; or give the path of an nnU-Net v2 model folder.",
         )
+    folder = store.find_folder(start) or start
     return ModelRecord(
-        name=folder.resolve().name,
-        title=folder.resolve().name,
+        name=start.resolve().name,
+        title=start.resolve().name,
         version="unversioned",
         folder=folder,
         sha256=_folder_checksum(folder),
@@ -89,12 +120,167 @@ def find_model(name: str) -> ModelRecord:
     )
 
 
-def _folder_checksum(folder: Path) -> str:
+def locate(name: str, roots: Sequence[Path]) -> Path | None:
+    """Return the folder of a registered model, or None if it is not on this disk."""
+    entry = registry()[name]
+    if "archive" not in entry:
+        return resource(*entry["folder"].split("/"))
+    for root in roots:
+        folder = store.find_folder(root / entry["folder"])
+        if folder is not None:
+            return folder
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _parts(folder: Path) -> list[Path]:
+    """List the files that make up a model: two JSON files and the weights of each fold."""
     parts = [folder / "plans.json", folder / "dataset.json"]
-    parts += sorted(folder.glob("fold_*/checkpoint_final.pth"))
+    for fold in sorted(folder.glob("fold_*")):
+        weights = [fold / name for name in WEIGHTS if (fold / name).exists()]
+        parts += weights[:1]
+    return parts
+
+
+def _folder_checksum(folder: Path) -> str:
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        known = _read(folder / MANIFEST)["files"]
     digest = hashlib.sha256()
-    for part in parts:
+    for part in _parts(folder):
         if not part.exists():
             raise ModelError(f"{folder} is no nnU-Net model folder: {part.name} is missing.")
-        digest.update(f"{part.relative_to(folder).as_posix()} {sha256(part)}\n".encode())
+        name = part.relative_to(folder).as_posix()
+        listed = known.get(name, {})
+        same = listed.get("size") == part.stat().st_size  # gigabytes: hashed by `verify` only
+        digest.update(f"{name} {listed['sha256'] if same else sha256(part)}\n".encode())
     return digest.hexdigest()
+
+
+def fetch(
+    name: str,
+    roots: Sequence[Path],
+    *,
+    convert: Callable[[Path], None],
+    url: str = "",
+    archive: Path | None = None,
+    checksum: str = "",
+    progress: store.Progress | None = None,
+) -> Path:
+    """Download, check and unpack a registered model into the first of `roots`.
+
+    What is there already is left alone. Two processes may do this at once: the second waits.
+
+    Parameters
+    ----------
+    convert
+        Told the unpacked model folder, to turn checkpoints into what loads safely and fast.
+    url
+        Address of the archive on another server, or its folder there (ending in `/`).
+    archive
+        The archive itself, if it is on this disk already.
+    checksum
+        `md5:<hex>` or `sha256:<hex>` of the archive; default: what the registry or the record of
+        publication says.
+
+    Raises
+    ------
+    ModelError
+        No such model, no network, wrong checksum, an unsafe archive, or too little space.
+    """
+    entry = registry().get(name)
+    if entry is None:
+        raise UsageError(f"There is no model {name!r}.", f"Known: {', '.join(registry())}.")
+    source: Mapping[str, Any] = entry.get("archive", {})
+    root = roots[0]
+    if (there := locate(name, roots)) is not None:
+        return there
+    if not store.is_writable(root):
+        raise ModelError(f"{root} cannot be written.", "Set SIAM_MODEL_DIR to another folder.")
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{name}.lock"):
+        if (there := locate(name, roots)) is not None:  # another process has brought it meanwhile
+            return there
+        file = source["url"].rsplit("/", 1)[1]
+        size = int(source.get("size", 0))
+        checksum = checksum or source.get("checksum", "")
+        if not checksum:
+            checksum, size = store.published_checksum(source["record"], file)
+        got = archive or root / ".download" / file
+        if archive is None:
+            store.check_space(root, 2 * size)
+            address = (url + file if url.endswith("/") else url) or source["url"]
+            store.download(address, got, size=size, progress=progress)
+        try:
+            store.check(got, checksum)
+        except ModelError:
+            if archive is None:
+                got.unlink()
+            raise
+        folder = _install(got, root / entry["folder"], convert, {"name": name, "archive": checksum})
+        if archive is None:
+            got.unlink()
+    return folder
+
+
+def _install(
+    archive: Path, target: Path, convert: Callable[[Path], None], about: dict[str, Any]
+) -> Path:
+    """Unpack beside the target, convert, list what is there, and only then move it in place."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target.parent) as scratch:
+        store.unpack(archive, Path(scratch) / "content")
+        folder = store.find_folder(Path(scratch) / "content")
+        if folder is None:
+            raise ModelError(f"{archive.name} holds no nnU-Net model folder (plans.json).")
+        convert(folder)
+        files = {
+            part.relative_to(folder).as_posix(): {
+                "size": part.stat().st_size,
+                "sha256": sha256(part),
+            }
+            for part in _parts(folder)
+        }
+        write_json(folder / MANIFEST, {**about, "files": files})
+        if target.exists() and not any(target.iterdir()):
+            target.rmdir()
+        try:
+            os.rename(folder, target)  # noqa: PTH104 - must fail where something is in the way
+        except OSError as error:
+            raise ModelError(f"{target} is in the way.", "Move it away.") from error
+    return target
+
+
+def verify(name: str, roots: Sequence[Path]) -> Iterator[tuple[str, bool]]:
+    """Hash every file of a fetched model anew; yield its name and whether it is unchanged.
+
+    Raises
+    ------
+    ModelError
+        The model is not here, or was not fetched by this app, so that nothing is known about it.
+    """
+    folder = find_model(name, roots).folder
+    if not (folder / MANIFEST).exists():
+        raise ModelError(f"{folder} has no {MANIFEST}: it was not fetched by siam-bids-models.")
+    for part, listed in _read(folder / MANIFEST)["files"].items():
+        path = folder / part
+        yield part, path.exists() and sha256(path) == listed["sha256"]
+
+
+def remove(name: str, roots: Sequence[Path]) -> Path:
+    """Delete a model that `fetch` brought; return where it was.
+
+    Raises
+    ------
+    ModelError
+        It is not here, or was not brought by `fetch` (shipped, or part of a SIAM installation).
+    """
+    folder = find_model(name, roots).folder
+    if not (folder / MANIFEST).exists():
+        raise ModelError(f"{folder} was not fetched by siam-bids-models and is left alone.")
+    shutil.rmtree(folder)
+    return folder

@@ -19,10 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from scipy import ndimage
 from torch import nn
 
 from siam_bids.errors import ModelError
+from siam_bids.files import atomic
 from siam_bids.labels import LabelTable
 from siam_bids.network import LeanUNet, has_fast_bfloat16, is_unet
 from siam_bids.segmenter import Certainty, Prediction, Progress, labels_from_logits, predict_tiled
@@ -38,6 +41,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environme
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 CONFIGURATION = "3d_fullres"
+CHECKPOINT = "checkpoint_final.pth"
+CONVERTED = "model.safetensors"
 
 _HARMLESS: list[Any] = [
     np.dtype,
@@ -82,7 +87,7 @@ class NnunetModel:
             A file is missing or is not what nnU-Net writes, or there is no fold.
         """
         plans, dataset = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
-        folds = tuple(sorted(folder.glob("fold_*/checkpoint_final.pth")))
+        folds = _fold_weights(folder)
         if not folds:
             raise ModelError(f"{folder} holds no fold_*/checkpoint_final.pth.")
         try:
@@ -92,6 +97,13 @@ class NnunetModel:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
         return cls(folder, plans, dataset, labels, folds)
+
+
+def _fold_weights(folder: Path) -> tuple[Path, ...]:
+    """List the weights of each fold: converted ones where there are any, else the checkpoint."""
+    converted = {path.parent: path for path in folder.glob(f"fold_*/{CONVERTED}")}
+    plain = {path.parent: path for path in folder.glob(f"fold_*/{CHECKPOINT}")}
+    return tuple(path for _, path in sorted({**plain, **converted}.items()))
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -105,13 +117,21 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Read the network weights of a checkpoint without executing any code in it.
+    """Read the network weights of a checkpoint, or of its conversion, executing no code in it.
 
     Raises
     ------
     ModelError
         The file is damaged, is no nnU-Net checkpoint, or holds more than tensors and numbers.
     """
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as content:
+                aliases: dict[str, str] = json.loads(content.metadata()["aliases"])
+                tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+            raise ModelError(f"{path} is damaged: {error}") from error
+        return {**tensors, **{name: tensors[twin] for name, twin in aliases.items()}}
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -120,6 +140,37 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         reason = str(error).splitlines()[0]
         raise ModelError(f"{path} is no usable checkpoint: {reason}") from error
     return {name.removeprefix("module."): value for name, value in weights.items()}
+
+
+def convert_checkpoints(folder: Path) -> None:
+    """Replace every checkpoint of a model folder by a safetensors file of its network weights.
+
+    That leaves out the optimiser's state and anything that could hold code. Weights are written
+    in float16 where that loses nothing, else in float32, so the network stays the same.
+
+    Raises
+    ------
+    ModelError
+        A checkpoint is unusable, see `load_weights`.
+    """
+    for path in sorted(folder.glob(f"fold_*/{CHECKPOINT}")):
+        tensors: dict[str, torch.Tensor] = {}
+        aliases: dict[str, str] = {}  # nnU-Net lists each layer under several names
+        names: dict[tuple[int, torch.Size], str] = {}
+        for name, value in load_weights(path).items():
+            first = names.setdefault((value.data_ptr(), value.shape), name)
+            if first == name:
+                tensors[name] = _halved(value)
+            else:
+                aliases[name] = first
+        with atomic(path.with_name(CONVERTED)) as scratch:
+            save_file(tensors, scratch, {"aliases": json.dumps(aliases)})
+        path.unlink()
+
+
+def _halved(weights: torch.Tensor) -> torch.Tensor:
+    half = weights.half()
+    return (half if torch.equal(half.to(weights.dtype), weights) else weights).contiguous()
 
 
 class NnunetSegmenter:

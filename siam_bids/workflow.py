@@ -58,7 +58,7 @@ def run_participant(config: RunConfig) -> Summary:
         in the summary instead.
     """
     _check_folders(config)
-    record = find_model(config.model)
+    record = find_model(config.model, config.model_dirs)
     scans = find_scans(config.bids_dir, config.query)
     if not scans:
         raise DatasetError(
@@ -84,7 +84,7 @@ def run_participant(config: RunConfig) -> Summary:
 
 def boilerplate(config: RunConfig) -> str:
     """Return the methods text for the model of a run."""
-    return methods_text([find_model(config.model).describe()])
+    return methods_text([find_model(config.model, config.model_dirs).describe()])
 
 
 def list_scans(config: RunConfig) -> list[Scan]:
