@@ -7,6 +7,7 @@ map does not tell the two apart there; the training loss then accepts either.
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -123,6 +124,15 @@ def source_table(source: str) -> SourceTable:
     path = shipped.get(source, Path(source))
     if not path.is_file():
         raise LabelError(f"There is no label table {source}.", f"Shipped: {', '.join(SOURCES)}.")
+    try:
+        return _read_table(path, SourceTable.load(shipped["siam"]))
+    except (ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
+        raise LabelError(
+            f"{path} cannot be read as a label table: {error}.", "Write tab-separated UTF-8."
+        ) from error
+
+
+def _read_table(path: Path, siam: SourceTable) -> SourceTable:
     columns = path.read_text(encoding="utf-8").partition("\n")[0].strip().split("\t")
     if {"value", "tissue", "target"} <= set(columns):
         return SourceTable.load(path)
@@ -131,7 +141,6 @@ def source_table(source: str) -> SourceTable:
             f"{path} has the columns {', '.join(columns)}.",
             "Needed: value, name, tissue, target; or index, name.",
         )
-    siam = SourceTable.load(shipped["siam"])
     rows = {row["name"]: int(row["index"]) for row in read_rows(path)}
     unknown = sorted(set(rows) - set(siam_labels().by_name))
     if unknown:
