@@ -6,16 +6,20 @@ Nothing heavy is imported before the arguments are known, so `--help` answers at
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from siam_bids import __version__
 from siam_bids.config import DEFAULT_SUFFIXES, Query, RunConfig
 from siam_bids.errors import SiamError, UsageError
+from siam_bids.stopping import Stopped, stoppable
 from siam_bids.store import search_path
 
 logger = logging.getLogger(__name__)
@@ -24,14 +28,31 @@ EXIT_SOME_SCANS_FAILED = 1
 EXIT_DISK = 7
 EXIT_BAD_MODEL = 6
 
+_CACHES = {
+    "MPLCONFIGDIR": "matplotlib",
+    "XDG_CACHE_HOME": "cache",  # fontconfig and others
+    "TORCH_HOME": "torch",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "NUMBA_CACHE_DIR": "numba",
+}
+"""Where libraries keep caches: environment variable and folder within the work folder."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `siam-bids`; return the exit code.
 
     0: all asked for exists. 1: some scans failed, the others are complete. 2 and more: nothing
-    could be done, see `siam_bids.errors`; 7 is a disk or a permission that fails.
+    could be done, see `siam_bids.errors`; 7 is a disk or a permission that fails. 75 and 130:
+    stopped by a scheduler or Ctrl-C, see `siam_bids.stopping`.
     """
-    return _guarded(_run, sys.argv[1:] if argv is None else list(argv))
+    with stoppable():
+        return _guarded(_run, sys.argv[1:] if argv is None else list(argv))
+
+
+def slurm(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids-slurm`; return the exit code."""
+    return _guarded(_slurm, sys.argv[1:] if argv is None else list(argv))
 
 
 def models(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +74,9 @@ def _guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     except OSError as error:
         print(f"siam-bids: error: {error}. Check the disk and permissions.", file=sys.stderr)
         return EXIT_DISK
+    except Stopped as stop:
+        print(f"siam-bids: {stop}; finished scans are kept, run again to go on.", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)
         return 130
@@ -70,6 +94,7 @@ def _with_hyphens(argv: Sequence[str]) -> list[str]:
 def _run(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     _start_logging(arguments.verbose)
+    _place_caches(arguments.work_dir)
     config = _run_config(arguments, shlex.join(["siam-bids", *argv]))
 
     from siam_bids import workflow  # heavy: torch, nnunetv2, pybids
@@ -97,6 +122,34 @@ def _run(argv: list[str]) -> int:
     return EXIT_SOME_SCANS_FAILED if summary.failed else 0
 
 
+def _place_caches(work: Path | None) -> None:
+    """Send the caches of all libraries to the work folder; to a passing one if HOME is no use.
+
+    A cluster's container has a read-only system, any user number and often no HOME.
+    """
+    home = Path(os.environ.get("HOME") or "/nonexistent")
+    usable = home.is_dir() and os.access(home, os.W_OK)
+    if usable and work is None:
+        return
+    try:
+        if work is None:
+            work = Path(tempfile.mkdtemp(prefix="siam-bids-"))
+            atexit.register(shutil.rmtree, work, ignore_errors=True)
+        work = work.absolute()
+        work.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=work).close()
+    except OSError as error:
+        raise UsageError(
+            f"No scratch file can be written: {error}.", "Give a folder with --work-dir."
+        ) from error
+    for name, folder in _CACHES.items():
+        os.environ[name] = str(work / folder)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(work)
+    if not usable:
+        os.environ["HOME"] = str(work)
+    os.environ.setdefault("LOGNAME", "siam-bids")  # users without a name have no passwd entry
+
+
 def _start_logging(verbosity: int) -> None:
     level = {0: logging.INFO, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     logging.basicConfig(
@@ -122,6 +175,79 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"siam-bids {__version__}")
 
+    _add_query(top)
+    how = top.add_argument_group("how")
+    how.add_argument(
+        "--model", default="compact", help="name of a model or path of an nnU-Net v2 model folder"
+    )
+    how.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    how.add_argument(
+        "--n-cpus",
+        "--nprocs",
+        "--nthreads",
+        "--omp-nthreads",
+        dest="threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads (default: all)",
+    )
+    how.add_argument(
+        "--probabilities",
+        nargs="+",
+        default=[],
+        metavar="TISSUE",
+        help="also write probability maps of these tissues, for example GM WM CSF",
+    )
+    again = how.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        help="do only what is missing or was made from another input, model or options (default)",
+    )
+    again.add_argument("--overwrite", action="store_true", help="segment all of them anew")
+    how.add_argument(
+        "-w", "--work-dir", type=Path, metavar="DIR", help="scratch files and caches of libraries"
+    )
+    how.add_argument("--stop-on-first-crash", action="store_true", help="stop at a failing scan")
+
+    group = top.add_argument_group("group level")
+    group.add_argument(
+        "--formula",
+        default="",
+        metavar="FORMULA",
+        help='model every tissue, for example "GM ~ age + C(sex) + ICV"',
+    )
+    group.add_argument(
+        "--adjust-for",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="regress these out before looking for outliers, for example age sex TIV",
+    )
+    group.add_argument(
+        "--ratings",
+        type=Path,
+        metavar="FILE",
+        help="ratings exported from the group page (default: OUTPUT_DIR/group_ratings.tsv)",
+    )
+
+    what = top.add_argument_group("instead of segmenting")
+    what.add_argument("--dry-run", action="store_true", help="list the scans of the query")
+    what.add_argument("--reports-only", action="store_true", help="write the pages anew")
+    what.add_argument("--boilerplate-only", action="store_true", help="print the methods text")
+
+    top.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
+    accepted = top.add_argument_group("accepted for compatibility, without effect")
+    for name in ("--skip-bids-validation", "--skip-bids-validator", "--notrack", "--low-mem"):
+        accepted.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+    for name in ("--mem-gb", "--mem-mb"):
+        accepted.add_argument(name, type=float, help=argparse.SUPPRESS)
+    accepted.description = "--skip-bids-validation, --notrack, --low-mem, --mem-gb, --mem-mb"
+    return top
+
+
+def _add_query(top: argparse.ArgumentParser) -> None:
     which = top.add_argument_group("which scans")
     which.add_argument(
         "--participant-label",
@@ -154,90 +280,15 @@ def parser() -> argparse.ArgumentParser:
         "--bids-database-dir", type=Path, metavar="DIR", help="pybids index to make and reuse"
     )
 
-    how = top.add_argument_group("how")
-    how.add_argument(
-        "--model", default="compact", help="name of a model or path of an nnU-Net v2 model folder"
-    )
-    how.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    how.add_argument(
-        "--n-cpus",
-        "--nprocs",
-        "--nthreads",
-        "--omp-nthreads",
-        dest="threads",
-        type=int,
-        default=0,
-        metavar="N",
-        help="CPU threads (default: all)",
-    )
-    how.add_argument(
-        "--probabilities",
-        nargs="+",
-        default=[],
-        metavar="TISSUE",
-        help="also write probability maps of these tissues, for example GM WM CSF",
-    )
-    how.add_argument("--overwrite", action="store_true", help="segment anew what is done already")
-    how.add_argument("--stop-on-first-crash", action="store_true", help="stop at a failing scan")
-
-    group = top.add_argument_group("group level")
-    group.add_argument(
-        "--formula",
-        default="",
-        metavar="FORMULA",
-        help='model every tissue, for example "GM ~ age + C(sex) + ICV"',
-    )
-    group.add_argument(
-        "--adjust-for",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="regress these out before looking for outliers, for example age sex TIV",
-    )
-    group.add_argument(
-        "--ratings",
-        type=Path,
-        metavar="FILE",
-        help="ratings exported from the group page (default: OUTPUT_DIR/group_ratings.tsv)",
-    )
-
-    what = top.add_argument_group("instead of segmenting")
-    what.add_argument("--dry-run", action="store_true", help="list the scans of the query")
-    what.add_argument("--reports-only", action="store_true", help="write the pages anew")
-    what.add_argument("--boilerplate-only", action="store_true", help="print the methods text")
-
-    top.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
-    accepted = top.add_argument_group("accepted for compatibility, without effect")
-    accepted.add_argument("-w", "--work-dir", type=Path, metavar="DIR", help=argparse.SUPPRESS)
-    for name in ("--skip-bids-validation", "--skip-bids-validator", "--notrack", "--low-mem"):
-        accepted.add_argument(name, action="store_true", help=argparse.SUPPRESS)
-    for name in ("--mem-gb", "--mem-mb"):
-        accepted.add_argument(name, type=float, help=argparse.SUPPRESS)
-    accepted.description = (
-        "-w/--work-dir, --skip-bids-validation, --notrack, --low-mem, --mem-gb, --mem-mb"
-    )
-    return top
-
 
 def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
-    filters = {}
-    if arguments.bids_filter_file:
-        from siam_bids.dataset import read_filter_file
-
-        filters = read_filter_file(arguments.bids_filter_file)
     if arguments.threads < 0:
         raise UsageError(f"--n-cpus {arguments.threads} is negative.", "Give 1 or more.")
     return RunConfig(
         bids_dir=arguments.bids_dir,
         output_dir=arguments.output_dir,
         level=arguments.analysis_level,
-        query=Query(
-            participants=tuple(_bare(arguments.participant_label, "sub-")),
-            sessions=tuple(_bare(arguments.session_label, "ses-")),
-            suffixes=tuple(arguments.suffix),
-            filters=filters,
-            database=arguments.bids_database_dir,
-        ),
+        query=_query(arguments),
         model=arguments.model,
         model_dirs=search_path(os.environ),
         device=arguments.device,
@@ -255,6 +306,21 @@ def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
     )
 
 
+def _query(arguments: argparse.Namespace) -> Query:
+    filters = {}
+    if arguments.bids_filter_file:
+        from siam_bids.dataset import read_filter_file
+
+        filters = read_filter_file(arguments.bids_filter_file)
+    return Query(
+        participants=tuple(_bare(arguments.participant_label, "sub-")),
+        sessions=tuple(_bare(arguments.session_label, "ses-")),
+        suffixes=tuple(arguments.suffix),
+        filters=filters,
+        database=arguments.bids_database_dir,
+    )
+
+
 def _bare(labels: Sequence[str], prefix: str) -> list[str]:
     """Strip an optional prefix and split what was given as one comma or space separated word."""
     words = [word for label in labels for word in label.replace(",", " ").split()]
@@ -263,6 +329,116 @@ def _bare(labels: Sequence[str], prefix: str) -> list[str]:
 
 def _channels(words: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words.replace(",", " ").split())
+
+
+def _slurm(argv: list[str]) -> int:
+    if "--" in argv:
+        argv, options = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    else:
+        options = []
+    arguments = slurm_parser().parse_args(argv)
+    _start_logging(1)
+
+    from siam_bids.slurm import ArrayConfig, render_scripts, write_scripts  # heavy
+
+    query = _query(arguments)
+    forward = ["--suffix", *query.suffixes] if query.suffixes != DEFAULT_SUFFIXES else []
+    if arguments.bids_filter_file:
+        forward += ["--bids-filter-file", str(arguments.bids_filter_file.absolute())]
+    if arguments.probabilities:
+        forward += ["--probabilities", *arguments.probabilities]
+    if query.sessions and not arguments.sessions:
+        forward += ["--session-label", *query.sessions]
+    folder = arguments.folder or arguments.output_dir / "code" / "slurm"
+    config = ArrayConfig(
+        run=RunConfig(
+            bids_dir=arguments.bids_dir,
+            output_dir=arguments.output_dir,
+            level="participant",
+            query=query,
+            model=_absolute_folder(arguments.model),
+            probabilities=tuple(arguments.probabilities),
+            model_dirs=search_path(os.environ),
+        ),
+        folder=folder,
+        options=(*forward, *options),
+        sessions=arguments.sessions,
+        per_task=arguments.per_task,
+        throttle=arguments.throttle,
+        cpus=arguments.cpus,
+        gpu=arguments.gpu,
+        container=arguments.container,
+        program=arguments.program,
+        memory_mb=arguments.mem_mb,
+        minutes=arguments.minutes,
+        sbatch=tuple(arguments.sbatch),
+        templates=arguments.templates,
+    )
+    if arguments.dry_run:
+        for path, text in render_scripts(config).items():
+            print(f"----- {path}\n{text}")
+        return 0
+    for path in write_scripts(config):
+        print(path)
+    print(f"Look at them, then: {folder / 'submit.sh'}")
+    return 0
+
+
+def _absolute_folder(model: str) -> str:
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.is_dir() else model
+
+
+def slurm_parser() -> argparse.ArgumentParser:
+    """Return the command line of `siam-bids-slurm`."""
+    top = argparse.ArgumentParser(
+        prog="siam-bids-slurm",
+        description="Write sbatch scripts that segment what is still to do of a BIDS dataset.",
+        epilog="What follows a lone -- is handed to every siam-bids, for example -- --low-mem.",
+        allow_abbrev=False,
+    )
+    top.add_argument("bids_dir", type=Path, help="root of the BIDS dataset")
+    top.add_argument("output_dir", type=Path, help="folder of the derivative dataset")
+    _add_query(top)
+    how = top.add_argument_group("how")
+    how.add_argument("--model", default="compact", help="as for siam-bids")
+    how.add_argument("--probabilities", nargs="+", default=[], metavar="TISSUE")
+    how.add_argument("--gpu", action="store_true", help="one GPU a task, --device cuda")
+    how.add_argument("--container", type=Path, metavar="IMAGE.sif", help="run it by Apptainer")
+    how.add_argument(
+        "--program", default="siam-bids", help="the command without container (default: siam-bids)"
+    )
+    shape = top.add_argument_group("the array")
+    shape.add_argument("--sessions", action="store_true", help="a task per session")
+    shape.add_argument(
+        "--per-task",
+        type=int,
+        default=0,
+        metavar="N",
+        help="participants of one task (default: what fills a third of the time limit)",
+    )
+    shape.add_argument("--throttle", type=int, default=0, metavar="N", help="tasks at once")
+    shape.add_argument("--cpus", type=int, default=2, metavar="N", help="CPUs of a task")
+    shape.add_argument(
+        "--mem-mb", type=int, default=0, metavar="MB", help="memory (default: estimated)"
+    )
+    shape.add_argument(
+        "--minutes", type=int, default=0, metavar="N", help="time limit (default: estimated)"
+    )
+    shape.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="further #SBATCH option, may be repeated: --sbatch=--account=lab",
+    )
+    what = top.add_argument_group("the scripts")
+    what.add_argument("--folder", type=Path, help="where they go (default: OUTPUT_DIR/code/slurm)")
+    what.add_argument(
+        "--templates", type=Path, metavar="DIR", help="your copies of templates/slurm/*.jinja"
+    )
+    what.add_argument("--dry-run", action="store_true", help="print them, write nothing")
+    return top
 
 
 def _train(argv: list[str]) -> int:

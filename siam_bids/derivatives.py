@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from siam_bids import __version__
-from siam_bids.files import atomic, write_json, write_text
+from siam_bids.files import atomic, sweep, write_json, write_text
 from siam_bids.labels import Label, LabelTable, read_rows
 from siam_bids.measure import DICTIONARY
 from siam_bids.quality import dictionary as quality_dictionary, judge
@@ -321,18 +322,75 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-IDENTITY = ("SoftwareVersion", "Model", "Options", "InputSHA256")
-"""Sidecar entries that must be unchanged for a result to count as done."""
+IDENTITY = {
+    "InputSHA256": "the input changed",
+    "Model": "another model made it",
+    "Options": "the options changed",
+    "SoftwareVersion": "another version of siam-bids made it",
+}
+"""Sidecar entries that must be unchanged for a result to count as done, and what a change means."""
 
 
-def is_done(names: ScanNames, provenance: Mapping[str, Any], outputs: list[Path]) -> bool:
-    """Tell whether a scan's results exist and come from the same input, model and options.
+def to_do(names: ScanNames, provenance: Mapping[str, Any], outputs: Sequence[Path]) -> str:
+    """Say why a scan must be segmented (anew); empty if it is done.
 
-    The sidecar of the segmentation is written last of all, so its presence means a whole result.
+    Done means: all outputs exist, from the same input, model and options. The sidecar of the
+    segmentation is written last of all, so its presence means a whole result.
     """
     known = read_json(sidecar(names.segmentation))
-    same = all(known.get(key) == provenance[key] for key in IDENTITY)
-    return same and all(path.exists() for path in outputs)
+    if not known:
+        return "not segmented yet"
+    changes = [why for key, why in IDENTITY.items() if known.get(key) != provenance[key]]
+    if not changes:
+        changes = [f"{path.name} is missing" for path in outputs if not path.exists()]
+    return ", ".join(changes[:2])
+
+
+def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
+    """Make the scan count as not done, and remove what its new results will not replace."""
+    sidecar(names.segmentation).unlink(missing_ok=True)
+    for path in names.anat.glob(
+        f"{names.stem}_seg-siam_label-*_desc-{names.suffix}_probseg.nii.gz"
+    ):
+        if path not in outputs:
+            path.unlink(missing_ok=True)
+            sidecar(path).unlink(missing_ok=True)
+
+
+def sweep_subject(root: Path, subject: str) -> None:
+    """Remove what killed runs left half-written in a subject's folders."""
+    folders = [root / "logs" / f"sub-{subject}"]
+    for pattern in ("figures", "anat", "ses-*/anat"):
+        folders += (root / f"sub-{subject}").glob(pattern)
+    sweep(folders)
+
+
+def sweep_root(root: Path) -> None:
+    """Remove what killed runs left half-written among the files of the whole dataset."""
+    sweep([root, root / "logs"])
+
+
+def state(root: Path, subject: str) -> list[tuple[str, int]]:
+    """Name the finished and failed scans of a subject and when: what its page depends on."""
+    good = [sidecar(names.segmentation) for names in results(root, subject)]
+    bad = [names.record for names in failures(root, subject)]
+    with suppress(FileNotFoundError):  # replaced meanwhile: look again
+        return [(path.as_posix(), path.stat().st_mtime_ns) for path in good + bad]
+    return []
+
+
+def save_resources(root: Path) -> None:
+    """Write `logs/resources.tsv`: what each scan took, as a table to size jobs with."""
+    rows = []
+    for names in results(root):
+        past = read_json(names.record)
+        if "peak_memory_MB" in past:
+            stages = {f"{stage}_s": seconds for stage, seconds in past["stages"].items()}
+            plain = {key: value for key, value in past.items() if key != "stages"}
+            rows.append({"scan": names.name, **plain, **stages})
+    if rows:
+        text = pd.DataFrame(rows).to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+        write_text(root / "logs" / "resources.tsv", text)
 
 
 def results(root: Path, subject: str = "*") -> Iterator[ScanNames]:

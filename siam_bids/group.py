@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from siam_bids.outliers import find_outliers
 from siam_bids.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
 from siam_bids.regression import DICTIONARY as STATISTICS_DICTIONARY, fit_tissues
 from siam_bids.tables import GroupTables
+
+logger = logging.getLogger(__name__)
 
 NO_STATISTICS = pd.DataFrame(columns=list(STATISTICS_DICTIONARY))
 
@@ -52,6 +55,10 @@ def run_group(config: RunConfig) -> pd.DataFrame:
         save(group, labels, config)
     seen = {result.names.subject for result in results}
     missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
+    if missing:
+        logger.warning("%d participants have no result yet: %s", len(missing), _some(missing))
+    derivatives.sweep_root(root)
+    derivatives.save_resources(root)
     pages.write_group_page(
         root,
         results,
@@ -62,6 +69,11 @@ def run_group(config: RunConfig) -> pd.DataFrame:
         command=config.command,
     )
     return group.wide
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """List the first few names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig) -> GroupTables:

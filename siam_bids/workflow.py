@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -28,9 +27,14 @@ from siam_bids.nifti import load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import methods_text, model_line, software_versions
 from siam_bids.quality import scan_quality
-from siam_bids.segmenter import Progress
+from siam_bids.segmenter import Prediction, Progress
+from siam_bids.usage import Meter, reset_peak_memory
+from siam_bids.volume import Volume
 
 logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -71,15 +75,23 @@ def run_participant(config: RunConfig) -> Summary:
     derivatives.begin_dataset(config.output_dir, config.bids_dir, model.labels)
     logger.info("%d scans, model %s", len(scans), model_line(record.describe()))
     worker = _Worker(config, record, model)
-    with (
-        tqdm(total=len(scans), unit="scan", disable=not config.progress, smoothing=0) as bar,
-        logging_redirect_tqdm(),
-    ):
-        for subject, group in groupby(scans, key=lambda scan: scan.subject):
-            for scan in group:
-                worker.process(scan, bar)
-            pages.write_subject_page(config.output_dir, subject, config.command)
+    worker.run(scans)
     return worker.summary
+
+
+def _ahead(
+    work: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Iterator[tuple[_Item, Future[_Result]]]:
+    """Yield each item with its future result, the next item being worked on meanwhile."""
+    with ThreadPoolExecutor(1, "read") as pool:
+        previous = None
+        for item in items:
+            current = item, pool.submit(work, item)
+            if previous:
+                yield previous
+            previous = current
+        if previous:
+            yield previous
 
 
 def boilerplate(config: RunConfig) -> str:
@@ -92,6 +104,16 @@ def list_scans(config: RunConfig) -> list[Scan]:
     return find_scans(config.bids_dir, config.query)
 
 
+def unfinished(config: RunConfig) -> list[Scan]:
+    """Return the scans that are not done, judged by the sidecars, without reading the images.
+
+    A scan whose content changed since counts as done here; its own job would notice.
+    """
+    record = find_model(config.model, config.model_dirs)
+    worker = _Worker(config, record, NnunetModel.open(record.folder))
+    return [scan for scan in find_scans(config.bids_dir, config.query) if worker.lacks(scan)]
+
+
 def rebuild_reports(config: RunConfig) -> list[str]:
     """Write the subjects' pages anew from the results on disk; return the subjects' labels."""
     known = [*derivatives.results(config.output_dir), *derivatives.failures(config.output_dir)]
@@ -102,95 +124,178 @@ def rebuild_reports(config: RunConfig) -> list[str]:
     return labels
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A scan that must be segmented: its voxels, where the results go, what is said of them."""
+
+    scan: Scan
+    names: ScanNames
+    outputs: list[Path]
+    provenance: dict[str, Any]
+    volume: Volume
+    meter: Meter
+
+
 class _Worker:
-    """Processes scans one by one with one model; counts what happened."""
+    """Processes scans with one model; counts what happened.
+
+    While one scan goes through the network, a thread reads the next and another writes the last.
+    """
 
     def __init__(self, config: RunConfig, record: ModelRecord, model: NnunetModel) -> None:
         self._config = config
         self._record = record
         self._model = model
         self._segmenter: NnunetSegmenter | None = None
+        self._writing: Future[None] | None = None
         self.summary = Summary()
 
-    def process(self, scan: Scan, bar: tqdm[Any]) -> None:
-        """Segment one scan unless done; never raises for what is wrong with the scan."""
+    def run(self, scans: Sequence[Scan]) -> None:
+        """Process scans, ordered by subject, and write each subject's page."""
+        quiet = not self._config.progress
+        with (
+            tqdm(total=len(scans), unit="scan", disable=quiet, smoothing=0) as bar,
+            logging_redirect_tqdm(),
+            ThreadPoolExecutor(1, "write") as writer,
+        ):
+            subject = scans[0].subject
+            derivatives.sweep_subject(self._config.output_dir, subject)
+            for scan, reading in _ahead(self.read, scans):
+                if scan.subject != subject:
+                    self._write(writer, self._write_page, subject)
+                    subject = scan.subject
+                    derivatives.sweep_subject(self._config.output_dir, subject)
+                self._process(scan, reading, writer, bar)
+            self._write(writer, self._write_page, subject)
+            self._wait()
+
+    def read(self, scan: Scan) -> _Task | None:
+        """Load a scan; None if it is done already."""
+        meter = Meter()
+        with meter.stage("read"):
+            names = output_names(self._config.output_dir, scan)
+            outputs = self._outputs(names)
+            provenance = self._provenance(scan, sha256(scan.path) if scan.path.exists() else "")
+            why = derivatives.to_do(names, provenance, outputs)
+            if not why and not self._config.overwrite:
+                return None
+            volume = load_volume(scan.path)
+        logger.info("%s: %s", scan.name, why or "to be overwritten")
+        return _Task(
+            scan=scan, names=names, outputs=outputs, provenance=provenance, volume=volume,
+            meter=meter,
+        )  # fmt: skip
+
+    def lacks(self, scan: Scan) -> bool:
+        """Tell whether a scan is still to be done, by its sidecar alone."""
         names = output_names(self._config.output_dir, scan)
+        known = derivatives.read_json(derivatives.sidecar(names.segmentation))
+        expected = self._provenance(scan, known.get("InputSHA256", ""))
+        todo = derivatives.to_do(names, expected, self._outputs(names))
+        return self._config.overwrite or bool(todo)
+
+    def _process(
+        self,
+        scan: Scan,
+        reading: Future[_Task | None],
+        writer: ThreadPoolExecutor,
+        bar: tqdm[Any],
+    ) -> None:
+        """Segment one scan unless done; never raises for what is wrong with the scan."""
         bar.set_description(scan.name)
         start = bar.n
-        begin = time.monotonic()
+
+        def progress(share: float) -> None:
+            bar.update(start + 0.9 * share - bar.n)
+
         try:
-            provenance = self._provenance(scan)
-            outputs = self._outputs(names)
-            if not self._config.overwrite and derivatives.is_done(names, provenance, outputs):
-                self.summary.skipped.append(scan.name)
-                if derivatives.read_json(names.record).get("error"):
-                    names.record.unlink()  # of an attempt on an input that is whole again
-                return
+            task = reading.result()
+            prediction = self._segment(task, progress) if task else None
+        except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
+            self._fail(scan, error)
+        else:
+            if task and prediction:
+                self._write(writer, self._finish, task, prediction)
+            else:
+                self._skip(scan)
+        bar.update(start + 1 - bar.n)
 
-            def progress(share: float) -> None:
-                bar.update(start + 0.9 * share - bar.n)
+    def _write(
+        self, writer: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any
+    ) -> None:
+        """Hand work to the writing thread; at most one piece is under way."""
+        self._wait()
+        self._writing = writer.submit(work, *arguments)
 
-            self._segment(scan, names, provenance, progress)
-            seconds = round(time.monotonic() - begin, 1)
-            write_json(names.record, {"seconds": seconds, "device": str(self._device)})
-            self.summary.done.append(scan.name)
-            logger.info("%s segmented in %.1f s", scan.name, seconds)
-        except Exception as error:
-            if isinstance(error, ModelError) or self._config.stop_on_first_crash:
-                raise
-            reason = _reason(error)
-            self.summary.failed[scan.name] = reason
-            record = {"error": reason, "source": scan.relative}
-            logger.error("%s failed: %s", scan.name, reason)
-            if not isinstance(error, SiamError):
-                record["traceback"] = traceback.format_exc()
-                logger.debug("Traceback:", exc_info=True)
-            write_json(names.record, record)
-        finally:
-            bar.update(start + 1 - bar.n)
+    def _wait(self) -> None:
+        """Wait for the writing thread.
+
+        Raises
+        ------
+        Exception
+            What it met and could not leave in the summary.
+        """
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _segment(self, task: _Task, progress: Progress) -> Prediction:
+        reset_peak_memory()
+        with task.meter.stage("segment"):
+            if self._segmenter is None:
+                if self._config.threads:
+                    torch.set_num_threads(self._config.threads)
+                self._segmenter = NnunetSegmenter(self._model, _device(self._config.device))
+            return self._segmenter.segment(
+                task.volume, probabilities=self._config.probabilities, progress=progress
+            )
+
+    def _finish(self, task: _Task, prediction: Prediction) -> None:
+        try:
+            with task.meter.stage("write"):
+                _save_results(task, prediction)
+            cost = task.meter.record()
+            where = {"device": self._device, "threads": torch.get_num_threads()}
+            write_json(task.names.record, {**cost, **where})
+            about = {**task.provenance, "Grid": _describe(task.volume)}
+            write_json(derivatives.sidecar(task.names.segmentation), about)
+            self.summary.done.append(task.scan.name)
+            logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])
+        except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
+            self._fail(task.scan, error)
+
+    def _skip(self, scan: Scan) -> None:
+        self.summary.skipped.append(scan.name)
+        record = output_names(self._config.output_dir, scan).record
+        if derivatives.read_json(record).get("error"):
+            record.unlink()  # of an attempt on an input that is whole again
+
+    def _fail(self, scan: Scan, error: Exception) -> None:
+        if isinstance(error, ModelError) or self._config.stop_on_first_crash:
+            raise error
+        reason = _reason(error)
+        self.summary.failed[scan.name] = reason
+        record = output_names(self._config.output_dir, scan).record
+        past = {"error": reason, "source": scan.relative}
+        logger.error("%s failed: %s", scan.name, reason)
+        if not isinstance(error, SiamError):
+            past["traceback"] = "".join(traceback.format_exception(error))
+            logger.debug("Traceback:", exc_info=error)
+        write_json(record, past)
+
+    def _write_page(self, subject: str) -> None:
+        """Write a subject's page; again if other processes finished scans of it meanwhile."""
+        root = self._config.output_dir
+        before = None
+        while before != (now := derivatives.state(root, subject)):
+            before = now
+            pages.write_subject_page(root, subject, self._config.command)
 
     @property
-    def _device(self) -> torch.device:
-        return _device(self._config.device)
+    def _device(self) -> str:
+        return str(_device(self._config.device))
 
-    def _segment(
-        self, scan: Scan, names: ScanNames, provenance: dict[str, Any], progress: Progress
-    ) -> None:
-        volume = load_volume(scan.path)
-        if self._segmenter is None:
-            if self._config.threads:
-                torch.set_num_threads(self._config.threads)
-            self._segmenter = NnunetSegmenter(self._model, self._device)
-        prediction = self._segmenter.segment(
-            volume, probabilities=self._config.probabilities, progress=progress
-        )
-        segmentation = prediction.segmentation
-        derivatives.sidecar(names.segmentation).unlink(missing_ok=True)  # not done until the end
-        derivatives.save_segmentation(names.segmentation, segmentation)
-        brain = segmentation.mask(BRAIN_TISSUES)
-        derivatives.save_mask(names.brain_mask, brain, volume.grid)
-        about = {"Sources": provenance["Sources"]}
-        write_json(derivatives.sidecar(names.brain_mask), {"Type": "Brain", **about})
-        for tissue, probability in prediction.probabilities.items():
-            path = names.probability(tissue)
-            derivatives.save_probability(path, probability, volume.grid)
-            write_json(derivatives.sidecar(path), about)
-        derivatives.save_volumes(names.volumes, tissue_volumes(segmentation))
-        quality = scan_quality(
-            volume, segmentation, confidence=prediction.confidence, entropy=prediction.entropy
-        )
-        derivatives.save_quality(names.quality, quality)
-        for kind, picture in figures.draw(volume, segmentation).items():
-            with atomic(names.figure(kind)) as scratch:
-                scratch.write_bytes(picture)
-        grid = {
-            "Shape": list(volume.grid.shape),
-            "VoxelSize": [round(size, 4) for size in volume.grid.voxel_size],
-            "Orientation": volume.grid.axcodes,
-        }
-        write_json(derivatives.sidecar(names.segmentation), {**provenance, "Grid": grid})
-
-    def _provenance(self, scan: Scan) -> dict[str, Any]:
+    def _provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
         record = self._record
         return {
             "Description": f"Head tissues segmented by {record.title}, see seg-siam_dseg.tsv.",
@@ -199,7 +304,7 @@ class _Worker:
             "Software": software_versions(),
             "Model": {**record.describe(), "Folds": len(self._model.folds)},
             "Options": {"probabilities": sorted(self._config.probabilities)},
-            "InputSHA256": sha256(scan.path) if scan.path.exists() else "",
+            "InputSHA256": checksum,
         }
 
     def _outputs(self, names: ScanNames) -> list[Path]:
@@ -207,6 +312,36 @@ class _Worker:
         maps = [names.probability(tissue) for tissue in self._config.probabilities]
         tables = [names.volumes, names.quality]
         return [names.segmentation, names.brain_mask, *tables, *pictures, *maps]
+
+
+def _save_results(task: _Task, prediction: Prediction) -> None:
+    """Write all of a scan but the sidecar that declares it done."""
+    names, volume, segmentation = task.names, task.volume, prediction.segmentation
+    derivatives.begin_scan(names, task.outputs)
+    derivatives.save_segmentation(names.segmentation, segmentation)
+    derivatives.save_mask(names.brain_mask, segmentation.mask(BRAIN_TISSUES), volume.grid)
+    about = {"Sources": task.provenance["Sources"]}
+    write_json(derivatives.sidecar(names.brain_mask), {"Type": "Brain", **about})
+    for tissue, probability in prediction.probabilities.items():
+        path = names.probability(tissue)
+        derivatives.save_probability(path, probability, volume.grid)
+        write_json(derivatives.sidecar(path), about)
+    derivatives.save_volumes(names.volumes, tissue_volumes(segmentation))
+    quality = scan_quality(
+        volume, segmentation, confidence=prediction.confidence, entropy=prediction.entropy
+    )
+    derivatives.save_quality(names.quality, quality)
+    for kind, picture in figures.draw(volume, segmentation).items():
+        with atomic(names.figure(kind)) as scratch:
+            scratch.write_bytes(picture)
+
+
+def _describe(volume: Volume) -> dict[str, Any]:
+    return {
+        "Shape": list(volume.grid.shape),
+        "VoxelSize": [round(size, 4) for size in volume.grid.voxel_size],
+        "Orientation": volume.grid.axcodes,
+    }
 
 
 def output_names(root: Path, scan: Scan) -> ScanNames:

@@ -1,0 +1,63 @@
+"""What a piece of work costs: seconds by stage, and the most memory the process held."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+class Meter:
+    """Adds up the wall seconds of named stages.
+
+    Stages of several scans run at once in one process, so `peak_memory` covers the neighbours
+    too: it is what the job needed while this scan was worked on.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the block under a name."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
+
+    def record(self) -> dict[str, Any]:
+        """Return seconds in all and by stage, and the peak memory since `reset_peak_memory`."""
+        return {
+            "seconds": round(sum(self.seconds.values()), 1),
+            "stages": {name: round(value, 2) for name, value in self.seconds.items()},
+            "peak_memory_MB": round(peak_memory() / 1e6),
+        }
+
+
+def reset_peak_memory() -> None:
+    """Start measuring the peak anew, where the kernel allows it (Linux, proc(5) clear_refs)."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return
+
+
+def peak_memory() -> int:
+    """Return the most bytes of memory the process held since the last reset, or ever."""
+    try:
+        for line in _STATUS.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,208 @@
+"""Stop and go: signals, kills at any moment, many writers in one folder."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import write_scan
+
+from siam_bids import derivatives, workflow
+from siam_bids.config import Query, RunConfig
+from siam_bids.files import SCRATCH, _host, sha256, sweep
+from siam_bids.group import run_group
+from siam_bids.stopping import EXIT_TRY_AGAIN, Stopped, stoppable
+
+STRESS = "SIAM_BIDS_STRESS" in os.environ  # minutes of both cores and 11 GB; else a light share
+KILLS = 50 if STRESS else 12
+WRITERS = 64 if STRESS else 12
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["siam_bids.workflow", "matplotlib.backends.backend_agg", "scipy"])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, head) -> Path:
+    """As many subjects as writers, one scan each."""
+    root = tmp_path_factory.mktemp("study")
+    for number in range(WRITERS):
+        write_scan(root / f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz", head)
+    (root / "dataset_description.json").write_text('{"Name": "Many", "BIDSVersion": "1.10.0"}')
+    return root
+
+
+@pytest.fixture
+def config(study, tmp_path, tiny_model) -> RunConfig:
+    return RunConfig(
+        bids_dir=study, output_dir=tmp_path / "out", level="participant", model=str(tiny_model),
+        device="cpu", threads=1, command="siam-bids in out participant",
+    )  # fmt: skip
+
+
+def only(config, *labels, **changes) -> RunConfig:
+    return replace(config, query=Query(participants=labels), **changes)
+
+
+def results(root: Path) -> dict[str, str]:
+    """Checksums of all files but those that tell the time taken."""
+    return {
+        path.relative_to(root).as_posix(): sha256(path)
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.suffix != ".html" and "logs" not in path.parts
+    }
+
+
+def scratch(root: Path) -> list[str]:
+    return [path.name for path in root.rglob(f"{SCRATCH}*")]
+
+
+def test_a_signal_ends_a_long_computation_that_hears_nothing():
+    code = (
+        "import hashlib, sys\n"
+        "from siam_bids.stopping import stoppable\n"
+        "with stoppable(grace=0.5):\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=20)
+    assert child.returncode == EXIT_TRY_AGAIN
+    assert said == "siam-bids: stopped by SIGTERM in the middle of a scan; run again to go on.\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_signals_raise_once_and_handlers_are_given_back(number, code):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stop, stoppable(grace=60):  # noqa: PT012
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert stop.value.exit_code == code
+    assert signal.getsignal(number) == before
+
+
+def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for owner, process, age, kept in [
+        (_host(), dead.pid, 0, False),
+        (_host(), os.getpid(), 0, True),
+        ("otherhost0", dead.pid, 0, True),
+        ("otherhost0", dead.pid, 7200, False),
+    ]:
+        path = tmp_path / f"{SCRATCH}{owner}-{process}-abc.nii.gz"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
+        sweep([tmp_path, tmp_path / "absent"])
+        assert path.exists() == kept
+        path.unlink(missing_ok=True)
+
+
+def test_preemption_stops_within_seconds_and_a_rerun_does_the_rest(config, study):
+    command = [
+        sys.executable, "-m", "siam_bids", study, config.output_dir, "participant",
+        "--model", config.model, "--device", "cpu", "--n-cpus", "1",
+    ]  # fmt: skip
+    child = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and len(list(derivatives.results(config.output_dir))) < 2:
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    begin = time.monotonic()
+    _, said = child.communicate(timeout=60)
+    assert time.monotonic() - begin < 30  # SLURM kills 30 s after a TERM (KillWait)
+    assert child.returncode == EXIT_TRY_AGAIN
+    assert said.splitlines()[-1] == (
+        "siam-bids: stopped by SIGTERM; finished scans are kept, run again to go on."
+    )
+    assert scratch(config.output_dir) == []
+    finished = sorted(names.subject for names in derivatives.results(config.output_dir))
+    assert 2 <= len(finished) < WRITERS
+    nearby = f"{int(finished[-1]) + 1:02d}"
+    again = workflow.run_participant(only(config, *finished, nearby))
+    assert [f"sub-{label}_T1w" for label in finished] == again.skipped
+    assert again.done == [f"sub-{nearby}_T1w"]
+
+
+def test_kills_at_any_moment_leave_nothing_that_a_rerun_does_not_mend(config, tmp_path):
+    labels = ("00", "01", "02")
+    maps = {"probabilities": ("GM",)}
+    straight = only(config, *labels, output_dir=tmp_path / "straight", **maps)
+    begin = time.monotonic()
+    workflow.run_participant(straight)
+    length = time.monotonic() - begin
+    draw = random.Random(0)
+    torn = only(config, *labels, **maps)
+    finished = 0
+    for _ in range(KILLS):
+        child = FORK.Process(target=workflow.run_participant, args=(torn,))
+        child.start()
+        child.join(draw.uniform(0, length))
+        finished += child.exitcode == 0
+        child.kill()
+        child.join()
+        for names in derivatives.results(torn.output_dir):
+            if draw.random() < 0.3:  # or soon there is nothing left to do and to kill
+                derivatives.sidecar(names.segmentation).unlink()
+    assert finished < KILLS
+    workflow.run_participant(torn)
+    run_group(torn)
+    run_group(straight)
+    assert scratch(torn.output_dir) == []
+    assert results(torn.output_dir) == results(straight.output_dir)
+
+
+def test_many_writers_share_one_folder(config, tmp_path):
+    """Every file of the whole dataset is complete at each moment; in the end all is there."""
+    watched, broken, over = set(), [], threading.Event()
+
+    def watch():
+        while not over.is_set():
+            for path in config.output_dir.glob("[!.]*"):
+                if path.is_file():
+                    text = path.read_text(encoding="utf-8")
+                    whole = text.endswith("</html>" if path.suffix == ".html" else "\n")
+                    watched.add(path.name)
+                    if not whole or (path.suffix == ".json" and not json.loads(text)):
+                        broken.append(path.name)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    labels = [f"{number:02d}" for number in range(WRITERS)]
+    children = [
+        FORK.Process(target=workflow.run_participant, args=(only(config, label),))
+        for label in labels
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    over.set()
+    watcher.join()
+    assert [child.exitcode for child in children] == [0] * WRITERS
+    assert broken == []
+    assert {"dataset_description.json", "seg-siam_dseg.tsv", "README"} <= watched
+    assert scratch(config.output_dir) == []
+    assert not [path for path in config.output_dir.rglob("*") if "lock" in path.name.lower()]
+    alone = only(config, "00", output_dir=tmp_path / "alone")
+    workflow.run_participant(alone)
+    shared = results(config.output_dir)
+    assert {name: shared[name] for name in results(alone.output_dir)} == results(alone.output_dir)
+    assert len(list(derivatives.results(config.output_dir))) == WRITERS
+    assert len(run_group(config)) == WRITERS
+    table = (config.output_dir / "logs" / "resources.tsv").read_text().splitlines()
+    assert len(table) == WRITERS + 1
+    assert table[0].split("\t")[:3] == ["scan", "seconds", "peak_memory_MB"]
