@@ -1,0 +1,231 @@
+"""The scripts for SLURM: their content and, where it is installed, a real SLURM of one node."""
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_scan
+
+from siam_bids import cli, derivatives
+from siam_bids.files import sha256
+
+PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
+MISSING = [name for name in PROGRAMS if not shutil.which(name, path="/usr/sbin:/usr/bin")]
+
+
+@pytest.fixture
+def study(tmp_path, head) -> Path:
+    """Four participants, two of them with two sessions."""
+    root = tmp_path / "study"
+    for name in ("sub-a/", "sub-b/", "sub-c/ses-1/", "sub-c/ses-2/", "sub-d/ses-1/"):
+        stem = name.strip("/").replace("/", "_")
+        write_scan(root / name / f"anat/{stem}_T1w.nii.gz", head)
+    (root / "dataset_description.json").write_text('{"Name": "Array", "BIDSVersion": "1.10.0"}')
+    return root
+
+
+def write(study, out, model, *words) -> Path:
+    command = [str(study), str(out), "--model", str(model), *words]
+    assert cli.slurm(command) == 0
+    return out / "code" / "slurm"
+
+
+def directives(script: Path) -> dict[str, str]:
+    return dict(re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", script.read_text(), re.MULTILINE))
+
+
+def test_an_array_covers_each_participant_once_and_is_sized(study, tmp_path, tiny_model):
+    folder = write(study, tmp_path / "out", tiny_model, "--per-task", "2", "--throttle", "9")
+    assert (folder / "jobs.txt").read_text().splitlines() == [
+        "--participant-label a b",
+        "--participant-label c d",
+    ]
+    asked = directives(folder / "participant.sbatch")
+    assert asked["array"] == "1-2%9"
+    assert 1000 <= int(asked["mem"].removesuffix("M")) <= 2000  # the interpreter and a tiny model
+    assert 5 <= int(asked["time"]) <= 15
+    assert "gres" not in asked
+    assert os.access(folder / "submit.sh", os.X_OK)
+
+
+def test_what_is_done_is_left_out(study, tmp_path, tiny_model, capsys):
+    out = tmp_path / "out"
+    common = [str(study), str(out), "participant", "--model", str(tiny_model), "--device", "cpu"]
+    assert cli.main([*common, "--participant-label", "a", "c", "--n-cpus", "1"]) == 0
+    folder = write(study, out, tiny_model, "--per-task", "1")
+    lines = (folder / "jobs.txt").read_text().split()
+    assert lines == ["--participant-label", "b", "--participant-label", "d"]
+    assert cli.main([*common, "--n-cpus", "1"]) == 0
+    capsys.readouterr()
+    assert cli.slurm([str(study), str(out), "--model", str(tiny_model)]) == 2
+    assert "Everything is done already." in capsys.readouterr().err
+
+
+def test_sessions_gpu_container_and_own_options(study, tmp_path, tiny_model, capsys):
+    folder = write(
+        study, tmp_path / "out", tiny_model, "--sessions", "--gpu", "--container", "/images/s.sif",
+        "--sbatch=--account=lab", "--minutes", "20", "--mem-mb", "3000",
+        "--", "--probabilities", "GM",
+    )  # fmt: skip
+    assert (folder / "jobs.txt").read_text().splitlines() == [
+        "--participant-label a",
+        "--participant-label b",
+        "--participant-label c --session-label 1",
+        "--participant-label c --session-label 2",
+        "--participant-label d --session-label 1",
+    ]
+    script = (folder / "participant.sbatch").read_text()
+    asked = directives(folder / "participant.sbatch")
+    assert (asked["gres"], asked["account"]) == ("gpu:1", "lab")
+    assert (asked["time"], asked["mem"]) == ("20", "3000M")
+    assert "apptainer run --cleanenv --containall --nv" in script
+    assert f"--bind {study}:/data:ro" in script
+    assert f"--bind {tiny_model}:{tiny_model}:ro" in script
+    assert '--bind "$work":/work /images/s.sif /data /out participant' in script
+    assert f"--model {tiny_model} --device cuda --probabilities GM" in script
+    for name in ("participant.sbatch", "group.sbatch", "submit.sh"):
+        subprocess.run(["bash", "-n", str(folder / name)], check=True)
+
+
+def test_dry_run_prints_and_writes_nothing(study, tmp_path, tiny_model, capsys):
+    out = tmp_path / "out"
+    words = [str(study), str(out), "--model", str(tiny_model), "--dry-run"]
+    assert cli.slurm(words) == 0
+    assert "#SBATCH --requeue" in capsys.readouterr().out
+    assert not out.exists()
+
+
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """A SLURM of one node, without systemd; gives the environment its commands need."""
+    if MISSING:
+        pytest.skip(f"needs {', '.join(MISSING)} (Debian: slurmctld slurmd slurm-client munge)")
+    if os.geteuid() != 0:
+        pytest.skip("needs root to start slurmd")
+    place = tmp_path_factory.mktemp("slurm")
+    for name in ("state", "spool", "log"):
+        (place / name).mkdir()
+    place.chmod(0o755)
+    for parent in place.parents[:3]:
+        parent.chmod(parent.stat().st_mode | 0o055)
+    host = os.uname().nodename.split(".")[0]
+    munge = place / "munge"
+    munge.mkdir()
+    (munge / "key").write_bytes(os.urandom(1024))
+    (munge / "key").chmod(0o400)
+    user = pwd.getpwuid(0).pw_name
+    (place / "slurm.conf").write_text(
+        f"""ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser={user}
+AuthType=auth/munge
+AuthInfo=socket={munge}/socket
+CredType=cred/munge
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+ReturnToService=2
+MpiDefault=none
+SlurmctldPort=36817
+SlurmdPort=36818
+StateSaveLocation={place}/state
+SlurmdSpoolDir={place}/spool
+SlurmctldPidFile={place}/slurmctld.pid
+SlurmdPidFile={place}/slurmd.pid
+SlurmctldLogFile={place}/log/slurmctld
+SlurmdLogFile={place}/log/slurmd
+SchedulerParameters=bf_interval=1,sched_min_interval=200000,requeue_delay=1
+MinJobAge=300
+KillWait=15
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+    )
+    environment = {**os.environ, "SLURM_CONF": str(place / "slurm.conf")}
+    daemons = []
+
+    def start(*words):
+        with (place / "log" / Path(words[0]).name).open("ab") as log:
+            daemons.append(subprocess.Popen(words, env=environment, stdout=log, stderr=log))
+
+    start("/usr/sbin/munged", "-F", "--force", f"--key-file={munge}/key",
+          f"--socket={munge}/socket", f"--pid-file={munge}/pid", f"--log-file={munge}/log",
+          f"--seed-file={munge}/seed")  # fmt: skip
+    wait_for((munge / "socket").exists, 20)
+    start("/usr/sbin/slurmctld", "-D")
+    start("/usr/sbin/slurmd", "-D")
+
+    def idle():
+        done = subprocess.run(
+            ["sinfo", "-h", "-o", "%T"], env=environment, capture_output=True, check=False
+        )
+        return done.stdout.strip() == b"idle"
+
+    try:
+        wait_for(idle, 60)
+        yield environment
+    finally:
+        subprocess.run(
+            ["scancel", "--state=RUNNING"], env=environment, capture_output=True, check=False
+        )
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            daemon.wait(timeout=30)
+
+
+def wait_for(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.2)
+
+
+def states(environment, *options):
+    words = ["squeue", "-h", "-a", "--array", "-t", "all", "-o", "%F_%K %T", *options]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def test_a_real_slurm_runs_requeues_and_gathers(cluster, study, tmp_path, tiny_model):
+    """One task is requeued while it works, as in a preemption; the end is as if nothing was."""
+    root = Path(cli.__file__).parents[1]
+    app = tmp_path / "siam-bids"
+    app.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m siam_bids "$@"\n')
+    app.chmod(0o755)
+    out = tmp_path / "out"
+    folder = write(
+        study, out, tiny_model, "--program", str(app), "--per-task", "2", "--cpus", "1",
+        "--mem-mb", "100", "--minutes", "30",
+    )  # fmt: skip
+    done = subprocess.run(
+        [str(folder / "submit.sh")], env=cluster, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    array, group = re.findall(r"job (\d+)", done.stdout)
+    sidecar = out / "sub-a/anat/sub-a_seg-siam_desc-T1w_dseg.json"
+    wait_for(sidecar.exists, 240)
+    first = sha256(sidecar), sidecar.stat().st_mtime_ns
+    subprocess.run(["scontrol", "requeue", f"{array}_1"], env=cluster, check=True)
+    wait_for(lambda: [f"{array}_1", "PENDING"] in states(cluster), 60)
+    log = out / "logs" / "slurm" / f"participant-{array}_1.out"
+    wait_for(lambda: "stopped by SIGTERM" in log.read_text(), 30)
+    job = ["scontrol", "update", f"JobId={array}_1", "StartTime=now"]  # SLURM waits two minutes
+    subprocess.run(job, env=cluster, check=False, capture_output=True)
+    wait_for(lambda: {s for _, s in states(cluster)} == {"COMPLETED"}, 480)
+    assert sorted(name for name, _ in states(cluster)) == sorted(
+        [f"{array}_1", f"{array}_2", f"{group}_N/A"]
+    )
+    assert len(list(derivatives.results(out))) == 5
+    assert (sha256(sidecar), sidecar.stat().st_mtime_ns) == first  # what was finished was kept
+    assert "1 segmented, 1 already done, 0 failed." in log.read_text()
+    assert len((out / "group_desc-wide_volumes.tsv").read_text().splitlines()) == 6
+    assert not list(out.rglob(".tmp-*"))
