@@ -57,8 +57,6 @@ class RunConfig:
         Columns regressed out before outliers are looked for.
     ratings
         Table of ratings exported from the group page, or None for the one in the output folder.
-    viewer
-        Embed a three-dimensional viewer in the subjects' pages.
     command
         The command line, for the record.
     """
@@ -80,5 +78,4 @@ class RunConfig:
     formula: str = ""
     adjust: tuple[str, ...] = ()
     ratings: Path | None = None
-    viewer: bool = False
     command: str = ""

@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 NO_STATISTICS = pd.DataFrame(columns=list(STATISTICS_DICTIONARY))
 
+SUBJECT_PAGES = 1000
+"""Subjects up to which the group level writes their pages anew, with the group behind them."""
+
 RATINGS = "group_ratings.tsv"
 """Where ratings exported from the group page are looked for."""
 
@@ -59,6 +62,13 @@ def run_group(config: RunConfig) -> pd.DataFrame:
         logger.warning("%d participants have no result yet: %s", len(missing), _some(missing))
     derivatives.sweep_root(root)
     derivatives.save_resources(root)
+    pages.write_reference(root, group)
+    people = sorted(seen)
+    if len(people) <= SUBJECT_PAGES:
+        for subject in people:
+            pages.write_subject_page(root, subject, config.command)
+    else:
+        logger.info("The subjects' pages show the group after: participant --reports-only")
     pages.write_group_page(
         root,
         results,

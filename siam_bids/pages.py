@@ -33,19 +33,21 @@ _CATEGORIES = 12
 
 
 def write_subject_page(root: Path, subject: str, command: str) -> None:
-    """Write one subject's page."""
+    """Write one subject's page; `command` is named where no record tells what made the scans."""
     good = {n.name: n for n in derivatives.results(root, subject)}
     bad = {n.name: n for n in derivatives.failures(root, subject)}
     done = [derivatives.read_result(names) for name, names in good.items() if name not in bad]
     reference = derivatives.read_json(root / REFERENCE)
-    scans = [_scan_report(result, reference) for result in done]
-    scans += [_failed_report(names) for names in bad.values()]
+    records = {name: derivatives.read_json(n.record) for name, n in (good | bad).items()}
+    commands = dict.fromkeys(str(r["command"]) for r in records.values() if "command" in r)
+    scans = [_scan_report(result, reference, records[result.names.name]) for result in done]
+    scans += [_failed_report(names, records[name]) for name, names in bad.items()]
     page = report.render_subject(
         report.SubjectReport(
             subject=f"sub-{subject}",
             scans=tuple(sorted(scans, key=lambda scan: scan.name)),
-            command=command,
-            group=(root / "group.html").exists(),
+            command="\n".join(commands) or command,
+            group=bool(reference),
             **_origin([result.about for result in done]),
         )
     )
@@ -62,8 +64,7 @@ def _origin(sidecars: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _failed_report(names: ScanNames) -> report.ScanReport:
-    past = derivatives.read_json(names.record)
+def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> report.ScanReport:
     return report.ScanReport(
         name=names.name,
         suffix=names.suffix,
@@ -74,7 +75,9 @@ def _failed_report(names: ScanNames) -> report.ScanReport:
     )
 
 
-def _scan_report(result: ScanResult, reference: Mapping[str, Any]) -> report.ScanReport:
+def _scan_report(
+    result: ScanResult, reference: Mapping[str, Any], past: Mapping[str, Any]
+) -> report.ScanReport:
     names = result.names
     labels = derivatives.read_label_table(names.root)
     rows = {row["name"]: row for row in result.volumes}
@@ -101,7 +104,7 @@ def _scan_report(result: ScanResult, reference: Mapping[str, Any]) -> report.Sca
         flag=flag,
         reasons=reasons,
         readings=tuple(_readings(result.quality)),
-        facts=tuple(_facts(result.about, derivatives.read_json(names.record))),
+        facts=tuple(_facts(result.about, past)),
     )
 
 
@@ -171,7 +174,6 @@ def write_group_page(
         )
     )
     write_text(root / "group.html", page)
-    write_json(root / REFERENCE, _reference(tables))
 
 
 def _records(table: pd.DataFrame) -> Iterable[dict[str, Any]]:
@@ -180,8 +182,8 @@ def _records(table: pd.DataFrame) -> Iterable[dict[str, Any]]:
         yield dict(zip(map(str, table), row, strict=True))
 
 
-def _reference(tables: GroupTables) -> dict[str, Any]:
-    """Return the five-number summary (mL) of every tissue by contrast."""
+def write_reference(root: Path, tables: GroupTables) -> None:
+    """Write the five-number summary (mL) of every tissue by contrast, for the subjects' pages."""
     names = ("least", "quarter", "median", "three_quarters", "most")
     spreads: dict[str, Any] = {}
     for (suffix, tissue), values in tables.tidy.groupby(["suffix", "tissue"])["volume_mL"]:
@@ -190,7 +192,7 @@ def _reference(tables: GroupTables) -> dict[str, Any]:
             "scans": len(values),
             **dict(zip(names, five, strict=True)),
         }
-    return spreads
+    write_json(root / REFERENCE, spreads)
 
 
 def _group_data(

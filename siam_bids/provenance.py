@@ -50,7 +50,11 @@ def methods_text(models: Sequence[Description]) -> str:
 
 def distinct(descriptions: Sequence[Description]) -> list[Description]:
     """Drop repetitions, keep the order."""
-    return [item for place, item in enumerate(descriptions) if item not in descriptions[:place]]
+    kept: list[Description] = []
+    for item in descriptions:
+        if item not in kept:
+            kept.append(item)
+    return kept
 
 
 def agreed(versions: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], ...]:

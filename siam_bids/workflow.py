@@ -255,7 +255,11 @@ class _Worker:
             with task.meter.stage("write"):
                 _save_results(task, prediction)
             cost = task.meter.record()
-            where = {"device": self._device, "threads": torch.get_num_threads()}
+            where = {
+                "device": self._device,
+                "threads": torch.get_num_threads(),
+                "command": self._config.command,
+            }
             write_json(task.names.record, {**cost, **where})
             about = {**task.provenance, "Grid": _describe(task.volume)}
             write_json(derivatives.sidecar(task.names.segmentation), about)
@@ -276,7 +280,7 @@ class _Worker:
         reason = _reason(error)
         self.summary.failed[scan.name] = reason
         record = output_names(self._config.output_dir, scan).record
-        past = {"error": reason, "source": scan.relative}
+        past = {"error": reason, "source": scan.relative, "command": self._config.command}
         logger.error("%s failed: %s", scan.name, reason)
         if not isinstance(error, SiamError):
             past["traceback"] = "".join(traceback.format_exception(error))

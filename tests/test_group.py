@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import TISSUES
 
-from siam_bids import cli, pages, workflow
+from siam_bids import cli, pages
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
 from siam_bids.group import run_group
@@ -213,7 +213,6 @@ def test_many_thumbnails_stay_beside_the_page(config, monkeypatch):
 
 def test_subject_pages_show_the_group_behind_the_volumes(config):
     run_group(config)
-    workflow.rebuild_reports(config)
     page = (config.output_dir / "sub-03.html").read_text()
     assert "Among all T1w scans" in page
     assert "among 12 scans, median" in page

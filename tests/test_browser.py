@@ -1,0 +1,297 @@
+"""The pages in a real browser: Chromium or Chrome on the PATH; skipped where there is none."""
+
+import os
+import re
+import shutil
+
+import pytest
+from conftest import write_study
+
+from siam_bids.config import RunConfig
+from siam_bids.group import run_group
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
+
+HARMLESS = "z / z2 / zlevel of displayable is invalid"
+"""ECharts 6.1 says this of its own brush rectangle."""
+
+EVIL = "<img src=x onerror=alert(1)>"
+ODD = "sub-07_T1w"
+SCHEMES = [("light", 1280), ("dark", 1280), ("light", 390)]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """A study whose table holds HTML."""
+    raw, out = write_study(tmp_path_factory.mktemp("browser"), people=14, name=EVIL)
+    table = raw / "participants.tsv"
+    lines = table.read_text().splitlines()
+    lines = [f"{line}\t{EVIL if i else 'site'}{i % 2 if i else ''}" for i, line in enumerate(lines)]
+    lines[0] += f"\t{EVIL}"
+    lines[1:] = [f"{line}\t{i}" for i, line in enumerate(lines[1:])]
+    table.write_text("\n".join(lines) + "\n")
+    config = RunConfig(bids_dir=raw, output_dir=out, level="group", formula="~ age", command=EVIL)
+    run_group(config)
+    return out
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        options = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        browser = play.chromium.launch(executable_path=BROWSER, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chrome):
+    """A page that must not complain, ask the network for anything, or raise a dialog."""
+    context = chrome.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    wrong = []
+    page.on(
+        "console",
+        lambda m: (
+            wrong.append(m.text)
+            if m.type in ("error", "warning") and not m.text.startswith(HARMLESS)
+            else None
+        ),
+    )
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda r: (
+            wrong.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None
+        ),
+    )
+    yield page
+    assert wrong == []
+    context.close()
+
+
+def opened(tab, output, name="group.html"):
+    tab.goto((output / name).as_uri())
+    if name == "group.html":
+        tab.wait_for_selector("html[data-ready]")
+    return tab
+
+
+def names(tab) -> list[str]:
+    return tab.eval_on_selector_all("#wall .card", "cards => cards.map(c => c.dataset.scan)")
+
+
+def filtered(tab, count: int) -> None:
+    tab.wait_for_function(f"document.querySelectorAll('#wall .card').length === {count}")
+
+
+def test_wall_shows_the_suspicious_scan_first_and_sorts_by_any_measure(tab, output):
+    opened(tab, output)
+    assert len(names(tab)) == 14
+    assert names(tab)[0] == ODD
+    assert "The top of the brain is cut off" in tab.inner_text("#wall .card >> nth=0")
+    tab.select_option("#sort", "measure:age")
+    tab.wait_for_function("document.querySelector('#wall .card').dataset.scan === 'sub-14_T1w'")
+    assert names(tab) == [f"sub-{n:02d}_T1w" for n in range(14, 0, -1)]
+    tab.click(".more summary")
+    tab.fill("#most", "30")
+    filtered(tab, 3)  # 23, 26, 29 years
+    assert tab.inner_text("#count") == "3 of 14 scans"
+
+
+def test_search_filters_and_clearing(tab, output):
+    opened(tab, output)
+    tab.fill("#find", "SUB-03")
+    filtered(tab, 1)
+    assert names(tab) == ["sub-03_T1w"]
+    tab.click("#clear")
+    filtered(tab, 14)
+    tab.select_option("#flag", "fail")
+    filtered(tab, 1)
+    assert names(tab) == [ODD]
+    assert "brain_cut_top" in tab.inner_text("#outlier-list")
+    tab.select_option("#flag", "*")
+    tab.select_option("[data-category=sex]", "F")
+    filtered(tab, 7)
+
+
+def test_search_is_ringed_in_every_plot_in_sight(tab, output):
+    opened(tab, output)
+    tab.locator("#panels").scroll_into_view_if_needed()
+    tab.locator("#panels .plot canvas").first.wait_for()
+    tab.fill("#find", "sub-03")
+    filtered(tab, 1)
+    script = """() => [...document.querySelectorAll("#panels .plot")]
+      .filter(p => p.querySelector("canvas"))
+      .map(p => echarts.getInstanceByDom(p).getOption().series.find(s => s.id === "lit").data)"""
+    tab.locator("#panels").scroll_into_view_if_needed()
+    tab.wait_for_function(f"({script})().filter(rings => rings.length === 1).length >= 3")
+    rings = [rings for rings in tab.evaluate(script) if rings]
+    assert all(ring[0][2] == 2 for ring in rings)
+
+
+def drag(tab, measure: str, low: float, high: float) -> None:
+    """Brush a distribution between two values, over its whole width."""
+    plot = tab.locator(f"[data-measure={measure}]")
+    plot.scroll_into_view_if_needed()
+    plot.locator("canvas").first.wait_for()
+    tab.wait_for_timeout(300)
+    corners = tab.evaluate(
+        """([measure, low, high]) => {
+          const plot = document.querySelector(`[data-measure=${measure}]`);
+          const chart = echarts.getInstanceByDom(plot);
+          const axes = { xAxisIndex: 0, yAxisIndex: 0 };
+          return [[-0.49, low], [0.49, high]].map(p => chart.convertToPixel(axes, p));
+        }""",
+        [measure, low, high],
+    )
+    box = plot.bounding_box()
+    (x1, y1), (x2, y2) = [(box["x"] + x, box["y"] + y) for x, y in corners]
+    tab.mouse.move(x1, y1)
+    tab.mouse.down()
+    tab.mouse.move((x1 + x2) / 2, (y1 + y2) / 2, steps=4)
+    tab.mouse.move(x2, y2, steps=4)
+    tab.mouse.up()
+
+
+def test_brushing_a_plot_leaves_its_scans_on_the_wall(tab, output):
+    opened(tab, output)
+    values = tab.evaluate("JSON.parse(document.getElementById('data').textContent).values.GM")
+    ranked = sorted(values)
+    low, high = (ranked[4] + ranked[5]) / 2, (ranked[9] + ranked[10]) / 2
+    drag(tab, "GM", low, high)
+    filtered(tab, 5)
+    assert "brushed in GM" in tab.inner_text("#count")
+    inside = {f"sub-{i + 1:02d}_T1w" for i, value in enumerate(values) if low < value < high}
+    assert set(names(tab)) == inside
+    tab.click("#clear")
+    filtered(tab, 14)
+
+
+def test_rating_by_mouse_and_keyboard_survives_reload_and_goes_out_and_in(tab, output, tmp_path):
+    opened(tab, output)
+    tab.click("[data-rate=fail][aria-label='fail sub-07_T1w']")
+    tab.select_option("#sort", "name")
+    tab.uncheck("#descending")
+    tab.wait_for_function("document.querySelector('#wall .card').dataset.scan === 'sub-01_T1w'")
+    tab.focus("[data-open='0']")
+    tab.keyboard.press("1")
+    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("2")
+    tab.keyboard.press("Enter")
+    tab.fill("#note", "moved\ta lot")
+    tab.keyboard.press("Escape")
+    tab.wait_for_selector("#detail", state="hidden")
+    tab.reload()
+    tab.wait_for_selector("html[data-ready]")
+    pressed = "[aria-pressed=true][data-rate]"
+    assert tab.get_attribute(f"[data-scan='{ODD}'] {pressed}", "data-rate") == "fail"
+    tab.click(".more summary")
+    with tab.expect_download() as got:
+        tab.click("[data-do=export]")
+    path = tmp_path / got.value.suggested_filename
+    got.value.save_as(path)
+    assert path.name == "group_ratings.tsv"
+    assert path.read_text() == (
+        "scan\trating\tnote\nsub-01_T1w\tpass\tn/a\nsub-02_T1w\twarn\tmoved a lot\n"
+        "sub-07_T1w\tfail\tn/a\n"
+    )
+    tab.evaluate("localStorage.clear()")
+    tab.reload()
+    tab.wait_for_selector("html[data-ready]")
+    assert tab.locator(pressed).count() == 0
+    tab.set_input_files("#import", path)
+    tab.wait_for_function(
+        "document.getElementById('message').textContent === '3 of 3 ratings imported.'"
+    )
+    assert tab.locator(f"#wall {pressed}").count() == 3
+
+
+def test_details_step_through_the_chosen_scans(tab, output):
+    opened(tab, output)
+    tab.click("[data-open='6']")
+    assert tab.inner_text("#detail-title") == ODD
+    assert "The top of the brain is cut off (20.0 cm2 at the border)." in tab.inner_text("#detail")
+    assert tab.get_attribute("#detail-page", "href") == f"sub-07.html#{ODD}"
+    tab.keyboard.press("ArrowRight")
+    tab.wait_for_function("document.getElementById('detail-title').textContent !== 'sub-07_T1w'")
+    assert tab.inner_text("#detail-title") == names(tab)[1]
+
+
+def test_outlines_and_table_can_be_switched(tab, output):
+    opened(tab, output)
+    assert tab.locator("#wall .outline").first.is_visible()
+    tab.uncheck("#outlines")
+    assert not tab.locator("#wall .outline").first.is_visible()
+    tab.check("#table")
+    assert tab.locator("#sheet tbody tr").count() == 14
+    assert not tab.locator("#wall").is_visible()
+
+
+def test_tissues_of_a_subject_are_laid_over_in_their_colours(tab, output):
+    opened(tab, output, "sub-03.html")
+    tab.wait_for_selector(".viewer[data-ready]")
+    painted = """() => {
+      const canvas = document.querySelector(".viewer canvas");
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      const colors = new Map();
+      for (let i = 0; i < data.length; i += 4) if (data[i + 3]) {
+        const color = "#" + [0, 1, 2].map(k => data[i + k].toString(16).padStart(2, "0")).join("");
+        colors.set(color, (colors.get(color) || 0) + 1);
+      }
+      return [...colors.keys()].sort();
+    }"""
+    shown = tab.eval_on_selector_all(
+        ".viewer [data-index]", "all => all.map(b => b.dataset.color).sort()"
+    )
+    assert tab.evaluate(painted) == shown
+    assert "#d55e00" in shown
+    tab.click(".viewer [data-color='#d55e00']")
+    assert tab.evaluate(painted) == [color for color in shown if color != "#d55e00"]
+    tab.click("[data-all]")
+    assert tab.evaluate(painted) == []
+    tab.fill("[data-opacity]", "80")
+    assert tab.eval_on_selector(".viewer canvas", "c => c.style.opacity") == "0.8"
+    width = tab.eval_on_selector(".viewer .layers", "e => e.clientWidth")
+    tab.click("[data-zoom='1']")
+    assert tab.eval_on_selector(".viewer .layers", "e => e.clientWidth") == pytest.approx(
+        1.5 * width, abs=2
+    )
+
+
+def test_markup_in_names_stays_text(tab, output):
+    opened(tab, output)
+    assert tab.inner_text("h1") == EVIL
+    assert tab.locator("img[src=x]").count() == 0
+    assert f"{EVIL}0" in tab.eval_on_selector_all("option", "all => all.map(o => o.textContent)")
+    tab.click("[data-kind=covariate]")
+    tab.wait_for_function("document.querySelectorAll('#panels .panel').length === 2")
+    assert EVIL in tab.inner_text("#panels")
+
+
+@pytest.mark.parametrize(("scheme", "width"), SCHEMES, ids=["light", "dark", "phone"])
+@pytest.mark.parametrize("name", ["group.html", "sub-07.html"])
+def test_pages_pass_axe_and_fit_the_screen(tab, output, name, scheme, width):
+    from axe_playwright_python.sync_playwright import Axe
+
+    tab.emulate_media(color_scheme=scheme)
+    tab.set_viewport_size({"width": width, "height": 900})
+    opened(tab, output, name)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    levels = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+    found = Axe().run(tab, options={"runOnly": {"type": "tag", "values": levels}}).response
+    assert len(found["passes"]) > 10
+    told = [(rule["id"], rule["nodes"][0]["html"][:120]) for rule in found["violations"]]
+    assert told == []
+
+
+def test_the_ready_page_has_no_leftover_placeholder(tab, output):
+    opened(tab, output)
+    assert not re.search(r"undefined|NaN|\[object", tab.inner_text("body"))
