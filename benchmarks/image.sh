@@ -16,7 +16,6 @@ root=$(buildah mount "$container")
 echo "size: $(du -sm --apparent-size "$root" | cut -f1) MB"
 
 mkdir -p "$work/out" "$work/scratch"
-chown -R 4242:4242 "$work"
 
 inside() {
     bwrap --ro-bind "$root" / --dev /dev --proc /proc --unshare-all --uid 4242 --gid 4242 --clearenv \

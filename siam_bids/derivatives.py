@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from siam_bids import __version__
+from siam_bids.errors import UsageError
 from siam_bids.files import atomic, sweep, write_json, write_text
 from siam_bids.labels import Label, LabelTable, read_rows
 from siam_bids.measure import DICTIONARY
@@ -24,6 +25,8 @@ from siam_bids.volume import Grid, Segmentation
 BIDS_VERSION = "1.11.1"
 PIPELINE = "siam-bids"
 CODE_URL = "https://pypi.org/project/siam-bids"
+
+LABEL_TABLE = "seg-siam_dseg.tsv"
 
 _IGNORED = (
     "*.html", "figures", "*_volumes.tsv", "*_volumes.json", "*_qc.tsv", "*_qc.json", "group_*",
@@ -123,7 +126,16 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
     ----------
     source
         The raw dataset, linked as `raw`.
+
+    Raises
+    ------
+    UsageError
+        The folder holds results of a model with other labels: one table names all label maps.
     """
+    if (root / LABEL_TABLE).exists() and read_label_table(root) != labels and any(results(root)):
+        raise UsageError(
+            f"{root} holds results of a model with other labels.", "Give another output folder."
+        )
     generator = {"Name": PIPELINE, "Version": __version__, "CodeURL": CODE_URL}
     write_json(
         root / "dataset_description.json",
@@ -153,7 +165,7 @@ def write_label_table(root: Path, labels: LabelTable) -> None:
         f"{label.index}\t{label.long_name}\t{label.name}\t{label.color}\t{label.mapping}"
         for label in labels
     ]
-    write_text(root / "seg-siam_dseg.tsv", "\n".join(rows) + "\n")
+    write_text(root / LABEL_TABLE, "\n".join(rows) + "\n")
 
 
 def read_label_table(root: Path) -> LabelTable:
@@ -167,7 +179,7 @@ def read_label_table(root: Path) -> LabelTable:
                 color=row["color"],
                 mapping=int(row["mapping"]),
             )
-            for row in read_rows(root / "seg-siam_dseg.tsv")
+            for row in read_rows(root / LABEL_TABLE)
         )
     )
 

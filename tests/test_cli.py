@@ -1,10 +1,14 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from siam_bids import __version__, cli
+from siam_bids.errors import UsageError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse(*words):
@@ -120,3 +124,33 @@ def test_the_methods_text_names_the_model(tiny_model, capsys):
     assert cli.main(words) == 0
     text = capsys.readouterr().out
     assert "using the model tiny, version unversioned (SHA-256 " in text
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_caches_go_to_the_work_folder_where_there_is_no_home(tmp_path, given):
+    """With an unknown user and no HOME; without -w the folder is gone when the process ends."""
+    code = (
+        "import json, os, pathlib, sys, tempfile\n"
+        "from siam_bids.cli import _place_caches\n"
+        "_place_caches(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None)\n"
+        "import matplotlib\n"
+        "where = [matplotlib.get_cachedir(), os.environ['TORCH_HOME'], os.environ['HOME']]\n"
+        "print(json.dumps([tempfile.gettempdir(), *where]))\n"
+    )
+    work = tmp_path / "work"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *([str(work)] if given else [])],
+        env={"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    scratch, *caches = map(Path, json.loads(done.stdout))
+    assert scratch.parent == tmp_path
+    assert (scratch == work) == given == scratch.exists()
+    assert [path == scratch or scratch in path.parents for path in caches] == [True] * 3
+
+
+def test_without_any_writable_folder_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/nonexistent")
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (tmp_path / "no" / "such").mkdir())
+    with pytest.raises(UsageError, match="Give a folder with --work-dir"):
+        cli._place_caches(None)

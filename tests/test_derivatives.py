@@ -8,7 +8,9 @@ from conftest import affine_of
 
 from siam_bids import derivatives
 from siam_bids.derivatives import ScanNames
-from siam_bids.labels import siam_labels
+from siam_bids.errors import UsageError
+from siam_bids.files import write_json
+from siam_bids.labels import LabelTable, siam_labels
 from siam_bids.measure import tissue_volumes
 from siam_bids.volume import Grid, Segmentation
 
@@ -114,3 +116,41 @@ def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
     meaning = json.loads(derivatives.sidecar(path).read_text())
     assert list(meaning) == list(table.columns)
     assert meaning["volume_mL"]["Units"] == "mL"
+
+
+def test_a_model_with_other_labels_is_kept_out_of_a_folder_in_use(tmp_path):
+    root, labels = tmp_path / "out", siam_labels()
+    fewer = LabelTable(labels.labels[:-1])
+    derivatives.begin_dataset(root, tmp_path, fewer)
+    derivatives.begin_dataset(root, tmp_path, labels)  # nothing lies in it yet
+    names = ScanNames(root, "01", "", "sub-01", "T1w")
+    names.anat.mkdir(parents=True)
+    derivatives.sidecar(names.segmentation).write_text("{}")
+    derivatives.begin_dataset(root, tmp_path, labels)
+    with pytest.raises(UsageError, match="holds results of a model with other labels"):
+        derivatives.begin_dataset(root, tmp_path, fewer)
+    assert derivatives.read_label_table(root) == labels
+
+
+def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
+    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    other = ScanNames(tmp_path, "01", "", "sub-01", "T2w")
+    names.anat.mkdir(parents=True)
+    for path in (names.probability("GM"), names.probability("WM"), other.probability("WM")):
+        path.touch()
+        derivatives.sidecar(path).touch()
+    derivatives.begin_scan(names, [names.segmentation, names.probability("GM")])
+    left = {path.name for path in names.anat.glob("*.nii.gz")}
+    assert left == {names.probability("GM").name, other.probability("WM").name}
+    assert len(list(names.anat.glob("*.json"))) == 2
+
+
+def test_scans_say_why_they_are_to_do(tmp_path):
+    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    made = {"InputSHA256": "a", "Model": {"SHA256": "m"}, "Options": {}, "SoftwareVersion": "1"}
+    assert derivatives.to_do(names, made, []) == "not segmented yet"
+    write_json(derivatives.sidecar(names.segmentation), made)
+    assert derivatives.to_do(names, made, []) == ""
+    assert "is missing" in derivatives.to_do(names, made, [names.segmentation])
+    for key, why in derivatives.IDENTITY.items():
+        assert derivatives.to_do(names, {**made, key: "other"}, []) == why
