@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from siam_bids import __version__
-from siam_bids.config import DEFAULT_SUFFIXES, Query, RunConfig
+from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query, RunConfig
 from siam_bids.errors import SiamError, UsageError
 from siam_bids.stopping import Stopped, stoppable
 from siam_bids.store import search_path
@@ -53,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def slurm(argv: Sequence[str] | None = None) -> int:
     """Run `siam-bids-slurm`; return the exit code."""
     return _guarded(_slurm, sys.argv[1:] if argv is None else list(argv))
+
+
+def segment(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids-segment`; return the exit code."""
+    return _guarded(_segment, sys.argv[1:] if argv is None else list(argv))
 
 
 def models(argv: Sequence[str] | None = None) -> int:
@@ -199,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TISSUE",
         help="also write probability maps of these tissues, for example GM WM CSF",
     )
+    _add_inference_options(how)
     again = how.add_mutually_exclusive_group()
     again.add_argument(
         "--resume",
@@ -291,6 +297,7 @@ def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         query=_query(arguments),
         model=arguments.model,
         model_dirs=search_path(os.environ),
+        inference=_inference(arguments),
         device=arguments.device,
         threads=arguments.threads,
         probabilities=tuple(arguments.probabilities),
@@ -318,6 +325,68 @@ def _query(arguments: argparse.Namespace) -> Query:
         suffixes=tuple(arguments.suffix),
         filters=filters,
         database=arguments.bids_database_dir,
+    )
+
+
+def _add_inference_options(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--voxel-size",
+        "-voxelsize",
+        type=_positive,
+        metavar="MM",
+        help="pretend that voxels have this isotropic size",
+    )
+    group.add_argument(
+        "--scale",
+        type=_positive,
+        default=1.0,
+        metavar="FACTOR",
+        help="pretend that voxels are larger by this factor; 1.4 for newborns",
+    )
+    group.add_argument(
+        "--no-interpolation",
+        action="store_true",
+        help="take the voxels as they are, whatever the model's voxel size",
+    )
+    group.add_argument(
+        "--folds", nargs="+", default=[], metavar="N", help="average these folds only"
+    )
+    group.add_argument(
+        "--mirror", action="store_true", help="average over mirrored tiles too, if trained for it"
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="on a CPU (default: bfloat16 where it has it)",
+    )
+    group.add_argument(
+        "--volume", type=int, metavar="N", help="take volume N (from 0) of 4-D images"
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1000")
+    return value
+
+
+def _inference(arguments: argparse.Namespace) -> Inference:
+    if arguments.volume is not None and arguments.volume < 0:
+        raise UsageError(f"--volume {arguments.volume} is negative.", "Volumes count from 0.")
+    if arguments.no_interpolation and (arguments.voxel_size or arguments.scale != 1):
+        raise UsageError(
+            "--no-interpolation contradicts --voxel-size and --scale.", "Give one of them."
+        )
+    return Inference(
+        voxel_size=arguments.voxel_size,
+        scale=arguments.scale,
+        interpolate=not arguments.no_interpolation,
+        folds=tuple(_bare(arguments.folds, "fold-")),
+        mirror=arguments.mirror,
+        precision=arguments.precision,
+        volume=arguments.volume,
     )
 
 
@@ -520,6 +589,67 @@ def _train(argv: list[str]) -> int:
     )
     print(f"step {trainer.step}: {arguments.folder / 'model'}")
     return 0
+
+
+def _segment_parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="siam-bids-segment",
+        description="Segment head MRI files without BIDS: one image, or all images of a folder. "
+        "siam-pred's spellings are understood too.",
+        usage="siam-bids-segment [options] INPUT OUTPUT",
+        allow_abbrev=False,
+    )
+    top.add_argument("input", nargs="?", type=Path, help="NIfTI or MGH file, or a folder of them")
+    top.add_argument("output", nargs="?", type=Path, help="NIfTI file to write, or a folder")
+    top.add_argument("-i", dest="other_input", type=Path, help=argparse.SUPPRESS)
+    top.add_argument("-o", dest="other_output", type=Path, help=argparse.SUPPRESS)
+    top.add_argument(
+        "--model",
+        "-m",
+        default="compact",
+        help="name of a model or path of an nnU-Net v2 model folder; siam-pred's numbers 0, 1 and "
+        "2 are siam-v0.3, siam-v0.1 and siam-v0.2",
+    )
+    top.add_argument("--device", "-device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    top.add_argument(
+        "--n-cpus", "-nbthread", dest="threads", type=int, default=0, metavar="N",
+        help="CPU threads (default: all)",
+    )  # fmt: skip
+    _add_inference_options(top)
+    top.add_argument("--version", action="version", version=f"siam-bids {__version__}")
+    return top
+
+
+_SIAM_PRED_MODELS = {"0": "siam-v0.3", "1": "siam-v0.1", "2": "siam-v0.2"}
+
+
+def _segment(argv: list[str]) -> int:
+    arguments = _segment_parser().parse_args(argv)
+    _start_logging(1)
+    named = [arguments.other_input, arguments.other_output]
+    free = [path for path in (arguments.input, arguments.output) if path]
+    source, target = (each or (free.pop(0) if free else None) for each in named)
+    if source is None or target is None or free:
+        raise UsageError("One input and one output are needed.", "See siam-bids-segment --help.")
+    if arguments.threads < 0:
+        raise UsageError(f"--n-cpus {arguments.threads} is negative.", "Give 1 or more.")
+
+    from siam_bids.plain import segment_files  # heavy: torch, nnunetv2
+
+    written, failed = segment_files(
+        source,
+        target,
+        model=_SIAM_PRED_MODELS.get(arguments.model, arguments.model),
+        model_dirs=search_path(os.environ),
+        device=arguments.device,
+        threads=arguments.threads,
+        inference=_inference(arguments),
+    )
+    for path in written:
+        print(path)
+    for name, reason in failed.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    return EXIT_SOME_SCANS_FAILED if failed else 0
 
 
 def _models_parser() -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,46 @@ class Query:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How a model is applied to a scan. The defaults are those of siam-pred.
+
+    Attributes
+    ----------
+    voxel_size
+        Pretend that voxels have this isotropic size in mm; None for the true size.
+    scale
+        Pretend that voxels are larger by this factor; 1.4 for newborns.
+    interpolate
+        False feeds the voxels to the network as they are, whatever their size.
+    folds
+        Names of the folds to average, for example `("0", "2")`; empty for all.
+    mirror
+        Average over mirrored tiles too (test-time augmentation), along the axes that the model was
+        trained for.
+    precision
+        `auto`, `float32` or `bfloat16` on a CPU.
+    volume
+        Which volume of a 4-D image is taken, from 0; None refuses 4-D images.
+    """
+
+    voxel_size: float | None = None
+    scale: float = 1.0
+    interpolate: bool = True
+    folds: tuple[str, ...] = ()
+    mirror: bool = False
+    precision: str = "auto"
+    volume: int | None = None
+
+    def changed(self) -> dict[str, Any]:
+        """Return what differs from the defaults, as sidecars record it."""
+        return {
+            each.name: getattr(self, each.name)
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run of `siam-bids`.
 
@@ -57,6 +97,8 @@ class RunConfig:
         Columns regressed out before outliers are looked for.
     ratings
         Table of ratings exported from the group page, or None for the one in the output folder.
+    inference
+        How the model is applied.
     command
         The command line, for the record.
     """
@@ -67,6 +109,7 @@ class RunConfig:
     query: Query = field(default_factory=Query)
     model: str = "compact"
     model_dirs: tuple[Path, ...] = ()
+    inference: Inference = field(default_factory=Inference)
     device: str = "auto"
     threads: int = 0
     probabilities: tuple[str, ...] = ()

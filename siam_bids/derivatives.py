@@ -160,12 +160,17 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
 
 def write_label_table(root: Path, labels: LabelTable) -> None:
     """Write `seg-siam_dseg.tsv`, which every segmentation inherits."""
+    save_label_table(root / LABEL_TABLE, labels)
+
+
+def save_label_table(path: Path, labels: LabelTable) -> None:
+    """Write a label table as BIDS wants it: index, name, abbreviation, color, mapping."""
     rows = ["index\tname\tabbreviation\tcolor\tmapping"]
     rows += [
         f"{label.index}\t{label.long_name}\t{label.name}\t{label.color}\t{label.mapping}"
         for label in labels
     ]
-    write_text(root / LABEL_TABLE, "\n".join(rows) + "\n")
+    write_text(path, "\n".join(rows) + "\n")
 
 
 def read_label_table(root: Path) -> LabelTable:

@@ -50,6 +50,20 @@ def _open(path: Path) -> nib.spatialimages.SpatialImage:
     return image
 
 
+def _one_volume(
+    image: nib.spatialimages.SpatialImage, path: Path, index: int
+) -> nib.spatialimages.SpatialImage:
+    """Take one volume of a 4-D image; a 3-D one stays as it is."""
+    if len(image.shape) != 4:
+        return image
+    if index >= image.shape[3]:
+        raise ImageError(
+            f"{path.name} has {image.shape[3]} volumes, there is no volume {index}.",
+            "They are counted from 0.",
+        )
+    return image.slicer[..., index]
+
+
 def _grid(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
     shape = tuple(int(size) for size in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
@@ -57,13 +71,13 @@ def _grid(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
     if len(shape) != 3:
         raise ImageError(
             f"{path.name} is {len(shape)}-D {shape}, one 3-D volume is needed.",
-            "Leave it out with --bids-filter-file or split it into volumes.",
+            "Choose one with --volume, leave it out with --bids-filter-file or split it.",
         )
     if min(shape) < 8:
         raise ImageError(f"{path.name} is {shape} voxels, too thin to segment a head in.")
     affine = np.asarray(image.affine, dtype=np.float64)
     edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6 * edges.prod():
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * edges.prod():
         raise ImageError(f"{path.name} has no usable affine (sform/qform).", "Repair its header.")
     if edges.min() < SMALLEST_VOXEL or edges.max() > LARGEST_VOXEL:
         raise ImageError(
@@ -81,10 +95,15 @@ def _grid(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
-def load_volume(path: Path) -> Volume:
+def load_volume(path: Path, *, index: int | None = None) -> Volume:
     """Load a scan as float32 with its scaling applied.
 
     Non-finite voxels become 0. Trailing axes of length one are dropped.
+
+    Parameters
+    ----------
+    index
+        Which volume of a 4-D image is taken, from 0; None refuses images of several volumes.
 
     Raises
     ------
@@ -92,7 +111,15 @@ def load_volume(path: Path) -> Volume:
         Unreadable file, not 3-D, an affine, voxel or matrix size that no head scan has, more
         voxels than memory holds, complex or RGB data, or a constant image.
     """
-    image = _open(path)
+    return as_volume(_open(path), path, index)
+
+
+def as_volume(
+    image: nib.spatialimages.SpatialImage, path: Path, index: int | None = None
+) -> Volume:
+    """Do what `load_volume` does for an image that is open already; `path` names it in errors."""
+    if index is not None:
+        image = _one_volume(image, path, index)
     grid = _grid(image, path)
     if image.get_data_dtype().fields or np.issubdtype(image.get_data_dtype(), np.complexfloating):
         raise ImageError(

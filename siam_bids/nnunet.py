@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from safetensors import SafetensorError, safe_open
@@ -24,10 +26,11 @@ from safetensors.torch import save_file
 from scipy import ndimage
 from torch import nn
 
-from siam_bids.errors import ModelError
+from siam_bids.config import Inference
+from siam_bids.errors import ModelError, UsageError
 from siam_bids.files import atomic
 from siam_bids.labels import LabelTable
-from siam_bids.network import LeanUNet, has_fast_bfloat16, is_unet
+from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
 from siam_bids.segmenter import Certainty, Prediction, Progress, labels_from_logits, predict_tiled
 from siam_bids.volume import Reorientation, Segmentation, Volume
 
@@ -39,6 +42,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environme
     )
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+logger = logging.getLogger(__name__)
 
 CONFIGURATION = "3d_fullres"
 CHECKPOINT = "checkpoint_final.pth"
@@ -97,6 +102,22 @@ class NnunetModel:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
         return cls(folder, plans, dataset, labels, folds)
+
+    def with_folds(self, names: Sequence[str]) -> NnunetModel:
+        """Return the model with only these folds, for example `("0", "2")`; empty keeps all.
+
+        Raises
+        ------
+        UsageError
+            The model has no such fold.
+        """
+        known = {path.parent.name.removeprefix("fold_"): path for path in self.folds}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise UsageError(
+                f"The model has no fold {', '.join(missing)}.", f"It has: {', '.join(known)}."
+            )
+        return replace(self, folds=tuple(known[name] for name in names) or self.folds)
 
 
 def _fold_weights(folder: Path) -> tuple[Path, ...]:
@@ -164,13 +185,26 @@ def convert_checkpoints(folder: Path) -> None:
             else:
                 aliases[name] = first
         with atomic(path.with_name(CONVERTED)) as scratch:
-            save_file(tensors, scratch, {"aliases": json.dumps(aliases)})
+            axes = json.dumps(mirror_axes(path))
+            save_file(tensors, scratch, {"aliases": json.dumps(aliases), "mirror_axes": axes})
         path.unlink()
 
 
 def _halved(weights: torch.Tensor) -> torch.Tensor:
     half = weights.half()
     return (half if torch.equal(half.to(weights.dtype), weights) else weights).contiguous()
+
+
+def mirror_axes(path: Path) -> tuple[int, ...]:
+    """Return the axes (0 to 2) along which a fold may be mirrored, as its checkpoint says."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as content:
+            axes = json.loads(content.metadata().get("mirror_axes", "[]"))
+    else:
+        with torch.serialization.safe_globals(_HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        axes = content.get("inference_allowed_mirroring_axes") or ()
+    return tuple(int(axis) for axis in axes)
 
 
 class NnunetSegmenter:
@@ -185,55 +219,72 @@ class NnunetSegmenter:
         What to run.
     device
         `cpu`, `cuda` or `mps`.
-    precision
-        Of the convolutions on a CPU: float32, or bfloat16 for half the time and memory. None
-        takes bfloat16 where the CPU computes in it (on CUDA, float16 as stock nnU-Net does).
+    options
+        How to run it. Precision `auto` is bfloat16 where the CPU computes in it, float16 on CUDA
+        as in stock nnU-Net, else float32.
+
+    Raises
+    ------
+    UsageError
+        The model lacks a fold of the options, or was not trained for mirroring.
     """
 
     def __init__(
-        self, model: NnunetModel, device: torch.device, *, precision: torch.dtype | None = None
+        self, model: NnunetModel, device: torch.device, options: Inference | None = None
     ) -> None:
-        self.model = model
-        self.device = device
-        if precision is None and device.type == "cpu" and has_fast_bfloat16():
-            precision = torch.bfloat16
-        self.precision = precision or torch.float32
+        self.options = options or Inference()
+        self.model = model.with_folds(self.options.folds)
+        model = self.model
+        self._axes_mirrored = mirror_axes(model.folds[0]) if self.options.mirror else ()
+        if self.options.mirror and not self._axes_mirrored:
+            raise UsageError(
+                f"{model.folder.name} was not trained for mirroring.", "Omit --mirror."
+            )
         plans = PlansManager(model.plans)
         self._axes = tuple(plans.transpose_forward)
         self._plan = plans.get_configuration(_configuration(model))
         self._intensities = plans.foreground_intensity_properties_per_channel
+        self._build(device)
+
+    def _build(self, device: torch.device) -> None:
+        self.device = device
         self._network = build_network(
-            self._plan.configuration["architecture"], channels=1, classes=len(model.labels)
+            self._plan.configuration["architecture"], channels=1, classes=len(self.model.labels)
         ).to(device)
         self._runner = self._network
-        if device.type == "cpu" and is_unet(self._network):
-            self._runner = LeanUNet(self._network, self.precision)
         self._loaded: Path | None = None
+        self.precision_name = "float16" if device.type == "cuda" else "float32"
+        if device.type == "cpu" and is_unet(self._network):
+            wish = self.options.precision
+            fast = wish == "bfloat16" or (wish == "auto" and has_fast_bfloat16())
+            self.precision_name = "bfloat16" if fast else "float32"
+            self._runner = LeanUNet(self._network, torch.bfloat16 if fast else torch.float32)
+        if self._axes_mirrored:
+            self._runner = Mirrored(self._runner, self._axes_mirrored)
 
     def segment(
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
     ) -> Prediction:
         """Segment one scan on its own grid; see `Segmenter.segment`."""
+        need, free = self.memory_of_scan(volume), psutil.virtual_memory().available
+        logger.log(
+            logging.WARNING if need > free else logging.INFO,
+            "Needs about %.1f GB of memory; %.1f GB are free.",
+            need / 1e9,
+            free / 1e9,
+        )
         labels = self.model.labels
         turn = Reorientation.to_ras(volume.grid)
         order = tuple(2 - axis for axis in self._axes)
         data = turn.apply(volume.data).transpose(order)
-        spacing = [turn.target.voxel_size[axis] for axis in order]
+        spacing = self._spacing([turn.target.voxel_size[axis] for axis in order])
         box = _nonzero_box(data)
         cropped = data[box]
         image = self._preprocess(cropped, spacing)
         padded, inner = pad_nd_image(
             torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
         )
-        logits = predict_tiled(
-            self._folds(),
-            padded,
-            tile=self._plan.patch_size,
-            classes=len(labels),
-            fold_count=len(self.model.folds),
-            autocast=_reduced_precision(self.device),
-            progress=progress,
-        )[(slice(None), *inner[1:])]
+        logits = self._predict(padded, progress)[(slice(None), *inner[1:])]
         wanted = {labels.by_name[name].index: name for name in probabilities}
         certainty = Certainty(len(labels))
         logits, nearest_axis = self._resampled(logits, cropped.shape, spacing)
@@ -256,6 +307,78 @@ class NnunetSegmenter:
             {name: to_scan(chances[i], int(i == 0)) for i, name in wanted.items()},
             confidence={labels.labels[i].name: p for i, p in certainty.confidence().items()},
             entropy=certainty.entropy(),
+        )
+
+    def _spacing(self, true: list[float]) -> list[float]:
+        """Return the voxel size that the scan is taken to have, in the plans' axis order."""
+        if not self.options.interpolate:
+            return list(self._plan.spacing)
+        if self.options.voxel_size:
+            true = [self.options.voxel_size] * 3
+        return [size * self.options.scale for size in true]
+
+    def _predict(self, image: torch.Tensor, progress: Progress | None) -> torch.Tensor:
+        """Run all folds over an image (1, I, J, K); on the CPU if the device's memory is short."""
+        if self.device.type == "cuda":
+            need = self.memory_of_device()
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if need > free:
+                logger.warning(
+                    "The GPU has %.1f GB free, about %.1f GB are needed: going on on the CPU.",
+                    free / 1e9,
+                    need / 1e9,
+                )
+                self._build(torch.device("cpu"))
+        try:
+            return self._predict_here(image, progress)
+        except torch.OutOfMemoryError:
+            if self.device.type == "cpu":
+                raise
+            logger.warning("Out of memory on %s: going on on the CPU.", self.device)
+        self._build(torch.device("cpu"))
+        return self._predict_here(image, progress)
+
+    def _predict_here(self, image: torch.Tensor, progress: Progress | None) -> torch.Tensor:
+        return predict_tiled(
+            self._folds(),
+            image,
+            tile=self._plan.patch_size,
+            classes=len(self.model.labels),
+            fold_count=len(self.model.folds),
+            autocast=_reduced_precision(self.device),
+            progress=progress,
+        )
+
+    def memory_of_device(self) -> float:
+        """Estimate in bytes what one tile needs beside the logits of the scan.
+
+        Weights; three feature maps of the first stage (skip, upsampled, convolved; joined skip
+        and upsampled count once more without `LeanUNet`); float32 logits of the tile.
+        """
+        tile = float(np.prod(self._plan.patch_size))
+        width = self._plan.configuration["architecture"]["arch_kwargs"]["features_per_stage"][0]
+        halved = self.precision_name != "float32"
+        maps = (3 if self.device.type == "cpu" else 5) * width * tile * (2 if halved else 4)
+        weights = sum(value.nbytes for value in self._network.parameters())
+        return float(weights + maps + 4 * len(self.model.labels) * tile)
+
+    def memory_of_scan(self, volume: Volume) -> float:
+        """Estimate in bytes the most main memory that a scan needs, this program included.
+
+        Float16 logits of the whole scan at the network's voxel size (twice if there are several
+        folds), what a tile needs (where it runs on the CPU), the scan and its copies.
+        """
+        turn = Reorientation.to_ras(volume.grid)
+        order = tuple(2 - axis for axis in self._axes)
+        shape = [turn.target.shape[axis] for axis in order]
+        spacing = self._spacing([turn.target.voxel_size[axis] for axis in order])
+        new = compute_new_shape(shape, spacing, self._plan.spacing)
+        voxels = float(np.maximum(new, self._plan.patch_size).prod())
+        logits = 2 * len(self.model.labels) * voxels * min(2, len(self.model.folds))
+        scan = 16 * float(volume.data.size) + 24 * voxels  # copies; cubic resampling in float64
+        program = 0.6e9
+        return program + max(
+            scan, logits + (self.memory_of_device() if self.device.type == "cpu" else 0)
         )
 
     def _preprocess(

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from scipy.ndimage import gaussian_filter
 
+from siam_bids.errors import UsageError
 from siam_bids.volume import Segmentation, Volume
 
 Progress = Callable[[float], None]
@@ -49,6 +50,26 @@ class Segmenter(Protocol):
     ) -> Prediction:
         """Segment one scan; the result lies on exactly the scan's grid."""
         ...
+
+
+def choose_device(wish: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises
+    ------
+    UsageError
+        There is none of the wanted kind.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wish == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[wish]:
+        raise UsageError(f"There is no {wish} device here.", "Use --device auto or cpu.")
+    return torch.device(wish)
 
 
 def tile_starts(length: int, tile: int, step: float = 0.5) -> list[int]:

@@ -27,7 +27,7 @@ from siam_bids.nifti import load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import methods_text, model_line, software_versions
 from siam_bids.quality import scan_quality
-from siam_bids.segmenter import Prediction, Progress
+from siam_bids.segmenter import Prediction, Progress, choose_device
 from siam_bids.usage import Meter, reset_peak_memory
 from siam_bids.volume import Volume
 
@@ -70,7 +70,7 @@ def run_participant(config: RunConfig) -> Summary:
             f"(suffixes {', '.join(config.query.suffixes)}).",
             "Look at --suffix, --participant-label, --session-label and --bids-filter-file.",
         )
-    model = NnunetModel.open(record.folder)
+    model = NnunetModel.open(record.folder).with_folds(config.inference.folds)
     _check_tissues(config.probabilities, model.labels)
     derivatives.begin_dataset(config.output_dir, config.bids_dir, model.labels)
     logger.info("%d scans, model %s", len(scans), model_line(record.describe()))
@@ -110,7 +110,8 @@ def unfinished(config: RunConfig) -> list[Scan]:
     A scan whose content changed since counts as done here; its own job would notice.
     """
     record = find_model(config.model, config.model_dirs)
-    worker = _Worker(config, record, NnunetModel.open(record.folder))
+    model = NnunetModel.open(record.folder).with_folds(config.inference.folds)
+    worker = _Worker(config, record, model)
     return [scan for scan in find_scans(config.bids_dir, config.query) if worker.lacks(scan)]
 
 
@@ -179,7 +180,7 @@ class _Worker:
             why = derivatives.to_do(names, provenance, outputs)
             if not why and not self._config.overwrite:
                 return None
-            volume = load_volume(scan.path)
+            volume = load_volume(scan.path, index=self._config.inference.volume)
         logger.info("%s: %s", scan.name, why or "to be overwritten")
         return _Task(
             scan=scan, names=names, outputs=outputs, provenance=provenance, volume=volume,
@@ -245,7 +246,9 @@ class _Worker:
             if self._segmenter is None:
                 if self._config.threads:
                     torch.set_num_threads(self._config.threads)
-                self._segmenter = NnunetSegmenter(self._model, _device(self._config.device))
+                self._segmenter = NnunetSegmenter(
+                    self._model, choose_device(self._config.device), self._config.inference
+                )
             return self._segmenter.segment(
                 task.volume, probabilities=self._config.probabilities, progress=progress
             )
@@ -262,6 +265,8 @@ class _Worker:
             }
             write_json(task.names.record, {**cost, **where})
             about = {**task.provenance, "Grid": _describe(task.volume)}
+            if self._segmenter:
+                about["Precision"] = self._segmenter.precision_name
             write_json(derivatives.sidecar(task.names.segmentation), about)
             self.summary.done.append(task.scan.name)
             logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])
@@ -297,7 +302,7 @@ class _Worker:
 
     @property
     def _device(self) -> str:
-        return str(_device(self._config.device))
+        return str(choose_device(self._config.device))
 
     def _provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
         record = self._record
@@ -307,7 +312,10 @@ class _Worker:
             "SoftwareVersion": __version__,
             "Software": software_versions(),
             "Model": {**record.describe(), "Folds": len(self._model.folds)},
-            "Options": {"probabilities": sorted(self._config.probabilities)},
+            "Options": {
+                "probabilities": sorted(self._config.probabilities),
+                **self._config.inference.changed(),
+            },
             "InputSHA256": checksum,
         }
 
@@ -373,19 +381,6 @@ def _check_tissues(names: Iterable[str], labels: LabelTable) -> None:
             f"The model has no tissue {', '.join(unknown)}.",
             f"It has: {', '.join(labels.by_name)}.",
         )
-
-
-def _device(wish: str) -> torch.device:
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if wish == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    if not available[wish]:
-        raise UsageError(f"There is no {wish} device here.", "Use --device auto or cpu.")
-    return torch.device(wish)
 
 
 def _reason(error: Exception) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import affine_of, write_model
 
+from siam_bids.config import Inference
 from siam_bids.errors import ModelError
 from siam_bids.nifti import load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights
@@ -16,6 +17,7 @@ from siam_bids.resources import resource
 from siam_bids.volume import Grid, Reorientation, Volume
 
 CPU = torch.device("cpu")
+EXACT = Inference(precision="float32")
 
 
 def stock_labels(folder, volume):
@@ -59,7 +61,7 @@ def test_labels_equal_stock_nnunet(tmp_path, head, codes, sizes, folds, separate
         options["force_separate_z"] = separate
     (folder / "plans.json").write_text(json.dumps(plans))
     volume = turned(head, codes, sizes)
-    segmenter = NnunetSegmenter(NnunetModel.open(folder), CPU, precision=torch.float32)
+    segmenter = NnunetSegmenter(NnunetModel.open(folder), CPU, EXACT)
     ours = segmenter.segment(volume).segmentation
     assert ours.grid.same_as(volume.grid)
     stock = stock_labels(folder, volume)
@@ -82,8 +84,10 @@ def test_the_shipped_model_equals_stock_and_bfloat16_agrees(real_head):
     folder = resource("data", "models", "compact")
     model = NnunetModel.open(folder)
     exact, fast = (
-        NnunetSegmenter(model, CPU, precision=dtype).segment(real_head).segmentation.data
-        for dtype in (torch.float32, torch.bfloat16)
+        NnunetSegmenter(model, CPU, Inference(precision=precision))
+        .segment(real_head)
+        .segmentation.data
+        for precision in ("float32", "bfloat16")
     )
     stock = stock_labels(folder, real_head)
     assert len(np.unique(stock)) > 12

@@ -179,7 +179,7 @@ def test_stop_on_first_crash(config):
 def test_an_unforeseen_error_in_one_scan_is_reported_too(config, monkeypatch):
     original = workflow.load_volume
 
-    def explode(path):
+    def explode(path, **options):
         if "sub-01" in path.name:
             raise ZeroDivisionError("deep inside")
         return original(path)
