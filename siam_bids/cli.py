@@ -551,6 +551,12 @@ def _train(argv: list[str]) -> int:
     top.add_argument("--patch", type=int, help="edge of patches and tiles, in voxels")
     top.add_argument("--voxel", type=int, help="voxel size in mm")
     top.add_argument("--learning-rate", type=float, help="peak of the learning rate")
+    top.add_argument(
+        "--dice-weight",
+        type=float,
+        default=1.0,
+        help="weight of the Dice term; 0 in a last leg sets volumes and probabilities right",
+    )
     top.add_argument("--minutes", type=float, default=30, help="length of this leg")
     top.add_argument(
         "--cooldown", action="store_true", help="last leg: the learning rate falls to zero"
@@ -584,6 +590,7 @@ def _train(argv: list[str]) -> int:
             device=arguments.device,
             compile=arguments.compile,
             start=start,
+            dice_weight=arguments.dice_weight,
             **chosen,
         )
     )

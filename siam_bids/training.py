@@ -63,6 +63,9 @@ class TrainingConfig:
         Share of images painted on maps of source `siam` where there are others too.
     start
         Model folder to begin from (see `transfer.start_from`), at full difficulty.
+    dice_weight
+        Weight of the Dice term. Soft Dice inflates what is uncertain (Bertels et al., Med. Image
+        Anal. 2021); a last leg at 0 sets volumes and probabilities right.
     features, patch
         Channels of each stage, and edge of the training patches and tiles in voxels.
     """
@@ -82,6 +85,7 @@ class TrainingConfig:
     pool: int = 12
     siam_share: float = 0.15
     ema: float = 0.998
+    dice_weight: float = 1.0
     device: str = "cpu"
     compile: bool = False
     start: Path | None = None
@@ -111,7 +115,10 @@ class TargetGroups:
 
 
 def marginal_loss(
-    logits: torch.Tensor, target: torch.Tensor, groups: TargetGroups
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    groups: TargetGroups,
+    dice_weight: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and soft Dice that stay silent where a map does not tell classes apart.
 
@@ -128,7 +135,7 @@ def marginal_loss(
     Returns
     -------
     loss
-        Scalar, cross-entropy + (1 - mean Dice of the classes present).
+        Scalar, cross-entropy + dice_weight (1 - mean Dice of the classes present).
     dice
         (18,) soft Dice per class, NaN for classes absent from the target.
     """
@@ -155,7 +162,8 @@ def marginal_loss(
     wanted = present.clone()
     wanted[0] = False
     mean = (dice * wanted).sum() / wanted.sum().clamp_min(1)
-    return cross_entropy.mean() + 1 - mean, torch.where(present, dice, torch.nan).detach()
+    loss = cross_entropy.mean() + dice_weight * (1 - mean)
+    return loss, torch.where(present, dice, torch.nan).detach()
 
 
 def z_score(image: torch.Tensor) -> torch.Tensor:
@@ -452,7 +460,7 @@ def train(config: TrainingConfig) -> Trainer:
         kind = torch.device(config.device).type
         with torch.autocast(kind, torch.bfloat16):
             logits = trainer.network(image)
-        return marginal_loss(logits, target, groups)
+        return marginal_loss(logits, target, groups, config.dice_weight)
 
     if trainer.unsettled:
         rng = np.random.default_rng(config.seed)

@@ -56,6 +56,12 @@ def test_a_right_answer_costs_nothing_and_a_wrong_one_much():
     assert float(dice[GM]) == pytest.approx(0, abs=1e-4)
 
 
+def test_without_its_dice_term_the_loss_is_the_cross_entropy():
+    logits = torch.randn((1, 18, 1, 1, 1), generator=torch.Generator().manual_seed(2))
+    loss, _ = marginal_loss(logits, one_voxel(GM), GROUPS, dice_weight=0.0)
+    assert float(loss) == pytest.approx(-float(logits.log_softmax(1)[0, GM]), rel=1e-5)
+
+
 def test_a_merged_voxel_is_no_false_positive_for_its_members():
     merged = GROUPS.members.index((AIR, SKULL))
     logits = torch.cat([logits_for(SKULL), logits_for(SKULL)], 2)

@@ -1,0 +1,37 @@
+"""Plot the training log: docs/images/training.png.
+
+python benchmarks/plot_training.py [--log benchmarks/training_log.csv]
+"""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+from matplotlib import pyplot as plt
+
+SHOWN = ("GM", "WM", "CSF", "CSFv", "Thal", "Hippo", "Dura", "vascular", "Skull", "Head")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--log", type=Path, default=Path("benchmarks/training_log.csv"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images/training.png"))
+    options = parser.parse_args()
+    log = pd.read_csv(options.log)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for voxel, part in log.groupby("voxel_mm", sort=False):
+        smooth = part.rolling(5, min_periods=1, on="step").mean(numeric_only=True)
+        left.plot(part["step"], smooth["loss"], label=f"{voxel} mm")
+        for place, name in enumerate(SHOWN):
+            label = name if voxel == log["voxel_mm"].iloc[-1] else None
+            right.plot(part["step"], smooth[f"dice_{name}"], color=f"C{place}", label=label)
+    left.set(xlabel="step", ylabel="loss of the training patches")
+    left.legend()
+    right.set(xlabel="step", ylabel="soft Dice of the training patches", ylim=(0, 1))
+    right.legend(ncol=2, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(options.out, dpi=80)
+
+
+if __name__ == "__main__":
+    main()
