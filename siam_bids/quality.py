@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, INTRACRANIAL_TISSUES, read_rows
 from siam_bids.resources import resource
@@ -289,21 +289,24 @@ def _piece_metrics(view: _View) -> dict[str, float]:
     """Count bodies and the pieces of each class."""
     step = [max(round(2 / size), 1) for size in view.size]
     body = (view.labels > 0)[:: step[0], :: step[1], :: step[2]]
-    pieces = np.bincount(cc3d.connected_components(body, connectivity=26).ravel())[1:]
-    bodies = int((pieces * view.voxel_ml * math.prod(step) >= BODY_ML).sum())
-    parts = cc3d.connected_components(view.labels, connectivity=26)
-    sizes = np.bincount(parts.ravel())
-    kind = np.zeros(len(sizes), np.uint8)
-    kind[parts.ravel()] = view.labels.ravel()
-    sizes[kind == 0] = 0
+    bodies = int((_pieces(body) * view.voxel_ml * math.prod(step) >= BODY_ML).sum())
+    boxes = ndimage.find_objects(view.labels, max_label=255)
     stray = total = 0
     islands = {}
     for name in (name for name in SOLID if view.has(name)):
-        own = np.sort(sizes[kind == view.table.by_name[name].index])[::-1]
+        index = view.table.by_name[name].index
+        box = boxes[index - 1]
+        own = _pieces(view.labels[box] == index) if box else np.zeros(0, np.int64)
         islands[f"islands_{name}"] = float(len(own))
         stray += int(own[2 if name in PAIRED else 1 :].sum())
         total += int(own.sum())
     return {"bodies": float(bodies), "stray_share": _ratio(stray, total, 100), **islands}
+
+
+def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return the voxels of each connected piece (26 neighbours) of `mask`, the largest first."""
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return np.sort(np.bincount(parts.ravel())[1:])[::-1]
 
 
 def _intensity_metrics(view: _View) -> dict[str, float]:

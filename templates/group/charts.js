@@ -153,7 +153,8 @@ function distribution(name) {
     yAxis: axis({ type: "value", splitNumber: 4 }),
   });
   const drawBoxes = () => [{
-    id: "boxes", type: "custom", z: 4, silent: true, animation: false, tooltip: { show: false },
+    id: "boxes", type: "custom", z: 4, zlevel: 0, // without one, ECharts 6.1 warns at every redraw
+    silent: true, animation: false, tooltip: { show: false },
     data: boxes.flatMap((one, lane) => one ? [[lane, one.low, one.q1, one.median, one.q3, one.high]] : []),
     encode: { x: 0, y: [1, 5] },
     renderItem: (_, api) => {
