@@ -358,7 +358,7 @@ def _add_inference_options(group: argparse._ActionsContainer) -> None:
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="on a CPU (default: bfloat16 where it has it)",
+        help="on a CPU (default: bfloat16 where the CPU has it and the model is known to bear it)",
     )
     group.add_argument(
         "--volume", type=int, metavar="N", help="take volume N (from 0) of 4-D images"

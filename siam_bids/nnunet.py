@@ -74,6 +74,8 @@ class NnunetModel:
         Label table read from dataset.json.
     folds
         Checkpoints; their logits are averaged.
+    bfloat16
+        Whether precision `auto` may be bfloat16, see `models.ModelRecord`.
     """
 
     folder: Path
@@ -81,9 +83,10 @@ class NnunetModel:
     dataset: dict[str, Any]
     labels: LabelTable
     folds: tuple[Path, ...]
+    bfloat16: bool = False
 
     @classmethod
-    def open(cls, folder: Path) -> NnunetModel:
+    def open(cls, folder: Path, *, bfloat16: bool = False) -> NnunetModel:
         """Read a model folder without loading its weights.
 
         Raises
@@ -101,7 +104,7 @@ class NnunetModel:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
-        return cls(folder, plans, dataset, labels, folds)
+        return cls(folder, plans, dataset, labels, folds, bfloat16)
 
     def with_folds(self, names: Sequence[str]) -> NnunetModel:
         """Return the model with only these folds, for example `("0", "2")`; empty keeps all.
@@ -220,8 +223,8 @@ class NnunetSegmenter:
     device
         `cpu`, `cuda` or `mps`.
     options
-        How to run it. Precision `auto` is bfloat16 where the CPU computes in it, float16 on CUDA
-        as in stock nnU-Net, else float32.
+        How to run it. Precision `auto` is bfloat16 where the model allows it and the CPU computes
+        in it, float16 on CUDA as in stock nnU-Net, else float32.
 
     Raises
     ------
@@ -256,7 +259,8 @@ class NnunetSegmenter:
         self.precision_name = "float16" if device.type == "cuda" else "float32"
         if device.type == "cpu" and is_unet(self._network):
             wish = self.options.precision
-            fast = wish == "bfloat16" or (wish == "auto" and has_fast_bfloat16())
+            allowed = wish == "auto" and self.model.bfloat16 and has_fast_bfloat16()
+            fast = wish == "bfloat16" or allowed
             self.precision_name = "bfloat16" if fast else "float32"
             self._runner = LeanUNet(self._network, torch.bfloat16 if fast else torch.float32)
         if self._axes_mirrored:

@@ -78,7 +78,8 @@ def _segmenter(
 ) -> NnunetSegmenter:
     if threads:
         torch.set_num_threads(threads)
-    return NnunetSegmenter(NnunetModel.open(record.folder), choose_device(device), inference)
+    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
+    return NnunetSegmenter(model, choose_device(device), inference)
 
 
 @dataclass(frozen=True)

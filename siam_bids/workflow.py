@@ -70,7 +70,7 @@ def run_participant(config: RunConfig) -> Summary:
             f"(suffixes {', '.join(config.query.suffixes)}).",
             "Look at --suffix, --participant-label, --session-label and --bids-filter-file.",
         )
-    model = NnunetModel.open(record.folder).with_folds(config.inference.folds)
+    model = _open(record, config)
     _check_tissues(config.probabilities, model.labels)
     derivatives.begin_dataset(config.output_dir, config.bids_dir, model.labels)
     logger.info("%d scans, model %s", len(scans), model_line(record.describe()))
@@ -110,7 +110,7 @@ def unfinished(config: RunConfig) -> list[Scan]:
     A scan whose content changed since counts as done here; its own job would notice.
     """
     record = find_model(config.model, config.model_dirs)
-    model = NnunetModel.open(record.folder).with_folds(config.inference.folds)
+    model = _open(record, config)
     worker = _Worker(config, record, model)
     return [scan for scan in find_scans(config.bids_dir, config.query) if worker.lacks(scan)]
 
@@ -359,6 +359,11 @@ def _describe(volume: Volume) -> dict[str, Any]:
 def output_names(root: Path, scan: Scan) -> ScanNames:
     """Return where the results of a scan go."""
     return ScanNames(root, scan.subject, scan.session, scan.stem, scan.suffix)
+
+
+def _open(record: ModelRecord, config: RunConfig) -> NnunetModel:
+    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
+    return model.with_folds(config.inference.folds)
 
 
 def _check_folders(config: RunConfig) -> None:
