@@ -204,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="TISSUE",
         help="also write probability maps of these tissues, for example GM WM CSF",
     )
+    how.add_argument("--write-probseg", action="store_true", help="also write those of all tissues")
     _add_inference_options(how)
     again = how.add_mutually_exclusive_group()
     again.add_argument(
@@ -301,6 +302,7 @@ def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         device=arguments.device,
         threads=arguments.threads,
         probabilities=tuple(arguments.probabilities),
+        write_probseg=arguments.write_probseg,
         overwrite=arguments.overwrite,
         dry_run=arguments.dry_run,
         reports_only=arguments.reports_only,
@@ -416,6 +418,8 @@ def _slurm(argv: list[str]) -> int:
         forward += ["--bids-filter-file", str(arguments.bids_filter_file.absolute())]
     if arguments.probabilities:
         forward += ["--probabilities", *arguments.probabilities]
+    if arguments.write_probseg:
+        forward += ["--write-probseg"]
     if query.sessions and not arguments.sessions:
         forward += ["--session-label", *query.sessions]
     folder = arguments.folder or arguments.output_dir / "code" / "slurm"
@@ -427,6 +431,7 @@ def _slurm(argv: list[str]) -> int:
             query=query,
             model=_absolute_folder(arguments.model),
             probabilities=tuple(arguments.probabilities),
+            write_probseg=arguments.write_probseg,
             model_dirs=search_path(os.environ),
         ),
         folder=folder,
@@ -472,6 +477,7 @@ def slurm_parser() -> argparse.ArgumentParser:
     how = top.add_argument_group("how")
     how.add_argument("--model", default="compact", help="as for siam-bids")
     how.add_argument("--probabilities", nargs="+", default=[], metavar="TISSUE")
+    how.add_argument("--write-probseg", action="store_true")
     how.add_argument("--gpu", action="store_true", help="one GPU a task, --device cuda")
     how.add_argument("--container", type=Path, metavar="IMAGE.sif", help="run it by Apptainer")
     how.add_argument(

@@ -91,6 +91,8 @@ class RunConfig:
         CPU threads to use; 0 leaves the choice to torch.
     probabilities
         Names of tissues whose probability maps are written.
+    write_probseg
+        Write those of all tissues.
     formula
         Model of every tissue at the group level, for example `GM ~ age + C(sex) + ICV`, or empty.
     adjust
@@ -113,6 +115,7 @@ class RunConfig:
     device: str = "auto"
     threads: int = 0
     probabilities: tuple[str, ...] = ()
+    write_probseg: bool = False
     overwrite: bool = False
     dry_run: bool = False
     reports_only: bool = False

@@ -13,6 +13,7 @@ import logging
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,15 @@ from siam_bids.errors import ModelError, UsageError
 from siam_bids.files import atomic
 from siam_bids.labels import LabelTable
 from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
-from siam_bids.segmenter import Certainty, Prediction, Progress, labels_from_logits, predict_tiled
+from siam_bids.segmenter import (
+    Certainty,
+    Prediction,
+    ProbabilityMaps,
+    Progress,
+    labels_from_logits,
+    predict_tiled,
+    probability_from_logits,
+)
 from siam_bids.volume import Reorientation, Segmentation, Volume
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
@@ -289,26 +298,36 @@ class NnunetSegmenter:
             torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
         )
         logits = self._predict(padded, progress)[(slice(None), *inner[1:])]
-        wanted = {labels.by_name[name].index: name for name in probabilities}
         certainty = Certainty(len(labels))
+        normaliser = np.empty(cropped.shape, np.float32) if probabilities else None
         logits, nearest_axis = self._resampled(logits, cropped.shape, spacing)
-        found, chances = labels_from_logits(
+        found = labels_from_logits(
             logits,
             cropped.shape,
             nearest_axis=nearest_axis,
-            probabilities=tuple(wanted),
             certainty=certainty,
+            normaliser=normaliser,
         )
         back = tuple(int(axis) for axis in np.argsort(order))
+        shape = data.shape
 
         def to_scan(part: npt.NDArray[Any], outside: int) -> npt.NDArray[Any]:
-            whole = np.full(data.shape, outside, part.dtype)
+            whole = np.full(shape, outside, part.dtype)
             whole[box] = part
             return np.ascontiguousarray(turn.undo(whole.transpose(back)))
 
+        maps: Mapping[str, npt.NDArray[np.float32]] = {}
+        if normaliser is not None:
+            softmax = partial(
+                probability_from_logits, logits, normaliser=normaliser, nearest_axis=nearest_axis
+            )
+            wanted = {name: labels.by_name[name].index for name in probabilities}
+            maps = ProbabilityMaps(
+                probabilities, lambda name: to_scan(softmax(wanted[name]), int(wanted[name] == 0))
+            )
         return Prediction(
             Segmentation(to_scan(found, 0), volume.grid, labels),
-            {name: to_scan(chances[i], int(i == 0)) for i, name in wanted.items()},
+            maps,
             confidence={labels.labels[i].name: p for i, p in certainty.confidence().items()},
             entropy=certainty.entropy(),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,35 @@ Progress = Callable[[float], None]
 """Told the share of the work done, 0 to 1."""
 
 
+class ProbabilityMaps(Mapping[str, npt.NDArray[np.float32]]):
+    """Maps by label name, made anew each time one is asked for, so that memory holds one at most.
+
+    Parameters
+    ----------
+    names
+        Of the labels.
+    make
+        Given a name, returns the probabilities (I, J, K), float32 in [0, 1].
+    """
+
+    def __init__(
+        self, names: Sequence[str], make: Callable[[str], npt.NDArray[np.float32]]
+    ) -> None:
+        self._names = tuple(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What a segmenter answers.
@@ -28,7 +57,8 @@ class Prediction:
     segmentation
         On the scan's own grid.
     probabilities
-        (I, J, K) float32 in [0, 1] per label name, only for the names that were asked for.
+        (I, J, K) float32 in [0, 1] per label name, only for the names that were asked for. While
+        it lives, it holds the logits of the scan.
     confidence
         Per label name, the mean probability that the network gave to the voxels of that label;
         absent labels are not listed.
@@ -37,7 +67,7 @@ class Prediction:
     """
 
     segmentation: Segmentation
-    probabilities: dict[str, npt.NDArray[np.float32]]
+    probabilities: Mapping[str, npt.NDArray[np.float32]]
     confidence: dict[str, float] = field(default_factory=dict)
     entropy: float | None = None
 
@@ -230,9 +260,9 @@ def labels_from_logits(
     shape: Sequence[int],
     *,
     nearest_axis: int | None = None,
-    probabilities: Sequence[int] = (),
     certainty: Certainty | None = None,
-) -> tuple[npt.NDArray[np.uint8], dict[int, npt.NDArray[np.float32]]]:
+    normaliser: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.uint8]:
     """Interpolate logits linearly to a grid of the same extent, and take the likeliest class.
 
     Works plane by plane, so the logits never exist at full size. Interpolated logits are rounded
@@ -246,20 +276,59 @@ def labels_from_logits(
         (I', J', K') of the wanted grid.
     nearest_axis
         Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
-    probabilities
-        Class indices whose softmax is wanted too.
     certainty
         Told every slab, if given.
+    normaliser
+        (I', J', K') array to fill with what `probability_from_logits` needs, if given.
 
     Returns
     -------
-    labels
-        (I', J', K') uint8.
-    probability
-        (I', J', K') float32 per class index asked for.
+    (I', J', K') uint8.
     """
     labels = np.empty(tuple(shape), np.uint8)
-    asked = {index: np.empty(tuple(shape), np.float32) for index in probabilities}
+    for place, plane in enumerate(_planes(logits, shape, nearest_axis)):
+        chosen = plane.argmax(0).to(torch.uint8)
+        labels[place] = chosen.numpy()
+        if certainty:
+            certainty.add(plane, chosen)
+        if normaliser is not None:
+            normaliser[place] = plane.float().logsumexp(0).numpy()
+    return labels
+
+
+def probability_from_logits(
+    logits: torch.Tensor,
+    index: int,
+    normaliser: npt.NDArray[np.float32],
+    *,
+    nearest_axis: int | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return the softmax of one class on the grid of `labels_from_logits`.
+
+    Parameters
+    ----------
+    logits, nearest_axis
+        As given to `labels_from_logits`.
+    index
+        Of the class.
+    normaliser
+        (I', J', K') log(sum(exp logits)), as filled there.
+
+    Returns
+    -------
+    (I', J', K') float32 in [0, 1].
+    """
+    found = np.empty_like(normaliser)
+    planes = _planes(logits[index : index + 1], normaliser.shape, nearest_axis)
+    for place, plane in enumerate(planes):
+        np.exp(plane[0].float().numpy() - normaliser[place], out=found[place])
+    return np.minimum(found, 1, out=found)
+
+
+def _planes(
+    logits: torch.Tensor, shape: Sequence[int], nearest_axis: int | None
+) -> Iterator[torch.Tensor]:
+    """Yield the planes of the interpolated logits along the first axis: (classes, J', K')."""
     planes, rows, columns = (
         _Steps.between(source, target, nearest=axis == nearest_axis)
         for axis, (source, target) in enumerate(zip(logits.shape[1:], shape, strict=True))
@@ -267,13 +336,4 @@ def labels_from_logits(
     for place in range(shape[0]):
         below, above = (logits[:, int(at[place])].float() for at in (planes.below, planes.above))
         plane = torch.lerp(below, above, float(planes.share[place]))
-        plane = columns.along(rows.along(plane, 1), 2).half()
-        chosen = plane.argmax(0).to(torch.uint8)
-        labels[place] = chosen.numpy()
-        if certainty:
-            certainty.add(plane, chosen)
-        if asked:
-            likelihood = plane.float().softmax(0)
-            for index, target in asked.items():
-                target[place] = likelihood[index].numpy()
-    return labels, asked
+        yield columns.along(rows.along(plane, 1), 2).half()

@@ -6,7 +6,7 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,7 +71,7 @@ def run_participant(config: RunConfig) -> Summary:
             "Look at --suffix, --participant-label, --session-label and --bids-filter-file.",
         )
     model = _open(record, config)
-    _check_tissues(config.probabilities, model.labels)
+    config = _with_tissues(config, model.labels)
     derivatives.begin_dataset(config.output_dir, config.bids_dir, model.labels)
     logger.info("%d scans, model %s", len(scans), model_line(record.describe()))
     worker = _Worker(config, record, model)
@@ -111,7 +111,7 @@ def unfinished(config: RunConfig) -> list[Scan]:
     """
     record = find_model(config.model, config.model_dirs)
     model = _open(record, config)
-    worker = _Worker(config, record, model)
+    worker = _Worker(_with_tissues(config, model.labels), record, model)
     return [scan for scan in find_scans(config.bids_dir, config.query) if worker.lacks(scan)]
 
 
@@ -217,6 +217,9 @@ class _Worker:
         else:
             if task and prediction:
                 self._write(writer, self._finish, task, prediction)
+                if prediction.probabilities:  # they hold this scan's logits: not two at once
+                    del prediction
+                    self._wait()
             else:
                 self._skip(scan)
         bar.update(start + 1 - bar.n)
@@ -379,13 +382,16 @@ def _check_folders(config: RunConfig) -> None:
         )
 
 
-def _check_tissues(names: Iterable[str], labels: LabelTable) -> None:
-    unknown = [name for name in names if name not in labels.by_name]
+def _with_tissues(config: RunConfig, labels: LabelTable) -> RunConfig:
+    """Name all tissues whose probability maps are wanted; `UsageError` for unknown ones."""
+    unknown = [name for name in config.probabilities if name not in labels.by_name]
     if unknown:
         raise UsageError(
             f"The model has no tissue {', '.join(unknown)}.",
             f"It has: {', '.join(labels.by_name)}.",
         )
+    every = [label.name for label in labels.foreground] if config.write_probseg else []
+    return replace(config, probabilities=tuple(dict.fromkeys([*config.probabilities, *every])))
 
 
 def _reason(error: Exception) -> str:

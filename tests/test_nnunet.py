@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -138,6 +139,25 @@ def test_probabilities_lie_between_0_and_1_and_win_where_the_label_is(tiny_model
     stack = np.stack([prediction.probabilities[name] for name in names])
     np.testing.assert_allclose(stack.sum(0), 1, atol=1e-4)
     np.testing.assert_array_equal(stack.argmax(0), prediction.segmentation.data)
+    with pytest.raises(KeyError):
+        prediction.probabilities["Gold"]
+
+
+def test_all_probabilities_take_the_memory_of_one(tiny_model):
+    """Beside the logits, which stay at the network's resolution."""
+    shape = (96, 96, 96)
+    data = np.random.default_rng(0).normal(100, 30, shape).astype(np.float32)
+    fine = Volume(data, Grid(shape, np.diag([1.0, 1.0, 1.0, 1.0])))
+    model = NnunetModel.open(tiny_model)
+    segmenter = NnunetSegmenter(model, CPU, EXACT)
+    names = [label.name for label in model.labels]
+    prediction = segmenter.segment(fine, probabilities=names)
+    tracemalloc.start()
+    for probability in prediction.probabilities.values():
+        assert probability.shape == shape
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * data.nbytes  # with copies while axes are turned; all would take 18
 
 
 class Evil:

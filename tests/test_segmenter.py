@@ -7,6 +7,7 @@ from siam_bids.segmenter import (
     Certainty,
     labels_from_logits,
     predict_tiled,
+    probability_from_logits,
     tile_starts,
     tile_weight,
 )
@@ -61,20 +62,22 @@ def test_tiling_a_pointwise_network_changes_nothing_and_folds_are_averaged():
 @pytest.mark.parametrize("shape", [(20, 22, 14), (7, 9, 31), (10, 11, 12), (5, 5, 5)])
 def test_labels_are_those_of_linearly_resized_logits(shape):
     logits = np.random.default_rng(1).normal(size=(4, 10, 11, 12)).astype(np.float32)
-    labels, chances = labels_from_logits(torch.from_numpy(logits), shape, probabilities=(2,))
+    normaliser = np.empty(shape, np.float32)
+    labels = labels_from_logits(torch.from_numpy(logits), shape, normaliser=normaliser)
+    chance = probability_from_logits(torch.from_numpy(logits), 2, normaliser)
     sized = [resize(one, shape, order=1, mode="edge", anti_aliasing=False) for one in logits]
     sized = np.float16(sized).astype(np.float64)
     expected = np.argmax(sized, axis=0)
     assert labels.dtype == np.uint8
     assert (labels == expected).mean() > 0.999
     softmax = np.exp(sized[2]) / np.exp(sized).sum(0)
-    np.testing.assert_allclose(chances[2], softmax, atol=1e-3)
+    np.testing.assert_allclose(chance, softmax, atol=1e-3)
 
 
 def test_certainty_is_the_mean_softmax_of_the_chosen_class_and_the_normalised_entropy():
     logits = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 6, 7, 8))).half()
     certainty = Certainty(4)
-    labels, _ = labels_from_logits(logits, (6, 7, 8), certainty=certainty)
+    labels = labels_from_logits(logits, (6, 7, 8), certainty=certainty)
     softmax = logits.double().softmax(0).numpy()
     for index, confidence in certainty.confidence().items():
         assert confidence == pytest.approx(softmax[index][labels == index].mean(), abs=1e-6)

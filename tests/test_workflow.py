@@ -147,6 +147,32 @@ def test_a_changed_input_option_or_overwrite_is_not_passed_for_done(run, bids, h
     assert workflow.run_participant(with_maps).done == ["sub-01_T1w"]
 
 
+def test_write_probseg_writes_what_probabilities_of_every_tissue_does(config, tmp_path):
+    config = replace(config, query=Query(participants=("01",)))
+    every = replace(config, write_probseg=True)
+    assert workflow.run_participant(every).done == ["sub-01_T1w"]
+    listed = replace(
+        config,
+        output_dir=tmp_path / "listed",
+        probabilities=tuple(label.name for label in siam_labels()),
+    )
+    assert workflow.run_participant(listed).done == ["sub-01_T1w"]
+    ours, theirs = (
+        {path.name: path for path in each.output_dir.rglob("*_probseg.nii.gz")}
+        for each in (every, listed)
+    )
+    background = "sub-01_seg-siam_label-background_desc-T1w_probseg.nii.gz"
+    assert set(ours) == set(theirs) - {background}
+    assert len(ours) == 17
+    for name, path in ours.items():
+        assert path.read_bytes() == theirs[name].read_bytes()
+    total = sum(np.asarray(nib.load(path).dataobj) for path in theirs.values())
+    np.testing.assert_allclose(total, 1, atol=1e-4)
+    assert workflow.run_participant(every).skipped == ["sub-01_T1w"]
+    by_name = replace(every, write_probseg=False, probabilities=listed.probabilities[1:])
+    assert workflow.run_participant(by_name).skipped == ["sub-01_T1w"]
+
+
 def test_a_repaired_scan_loses_its_error(run, bids, head):
     from conftest import write_scan
 
