@@ -73,7 +73,7 @@ def test_every_column_of_every_table_is_described_and_parquet_says_the_same(visi
     for name in names:
         table = read(visits, name)
         described = json.loads((visits.output_dir / f"{name}.json").read_text())
-        assert list(described) == list(table)
+        assert list(described) == [name for name in table if name != "suffix"]  # see save_table
         assert all(entry["Description"] for entry in described.values())
         again = pd.read_parquet(visits.output_dir / f"{name}.parquet")
         assert list(again) == list(table)
