@@ -18,15 +18,14 @@ from pathlib import Path
 
 from siam_bids import __version__
 from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query, RunConfig
-from siam_bids.errors import SiamError, UsageError
-from siam_bids.stopping import Stopped, stoppable
+from siam_bids.errors import ModelError, SiamError, UsageError
+from siam_bids.stopping import EXIT_INTERRUPTED, Stopped, stoppable
 from siam_bids.store import search_path
 
 logger = logging.getLogger(__name__)
 
 EXIT_SOME_SCANS_FAILED = 1
 EXIT_DISK = 7
-EXIT_BAD_MODEL = 6
 
 _CACHES = {
     "MPLCONFIGDIR": "matplotlib",
@@ -84,7 +83,7 @@ def _guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
         return stop.exit_code
     except KeyboardInterrupt:
         print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
 
 
 def _with_hyphens(argv: Sequence[str]) -> list[str]:
@@ -171,8 +170,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Every option may be spelled with hyphens or underscores.",
         allow_abbrev=False,
     )
-    top.add_argument("bids_dir", type=Path, help="root of the BIDS dataset")
-    top.add_argument("output_dir", type=Path, help="folder of the derivative dataset")
+    _add_folders(top)
     top.add_argument(
         "analysis_level",
         choices=("participant", "group"),
@@ -254,6 +252,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_folders(top: argparse.ArgumentParser) -> None:
+    top.add_argument("bids_dir", type=Path, help="root of the BIDS dataset")
+    top.add_argument("output_dir", type=Path, help="folder of the derivative dataset")
+
+
 def _add_query(top: argparse.ArgumentParser) -> None:
     which = top.add_argument_group("which scans")
     which.add_argument(
@@ -289,8 +292,6 @@ def _add_query(top: argparse.ArgumentParser) -> None:
 
 
 def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
-    if arguments.threads < 0:
-        raise UsageError(f"--n-cpus {arguments.threads} is negative.", "Give 1 or more.")
     return RunConfig(
         bids_dir=arguments.bids_dir,
         output_dir=arguments.output_dir,
@@ -300,7 +301,7 @@ def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         model_dirs=search_path(os.environ),
         inference=_inference(arguments),
         device=arguments.device,
-        threads=arguments.threads,
+        threads=_threads(arguments),
         probabilities=tuple(arguments.probabilities),
         write_probseg=arguments.write_probseg,
         overwrite=arguments.overwrite,
@@ -313,6 +314,12 @@ def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         progress=sys.stderr.isatty(),
         command=command,
     )
+
+
+def _threads(arguments: argparse.Namespace) -> int:
+    if arguments.threads < 0:
+        raise UsageError(f"--n-cpus {arguments.threads} is negative.", "Give 1 or more.")
+    return int(arguments.threads)
 
 
 def _query(arguments: argparse.Namespace) -> Query:
@@ -394,12 +401,16 @@ def _inference(arguments: argparse.Namespace) -> Inference:
 
 def _bare(labels: Sequence[str], prefix: str) -> list[str]:
     """Strip an optional prefix and split what was given as one comma or space separated word."""
-    words = [word for label in labels for word in label.replace(",", " ").split()]
+    words = [word for label in labels for word in _words(label)]
     return list(dict.fromkeys(word.removeprefix(prefix) for word in words))
 
 
-def _channels(words: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in words.replace(",", " ").split())
+def _channels(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in _words(text))
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
 
 
 def _slurm(argv: list[str]) -> int:
@@ -471,8 +482,7 @@ def slurm_parser() -> argparse.ArgumentParser:
         epilog="What follows a lone -- is handed to every siam-bids, for example -- --low-mem.",
         allow_abbrev=False,
     )
-    top.add_argument("bids_dir", type=Path, help="root of the BIDS dataset")
-    top.add_argument("output_dir", type=Path, help="folder of the derivative dataset")
+    _add_folders(top)
     _add_query(top)
     how = top.add_argument_group("how")
     how.add_argument("--model", default="compact", help="as for siam-bids")
@@ -516,7 +526,7 @@ def slurm_parser() -> argparse.ArgumentParser:
     return top
 
 
-def _train(argv: list[str]) -> int:
+def _train_parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="siam-bids-train",
         description="Train the compact model on label maps; resumes what lies in FOLDER.",
@@ -570,7 +580,11 @@ def _train(argv: list[str]) -> int:
     top.add_argument("--device", default="cpu")
     top.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
     top.add_argument("--seed", type=int, default=0)
-    arguments = top.parse_args(argv)
+    return top
+
+
+def _train(argv: list[str]) -> int:
+    arguments = _train_parser().parse_args(argv)
     _start_logging(1)
 
     from siam_bids.models import find_model
@@ -644,8 +658,6 @@ def _segment(argv: list[str]) -> int:
     source, target = (each or (free.pop(0) if free else None) for each in named)
     if source is None or target is None or free:
         raise UsageError("One input and one output are needed.", "See siam-bids-segment --help.")
-    if arguments.threads < 0:
-        raise UsageError(f"--n-cpus {arguments.threads} is negative.", "Give 1 or more.")
 
     from siam_bids.plain import segment_files  # heavy: torch, nnunetv2
 
@@ -655,7 +667,7 @@ def _segment(argv: list[str]) -> int:
         model=_SIAM_PRED_MODELS.get(arguments.model, arguments.model),
         model_dirs=search_path(os.environ),
         device=arguments.device,
-        threads=arguments.threads,
+        threads=_threads(arguments),
         inference=_inference(arguments),
     )
     for path in written:
@@ -715,7 +727,7 @@ def _models(argv: list[str]) -> int:
         answers = list(registry.verify(arguments.name, roots))
         for part, good in answers:
             print(f"{'ok' if good else 'CHANGED'}\t{part}")
-        return 0 if all(good for _, good in answers) else EXIT_BAD_MODEL
+        return 0 if all(good for _, good in answers) else ModelError.exit_code
     else:
         _fetch(arguments, roots)
     return 0
