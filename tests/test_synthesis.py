@@ -59,7 +59,7 @@ def test_without_noise_and_spread_each_tissue_has_its_mean(anatomy):
         rendering.image[rendering.codes == csf].mean()
         / rendering.image[rendering.codes == wm].mean()
     )
-    expected = priors[tissues().names.index("csf")] / priors[tissues().names.index("wm")]
+    expected = priors[tissues().names.index("arachnoid")] / priors[tissues().names.index("wm")]
     assert float(ratio) == pytest.approx(expected, rel=1e-4)
 
 
