@@ -62,7 +62,7 @@ def subjects(root: Path) -> list[str]:
     Raises
     ------
     DatasetError
-        No such folder, or no dataset_description.json or subjects in it.
+        No such folder, no subjects in it, or no dataset_description.json of a raw dataset.
     """
     if not root.is_dir():
         kind = "is not a folder" if root.exists() else "does not exist"
@@ -72,11 +72,7 @@ def subjects(root: Path) -> list[str]:
         raise DatasetError(
             f"{root} has no sub-* folders.", "Give the root of a BIDS dataset as first argument."
         )
-    if not (root / "dataset_description.json").exists():
-        raise DatasetError(
-            f"{root} has no dataset_description.json, so it is no BIDS dataset.",
-            'Write one, for example {"Name": "My study", "BIDSVersion": "1.10.0"}.',
-        )
+    _check_description(root / "dataset_description.json")
     return found
 
 
@@ -93,7 +89,6 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
         Not a dataset, an unknown participant, or an unreadable filter.
     """
     present = subjects(root)
-    _check_description(root / "dataset_description.json")
     missing = sorted(set(query.participants) - set(present))
     if missing:
         raise DatasetError(
@@ -119,13 +114,19 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
 
 
 def _check_description(path: Path) -> None:
+    example = 'for example {"Name": "My study", "BIDSVersion": "1.10.0"}.'
+    if not path.exists():
+        raise DatasetError(
+            f"{path.parent} has no dataset_description.json, so it is no BIDS dataset.",
+            f"Write one, {example}",
+        )
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         kind = about.get("DatasetType", "raw")
     except (OSError, ValueError, AttributeError) as error:
         raise DatasetError(
             f"{path} cannot be read as a JSON object: {error}.",
-            'Repair it, for example {"Name": "My study", "BIDSVersion": "1.10.0"}.',
+            f"Repair it, {example}",
         ) from error
     if kind != "raw":
         raise DatasetError(

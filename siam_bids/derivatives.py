@@ -155,11 +155,6 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
         "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Quality: *_qc.tsv.\n"
         "Pages: sub-*.html and group.html.\n",
     )
-    write_label_table(root, labels)
-
-
-def write_label_table(root: Path, labels: LabelTable) -> None:
-    """Write `seg-siam_dseg.tsv`, which every segmentation inherits."""
     save_label_table(root / LABEL_TABLE, labels)
 
 
@@ -174,7 +169,7 @@ def save_label_table(path: Path, labels: LabelTable) -> None:
 
 
 def read_label_table(root: Path) -> LabelTable:
-    """Read back what `write_label_table` wrote."""
+    """Read back the label table of a derivative dataset."""
     return LabelTable(
         tuple(
             Label(

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from siam_bids.anatomy import Anatomy, source_table
+from siam_bids.config import RunConfig
+from siam_bids.files import sha256
 from siam_bids.labels import siam_labels
 from siam_bids.nnunet import CONFIGURATION, build_network, checkpoint, compact_plans
 from siam_bids.synthesis import Recipe, render
@@ -123,6 +125,23 @@ def write_dataset(root: Path, head: Volume) -> Path:
 @pytest.fixture
 def bids(tmp_path, head) -> Path:
     return write_dataset(tmp_path / "bids", head)
+
+
+def run_config(bids: Path, out: Path, model: Path, **more) -> RunConfig:
+    """A run of the participant level on one thread."""
+    return RunConfig(
+        bids_dir=bids, output_dir=out, level="participant", model=str(model), device="cpu",
+        threads=1, command="siam-bids in out participant", **more,
+    )  # fmt: skip
+
+
+def checksums(root: Path, *, timeless=False) -> dict[str, str]:
+    """Every file of a folder with its checksum; `timeless` omits those that tell the time taken."""
+    return {
+        path.relative_to(root).as_posix(): sha256(path)
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not (timeless and (path.suffix == ".html" or "logs" in path.parts))
+    }
 
 
 @pytest.fixture(scope="session")

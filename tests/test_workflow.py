@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_dataset
+from conftest import checksums, run_config, write_dataset, write_scan
 
 from siam_bids import derivatives, workflow
 from siam_bids.config import Query, RunConfig
@@ -16,23 +16,12 @@ from siam_bids.errors import DatasetError, ModelError, UsageError
 from siam_bids.files import sha256
 from siam_bids.group import run_group
 from siam_bids.labels import siam_labels
+from siam_bids.volume import Volume
 
 
 @pytest.fixture
 def config(bids, tmp_path, tiny_model) -> RunConfig:
-    return RunConfig(
-        bids_dir=bids, output_dir=tmp_path / "out", level="participant", model=str(tiny_model),
-        device="cpu", threads=1, command="siam-bids in out participant",
-    )  # fmt: skip
-
-
-def files(root) -> dict[str, str]:
-    """Every file of a folder with its checksum."""
-    return {
-        path.relative_to(root).as_posix(): sha256(path)
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
+    return run_config(bids, tmp_path / "out", tiny_model)
 
 
 GOOD = ["sub-01_T1w", "sub-02_ses-a_T1w", "sub-02_ses-b_run-1_FLAIR", "sub-03_T2w"]
@@ -42,11 +31,7 @@ GOOD = ["sub-01_T1w", "sub-02_ses-a_T1w", "sub-02_ses-b_run-1_FLAIR", "sub-03_T2
 def first_run(tmp_path_factory, head, tiny_model):
     """One run on the small dataset, made once; tests get a copy."""
     place = tmp_path_factory.mktemp("first")
-    config = RunConfig(
-        bids_dir=write_dataset(place / "bids", head), output_dir=place / "out",
-        level="participant", model=str(tiny_model), device="cpu", threads=1,
-        command="siam-bids in out participant",
-    )  # fmt: skip
+    config = run_config(write_dataset(place / "bids", head), place / "out", tiny_model)
     return config, workflow.run_participant(config)
 
 
@@ -71,10 +56,10 @@ def test_a_failing_scan_among_good_ones_stops_nobody(run, bids):
 
 
 def test_no_scratch_files_stay_and_the_input_is_untouched(config, bids):
-    before = files(bids)
+    before = checksums(bids)
     workflow.run_participant(config)
-    assert files(bids) == before
-    assert not [name for name in files(config.output_dir) if ".tmp-" in name]
+    assert checksums(bids) == before
+    assert not [name for name in checksums(config.output_dir) if ".tmp-" in name]
 
 
 def test_outputs_lie_on_the_input_grid_and_volumes_agree_with_the_map(run, bids):
@@ -111,10 +96,10 @@ def test_the_sidecar_names_input_model_and_versions(run, bids):
 
 def test_a_rerun_does_only_what_is_missing(run):
     config, _ = run
-    before = files(config.output_dir)
+    before = checksums(config.output_dir)
     again = workflow.run_participant(config)
     assert (again.done, again.skipped) == ([], GOOD)
-    assert files(config.output_dir) == before
+    assert checksums(config.output_dir) == before
     (config.output_dir / "sub-01/anat/sub-01_label-brain_desc-T1w_mask.nii.gz").unlink()
     derivatives.sidecar(
         config.output_dir / "sub-03/anat/sub-03_seg-siam_desc-T2w_dseg.nii.gz"
@@ -122,7 +107,7 @@ def test_a_rerun_does_only_what_is_missing(run):
     third = workflow.run_participant(config)
     assert third.done == ["sub-01_T1w", "sub-03_T2w"]
     records = {name for name in before if name.startswith("logs/")}
-    after = files(config.output_dir)
+    after = checksums(config.output_dir)
     pages = {name for name in before if name.endswith(".html")}  # they print the time taken
     assert {k: v for k, v in after.items() if k not in records | pages} == {
         k: v for k, v in before.items() if k not in records | pages
@@ -130,10 +115,6 @@ def test_a_rerun_does_only_what_is_missing(run):
 
 
 def test_a_changed_input_option_or_overwrite_is_not_passed_for_done(run, bids, head):
-    from conftest import write_scan
-
-    from siam_bids.volume import Volume
-
     config, _ = run
     config = replace(config, query=Query(participants=("01",)))
     with_maps = replace(config, probabilities=("GM", "WM"))
@@ -174,8 +155,6 @@ def test_write_probseg_writes_what_probabilities_of_every_tissue_does(config, tm
 
 
 def test_a_repaired_scan_loses_its_error(run, bids, head):
-    from conftest import write_scan
-
     config, _ = run
     write_scan(bids / "sub-03/anat/sub-03_T1w.nii.gz", head)
     summary = workflow.run_participant(config)
