@@ -78,6 +78,9 @@ def _guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     except OSError as error:
         print(f"siam-bids: error: {error}. Check the disk and permissions.", file=sys.stderr)
         return EXIT_DISK
+    except MemoryError:
+        print("siam-bids: error: Out of memory. Give the job more memory.", file=sys.stderr)
+        return EXIT_SOME_SCANS_FAILED
     except Stopped as stop:
         print(f"siam-bids: {stop}; finished scans are kept, run again to go on.", file=sys.stderr)
         return stop.exit_code

@@ -247,6 +247,7 @@ class NnunetSegmenter:
         self.options = options or Inference()
         self.model = model.with_folds(self.options.folds)
         model = self.model
+        self._written = {path: path.stat().st_mtime_ns for path in model.folds}
         self._axes_mirrored = mirror_axes(model.folds[0]) if self.options.mirror else ()
         if self.options.mirror and not self._axes_mirrored:
             raise UsageError(
@@ -445,6 +446,8 @@ class NnunetSegmenter:
     def _folds(self) -> Iterator[nn.Module]:
         for path in self.model.folds:
             if self._loaded != path:
+                if not path.exists() or path.stat().st_mtime_ns != self._written[path]:
+                    raise ModelError(f"{path} changed while it was in use.", "Run again.")
                 try:
                     self._network.load_state_dict(load_weights(path))
                 except RuntimeError as error:

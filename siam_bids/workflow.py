@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -283,7 +284,8 @@ class _Worker:
             record.unlink()  # of an attempt on an input that is whole again
 
     def _fail(self, scan: Scan, error: Exception) -> None:
-        if isinstance(error, ModelError) or self._config.stop_on_first_crash:
+        hopeless = isinstance(error, ModelError) or _disk_refuses(error)
+        if hopeless or self._config.stop_on_first_crash:
             raise error
         reason = _reason(error)
         self.summary.failed[scan.name] = reason
@@ -394,11 +396,30 @@ def _with_tissues(config: RunConfig, labels: LabelTable) -> RunConfig:
     return replace(config, probabilities=tuple(dict.fromkeys([*config.probabilities, *every])))
 
 
+_REFUSALS = ("ENOSPC", "EDQUOT", "EROFS", "EFBIG")
+
+
+def _disk_refuses(error: Exception) -> bool:
+    """Tell whether nothing more can be written: disk full, quota used up, read-only."""
+    refusals = {getattr(errno, name, None) for name in _REFUSALS}
+    return isinstance(error, OSError) and error.errno in refusals
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell whether memory was refused; torch says so in words only."""
+    words = ("not enough memory", "can't allocate memory", "bad_alloc", "can't start new thread")
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    )
+
+
 def _reason(error: Exception) -> str:
     """Say in one line what went wrong."""
     if isinstance(error, SiamError):
         return str(error)
-    if isinstance(error, MemoryError):
+    if _out_of_memory(error):
         return "Out of memory. Give the job more memory or fewer scans at once."
     if isinstance(error, OSError) and error.strerror:
         place = f" ({Path(error.filename).name})" if error.filename else ""

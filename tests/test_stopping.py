@@ -1,7 +1,6 @@
 """Stop and go: signals, kills at any moment, many writers in one folder."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -13,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checks import check_whole
 from conftest import checksums, run_config, write_scan
+from machine import FORK
 
 from siam_bids import derivatives, workflow
 from siam_bids.config import Query, RunConfig
@@ -24,9 +25,6 @@ from siam_bids.stopping import EXIT_TRY_AGAIN, Stopped, stoppable
 STRESS = "SIAM_BIDS_STRESS" in os.environ  # minutes of both cores and 11 GB; else a light share
 KILLS = 50 if STRESS else 12
 WRITERS = 64 if STRESS else 12
-
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["siam_bids.workflow", "matplotlib.backends.backend_agg", "scipy"])
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +143,7 @@ def test_kills_at_any_moment_leave_nothing_that_a_rerun_does_not_mend(config, tm
         finished += child.exitcode == 0
         child.kill()
         child.join()
+        check_whole(torn.output_dir)
         for names in derivatives.results(torn.output_dir):
             if draw.random() < 0.3:  # or soon there is nothing left to do and to kill
                 derivatives.sidecar(names.segmentation).unlink()

@@ -3,11 +3,14 @@
 import json
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from conftest import write_scan
-from zoo import RUNS, SCANS, as_markdown, describe, write_scans
+from checks import check_whole
+from conftest import checksums, write_scan
+from machine import run, small_disk
+from zoo import MACHINES, RUNS, SCANS, as_markdown, describe, write_scans
 
 from siam_bids import cli
 
@@ -31,7 +34,8 @@ def outcome(tmp_path_factory, head, tiny_model):
 
 
 def test_the_zoo_is_large():
-    assert len({odd.kind for odd in (*SCANS, *RUNS)}) == len(SCANS) + len(RUNS) >= 60
+    kinds = [odd.kind for odd in (*SCANS, *RUNS, *MACHINES)]
+    assert len(set(kinds)) == len(kinds) >= 100
 
 
 def test_the_page_about_the_zoo_is_up_to_date():
@@ -83,3 +87,23 @@ def test_a_run_of_the_zoo(odd, tmp_path, head, tiny_model, capsys):
         assert re.search(odd.message, lines[-1]), lines
     if code not in (0, 1, 2):
         assert len([line for line in lines if line.startswith("siam-bids: error")]) == 1
+    if odd.group:
+        assert cli.main([*words[:2], "group"]) == 0
+
+
+@pytest.mark.parametrize("odd", MACHINES, ids=lambda odd: odd.kind)
+def test_a_machine_of_the_zoo(odd, tmp_path, head, tiny_model):
+    root = tmp_path
+    write_scan(root / "bids/sub-01/anat/sub-01_T1w.nii.gz", head)
+    describe(root / "bids")
+    before = checksums(root / "bids")
+    with small_disk(root / "disk", odd.disk) if odd.disk else nullcontext():
+        (root / odd.out).mkdir()
+        limits = odd.make(root)
+        words = [root / "bids", root / odd.out, "participant", "--model", tiny_model]
+        code, lines = run([*words, "--n-cpus", 1], root / "log", **limits)
+        assert code == odd.exit_code, lines
+        check_whole(root / odd.out)
+    assert re.search(odd.message, lines[-1]), lines
+    assert not [line for line in lines if line.startswith("Traceback")]
+    assert checksums(root / "bids") == before

@@ -2,16 +2,21 @@
 
 `SCANS` are put side by side into one dataset and run together; each either gets a segmentation
 (`message` is empty) or fails alone with a line that matches `message`. `RUNS` are whole command
-lines that end with an exit code and a line on standard error.
+lines that end with an exit code and a line on standard error. `MACHINES` have full disks, limits
+and other troubles of their own.
 """
 
 import gzip
 import json
+import resource
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import machine
 import nibabel as nib
 import numpy as np
 
@@ -131,6 +136,12 @@ def defaced(data: np.ndarray) -> np.ndarray:
     return data
 
 
+def twice(path: Path, head: Volume) -> None:
+    """The same run under two numbers, `run-1` and `run-01`."""
+    for name in (path.name, path.name.replace("run-1", "run-01")):
+        save(path.with_name(name), head.data, head.grid.affine)
+
+
 SCANS = (
     OddScan("a whole scan", with_data(lambda data: data)),
     OddScan("truncated gzip stream", truncated, "damaged"),
@@ -155,6 +166,8 @@ SCANS = (
     OddScan("scl_slope 0", with_bytes(put(112, "f", 0.0))),
     OddScan("scl_slope NaN", with_bytes(put(112, "f", np.nan))),
     OddScan("2-D", with_data(lambda data: data[..., 20]), "2-D"),
+    OddScan("4-D, two volumes", with_data(lambda data: np.stack([data, data], -1)),
+            "4-D.*--volume"),
     OddScan("4-D, one volume", with_data(lambda data: data[..., None])),
     OddScan("5-D", with_data(lambda data: np.stack([data, data], -1)[..., None, :]), "5-D"),
     OddScan("a single slice", with_data(lambda data: data[..., 20:21]), "too thin"),
@@ -169,6 +182,7 @@ SCANS = (
     OddScan("sform and qform disagree", two_codes),
     OddScan("neither sform nor qform", no_codes),
     OddScan("0.8 mm voxels of a small animal", sized(0.2)),
+    OddScan("0.2 mm voxels", sized(0.05)),
     OddScan("8 mm voxels", sized(2)),
     OddScan("1024 x 1024 x 1024 declared", with_bytes(put(42, "hhh", 1024, 1024, 1024)),
             "1024.*GB|damaged"),
@@ -189,6 +203,7 @@ SCANS = (
             name="sub-{label}_acq-<b>x<b>_T1w.nii.gz"),
     OddScan("letters of other alphabets", with_data(lambda data: data),
             name="sub-{label}_acq-čšž_T1w.nii.gz"),
+    OddScan("a run that is there twice", twice, name="sub-{label}_run-1_T1w.nii.gz"),
     OddScan("a name of 240 bytes", with_data(lambda data: data), "too long",
             name="sub-{label}_acq-" + "x" * 217 + "_T1w.nii.gz"),
 )  # fmt: skip
@@ -218,13 +233,15 @@ class OddRun:
     """A dataset or command line that is wrong as a whole, or looks so.
 
     `make` gets an empty folder with one good dataset at `bids`, and returns the arguments after
-    `IN OUT participant`, or all of them where they begin with a path.
+    `IN OUT participant`, or all of them where they begin with a path. With `group` the group level
+    must go through afterwards.
     """
 
     kind: str
     exit_code: int
     message: str
     make: Callable[[Path], list[str]]
+    group: bool = False
 
 
 def arguments(*words: str) -> Callable[[Path], list[str]]:
@@ -291,11 +308,15 @@ RUNS = (
     OddRun("dataset_description.json without a name", 0, "",
            text("bids/dataset_description.json", "{}")),
     OddRun("malformed sidecar", 0, "", text("bids/sub-01/anat/sub-01_T1w.json", "{,")),
-    OddRun("empty participants.tsv", 0, "", text("bids/participants.tsv", "")),
+    OddRun("no sidecar", 0, "", arguments()),
+    OddRun("empty participants.tsv", 0, "", text("bids/participants.tsv", ""), group=True),
+    OddRun("participants.tsv without some subjects", 0, "",
+           text("bids/participants.tsv", "participant_id\tage\n"), group=True),
     OddRun("participants.tsv with other subjects", 0, "",
-           text("bids/participants.tsv", "participant_id\nsub-77\n")),
+           text("bids/participants.tsv", "participant_id\nsub-77\n"), group=True),
     OddRun("participants.tsv in Latin-1", 0, "",
-           text("bids/participants.tsv", "participant_id\tsite\nsub-01\tMalmö\n".encode("latin1"))),
+           text("bids/participants.tsv", "participant_id\tsite\nsub-01\tMalmö\n".encode("latin1")),
+           group=True),
     OddRun(".nii beside .nii.gz", 0, "", changed(lambda r: (
         r / "bids/sub-01/anat/sub-01_T1w.nii").write_bytes(b"x"))),
     OddRun("suffix in lower case", 3, "No anatomical image.*--suffix",
@@ -333,6 +354,10 @@ RUNS = (
     OddRun("plans and label list disagree", 6, "does not fit", model(drop_label)),
     OddRun("unknown tissue", 2, "no tissue Gold", arguments("--probabilities", "Gold")),
     OddRun("negative number of threads", 2, "negative", arguments("--n-cpus", "-2")),
+    OddRun("options that contradict each other", 2, "contradicts",
+           arguments("--no-interpolation", "--voxel-size", "1")),
+    OddRun("options that exclude each other", 2, "not allowed",
+           arguments("--resume", "--overwrite")),
     OddRun("unknown option", 2, "unrecognized", arguments("--quick")),
     OddRun("unknown level", 2, "invalid choice", lambda r: [str(r), str(r / "o"), "session"]),
     OddRun("output is the input", 2, "same", lambda r: [str(r / "bids"), str(r / "bids")]),
@@ -348,6 +373,62 @@ RUNS = (
     OddRun("a derivative dataset as input", 3, "type derivative, not raw", text(
         "bids/dataset_description.json",
         '{"Name": "d", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}')),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OddMachine:
+    """A good dataset on a machine in trouble.
+
+    `make` gets the folder with the dataset `bids`, and `disk` of so many kB if any, and returns
+    arguments of `machine.run`. The output goes to `out`, a folder there, empty at first.
+    """
+
+    kind: str
+    exit_code: int
+    message: str
+    make: Callable[[Path], dict[str, Any]] = lambda root: {}
+    disk: int = 0
+    out: str = "out"
+
+
+def read_only(root: Path) -> dict[str, Any]:
+    machine.remount(root / "disk", "ro")
+    return {}
+
+
+def forbidden(place: str) -> Callable[[Path], dict[str, Any]]:
+    def make(root: Path) -> dict[str, Any]:
+        (root / place).chmod(0o500 if (root / place).is_dir() else 0)
+        return {"powerless": True}
+
+    return make
+
+
+def filled(root: Path) -> dict[str, Any]:
+    with suppress(OSError), (root / "disk/rubbish").open("wb") as stream:
+        while stream.write(bytes(4096)):
+            stream.flush()
+    return {"temporary": root / "disk"}
+
+
+def limited(kind: int, limit: int) -> Callable[[Path], dict[str, Any]]:
+    return lambda root: {"limits": {kind: limit}}
+
+
+MACHINES = (
+    OddMachine("output on a full disk", 7, "No space left", disk=60, out="disk/out"),
+    OddMachine("output on a read-only disk", 7, "Read-only", read_only, disk=60, out="disk/out"),
+    OddMachine("a limit on the size of files", 7, "File too large",
+               limited(resource.RLIMIT_FSIZE, 12_000)),
+    OddMachine("temporary folder full", 0, "", filled, disk=60),
+    OddMachine("a scan that may not be read", 1, "Permission denied",
+               forbidden("bids/sub-01/anat/sub-01_T1w.nii.gz")),
+    OddMachine("an output folder that may not be written", 7, "Permission denied",
+               forbidden("out")),
+    OddMachine("few open files allowed", 0, "", limited(resource.RLIMIT_NOFILE, 40)),
+    OddMachine("little memory allowed", 1, "Out of memory", lambda root: {"memory": 24_000_000}),
+    OddMachine("a clock that goes backwards", 0, "", lambda root: {"clock": 3600.0}),
 )  # fmt: skip
 
 
@@ -369,11 +450,11 @@ def as_markdown() -> str:
     for odd in SCANS:
         said = odd.message.partition("|")[0].replace(".*", " ... ")
         lines.append(f"| {odd.kind} | {f'fails: `{said}`' if said else 'segmented'} |")
-    lines += ["", "## Datasets, models and options", "", "| kind | exit code | outcome |"]
-    lines.append("|---|---|---|")
-    for run in RUNS:
-        said = run.message.partition("|")[0].replace(".*", " ... ")
-        lines.append(f"| {run.kind} | {run.exit_code} | {f'`{said}`' if said else 'goes on'} |")
+    for title, kinds in (("Datasets, models and options", RUNS), ("Machines", MACHINES)):
+        lines += ["", f"## {title}", "", "| kind | exit code | outcome |", "|---|---|---|"]
+        for odd in kinds:
+            said = odd.message.partition("|")[0].replace(".*", " ... ")
+            lines.append(f"| {odd.kind} | {odd.exit_code} | {f'`{said}`' if said else 'goes on'} |")
     return "\n".join(lines) + "\n"
 
 
