@@ -24,7 +24,6 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from scipy import ndimage
-from scipy.spatial import KDTree
 
 from siam_bids.anatomy import Anatomy, prepare_anatomy, source_table
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
@@ -66,12 +65,14 @@ def dice(one: np.ndarray, two: np.ndarray) -> float:
 
 def hd95(one: np.ndarray, two: np.ndarray, voxel: float = 1.0) -> float:
     """95th percentile of the distances from each surface to the other, in mm."""
-    surfaces = [np.argwhere(mask & ~ndimage.binary_erosion(mask)) for mask in (one, two)]
-    if not all(len(surface) for surface in surfaces):
+    if not (one.any() and two.any()):
         return float("nan")
-    there = KDTree(surfaces[0]).query(surfaces[1])[0]
-    back = KDTree(surfaces[1]).query(surfaces[0])[0]
-    return float(np.percentile(np.concatenate([there, back]), 95)) * voxel
+    box = ndimage.find_objects((one | two).astype(np.uint8))[0]
+    one, two = (np.pad(mask[box], 1) for mask in (one, two))
+    surfaces = [mask & ~ndimage.binary_erosion(mask) for mask in (one, two)]
+    to_one, to_two = (ndimage.distance_transform_edt(~surface) for surface in surfaces)
+    distances = np.concatenate([to_one[surfaces[1]], to_two[surfaces[0]]])
+    return float(np.percentile(distances, 95)) * voxel
 
 
 def compare(where: tuple[str, str], found: np.ndarray, truth: np.ndarray, surfaces: bool) -> Rows:
