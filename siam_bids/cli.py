@@ -110,9 +110,7 @@ def _run(argv: list[str]) -> int:
         print(workflow.boilerplate(config))
         return 0
     if config.dry_run:
-        for scan in workflow.list_scans(config):
-            print(scan.relative)
-        return 0
+        return _dry_run(config)
     if config.level == "group":
         from siam_bids.group import run_group
 
@@ -127,6 +125,19 @@ def _run(argv: list[str]) -> int:
     for line in summary.lines():
         print(line)
     return EXIT_SOME_SCANS_FAILED if summary.failed else 0
+
+
+def _dry_run(config: RunConfig) -> int:
+    from siam_bids import planning, workflow
+
+    steps = planning.plan(config)
+    print(planning.HEADER)
+    for step in steps:
+        print(step.line())
+    if all(step.action == "skip" for step in steps):
+        raise workflow.nothing_matches(config)
+    print(planning.summary(steps), file=sys.stderr)
+    return 0
 
 
 def _place_caches(work: Path | None) -> None:
@@ -241,7 +252,11 @@ def parser() -> argparse.ArgumentParser:
     )
 
     what = top.add_argument_group("instead of segmenting")
-    what.add_argument("--dry-run", action="store_true", help="list the scans of the query")
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list what would be done, why, and what it takes; write nothing",
+    )
     what.add_argument("--reports-only", action="store_true", help="write the pages anew")
     what.add_argument("--boilerplate-only", action="store_true", help="print the methods text")
 

@@ -181,6 +181,50 @@ def _wish(value: Any) -> Any:
     return value
 
 
+def left_out(root: Path, query: Query, scans: Sequence[Scan]) -> list[tuple[str, str]]:
+    """Return what lies in the `anat` folders of the wanted subjects and is no scan of the query.
+
+    Returns
+    -------
+    Path from the root and reason of each file; also subjects that have no image there at all.
+    """
+    taken = {scan.path for scan in scans}
+    rest = []
+    for label in sorted(query.participants) or subjects(root):
+        folder = root.absolute() / f"sub-{label}"
+        files = [
+            path
+            for pattern in ("anat", "ses-*/anat")
+            for place in sorted(folder.glob(pattern))
+            for path in sorted(place.iterdir())
+            if not path.name.endswith((".json", ".tsv")) and not path.name.startswith(".")
+        ]
+        if not files:
+            rest.append((folder.name, "no image in anat"))
+        for path in files:
+            if path not in taken:
+                place = path.relative_to(root.absolute()).as_posix()
+                rest.append((place, _why_left_out(path, query)))
+    return rest
+
+
+def _why_left_out(path: Path, query: Query) -> str:
+    name, _, extension = path.name.partition(".")
+    if path.is_dir() or f".{extension}" not in EXTENSIONS:
+        return "no .nii.gz or .nii file"
+    if path.with_name(path.name + ".gz").exists():
+        return "the same name exists as .nii.gz"
+    *entities, suffix = name.split("_")
+    labels = dict(entity.partition("-")[::2] for entity in entities)
+    if query.sessions and labels.get("ses") not in query.sessions:
+        return "of another session"
+    if suffix not in query.suffixes:
+        return f"--suffix does not list {suffix}"
+    if labels.get("part") in _NO_ANATOMY and not query.filters:
+        return f"the {labels['part']} part"
+    return "excluded by --bids-filter-file" if query.filters else "no BIDS name"
+
+
 def _without_twins(scans: list[Scan]) -> list[Scan]:
     """Drop `x.nii` where `x.nii.gz` exists: both would give the same outputs."""
     packed = {scan.path for scan in scans if scan.path.name.endswith(".gz")}

@@ -95,6 +95,32 @@ def _grid(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
+def _checked(
+    image: nib.spatialimages.SpatialImage, path: Path, index: int | None
+) -> tuple[nib.spatialimages.SpatialImage, Grid]:
+    """Refuse what the header alone tells is no scan; return the volume asked for and its grid."""
+    if index is not None:
+        image = _one_volume(image, path, index)
+    grid = _grid(image, path)
+    if image.get_data_dtype().fields or np.issubdtype(image.get_data_dtype(), np.complexfloating):
+        raise ImageError(
+            f"{path.name} holds {image.get_data_dtype()} voxels, not plain intensities.",
+            "Leave it out with --bids-filter-file or convert it to magnitude.",
+        )
+    return image, grid
+
+
+def read_grid(path: Path, *, index: int | None = None) -> Grid:
+    """Read where the voxels of a scan are, from its header alone.
+
+    Raises
+    ------
+    ImageError
+        As `load_volume`, as far as the header tells.
+    """
+    return _checked(_open(path), path, index)[1]
+
+
 def load_volume(path: Path, *, index: int | None = None) -> Volume:
     """Load a scan as float32 with its scaling applied.
 
@@ -118,14 +144,7 @@ def as_volume(
     image: nib.spatialimages.SpatialImage, path: Path, index: int | None = None
 ) -> Volume:
     """Do what `load_volume` does for an image that is open already; `path` names it in errors."""
-    if index is not None:
-        image = _one_volume(image, path, index)
-    grid = _grid(image, path)
-    if image.get_data_dtype().fields or np.issubdtype(image.get_data_dtype(), np.complexfloating):
-        raise ImageError(
-            f"{path.name} holds {image.get_data_dtype()} voxels, not plain intensities.",
-            "Leave it out with --bids-filter-file or convert it to magnitude.",
-        )
+    image, grid = _checked(image, path, index)
     try:
         data = np.asarray(image.dataobj, dtype=np.float32).reshape(grid.shape)
     except _READ_ERRORS as error:

@@ -24,13 +24,13 @@ from siam_bids.files import atomic, sha256, write_json
 from siam_bids.labels import BRAIN_TISSUES, LabelTable
 from siam_bids.measure import tissue_volumes
 from siam_bids.models import ModelRecord, find_model
-from siam_bids.nifti import load_volume
+from siam_bids.nifti import load_volume, read_grid
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import methods_text, model_line, software_versions
 from siam_bids.quality import scan_quality
 from siam_bids.segmenter import Prediction, Progress, choose_device
 from siam_bids.usage import Meter, reset_peak_memory
-from siam_bids.volume import Volume
+from siam_bids.volume import Grid, Volume
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +62,31 @@ def run_participant(config: RunConfig) -> Summary:
         The dataset, the model or the options are unusable. What is wrong with a single scan ends
         in the summary instead.
     """
+    worker, scans = _prepare(config)
+    if not scans:
+        raise nothing_matches(config)
+    derivatives.begin_dataset(config.output_dir, config.bids_dir, worker.model.labels)
+    logger.info("%d scans, model %s", len(scans), model_line(worker.record.describe()))
+    worker.run(scans)
+    return worker.summary
+
+
+def _prepare(config: RunConfig) -> tuple[_Worker, list[Scan]]:
+    """Check all that a run needs, without writing anything."""
     _check_folders(config)
     record = find_model(config.model, config.model_dirs)
     scans = find_scans(config.bids_dir, config.query)
-    if not scans:
-        raise DatasetError(
-            f"No anatomical image in {config.bids_dir} matches the query "
-            f"(suffixes {', '.join(config.query.suffixes)}).",
-            "Look at --suffix, --participant-label, --session-label and --bids-filter-file.",
-        )
     model = _open(record, config)
-    config = _with_tissues(config, model.labels)
-    derivatives.begin_dataset(config.output_dir, config.bids_dir, model.labels)
-    logger.info("%d scans, model %s", len(scans), model_line(record.describe()))
-    worker = _Worker(config, record, model)
-    worker.run(scans)
-    return worker.summary
+    return _Worker(_with_tissues(config, model.labels), record, model), scans
+
+
+def nothing_matches(config: RunConfig) -> DatasetError:
+    """Return the error for a query without scans."""
+    return DatasetError(
+        f"No anatomical image in {config.bids_dir} matches the query "
+        f"(suffixes {', '.join(config.query.suffixes)}).",
+        "Look at --suffix, --participant-label, --session-label and --bids-filter-file.",
+    )
 
 
 def _ahead(
@@ -100,9 +109,36 @@ def boilerplate(config: RunConfig) -> str:
     return methods_text([find_model(config.model, config.model_dirs).describe()])
 
 
-def list_scans(config: RunConfig) -> list[Scan]:
-    """Return what `run_participant` would look at, without touching anything."""
-    return find_scans(config.bids_dir, config.query)
+@dataclass(frozen=True, kw_only=True)
+class Prospect:
+    """What a run would do with a scan.
+
+    Attributes
+    ----------
+    why
+        Why it would be segmented; empty if it is done, or if it would fail.
+    error
+        Why it would fail, as far as its header tells.
+    grid
+        Where its voxels are; None if it is done or would fail.
+    """
+
+    scan: Scan
+    why: str = ""
+    error: str = ""
+    grid: Grid | None = None
+
+
+def survey(config: RunConfig) -> tuple[NnunetModel, list[Prospect]]:
+    """Return the model and what `run_participant` would do with each scan, writing nothing.
+
+    Raises
+    ------
+    SiamError
+        As `run_participant`, but for a query without scans.
+    """
+    worker, scans = _prepare(config)
+    return worker.model, [worker.prospect(scan) for scan in scans]
 
 
 def unfinished(config: RunConfig) -> list[Scan]:
@@ -110,10 +146,8 @@ def unfinished(config: RunConfig) -> list[Scan]:
 
     A scan whose content changed since counts as done here; its own job would notice.
     """
-    record = find_model(config.model, config.model_dirs)
-    model = _open(record, config)
-    worker = _Worker(_with_tissues(config, model.labels), record, model)
-    return [scan for scan in find_scans(config.bids_dir, config.query) if worker.lacks(scan)]
+    worker, scans = _prepare(config)
+    return [scan for scan in scans if worker.why(scan, trusting=True)]
 
 
 def rebuild_reports(config: RunConfig) -> list[str]:
@@ -146,8 +180,8 @@ class _Worker:
 
     def __init__(self, config: RunConfig, record: ModelRecord, model: NnunetModel) -> None:
         self._config = config
-        self._record = record
-        self._model = model
+        self.record = record
+        self.model = model
         self._segmenter: NnunetSegmenter | None = None
         self._writing: Future[None] | None = None
         self.summary = Summary()
@@ -188,13 +222,32 @@ class _Worker:
             meter=meter,
         )  # fmt: skip
 
-    def lacks(self, scan: Scan) -> bool:
-        """Tell whether a scan is still to be done, by its sidecar alone."""
+    def why(self, scan: Scan, *, trusting: bool = False) -> str:
+        """Say why a scan must be segmented, empty if it is done.
+
+        Parameters
+        ----------
+        trusting
+            Take its content for unchanged, without reading it.
+        """
         names = output_names(self._config.output_dir, scan)
-        known = derivatives.read_json(derivatives.sidecar(names.segmentation))
-        expected = self._provenance(scan, known.get("InputSHA256", ""))
-        todo = derivatives.to_do(names, expected, self._outputs(names))
-        return self._config.overwrite or bool(todo)
+        checksum = derivatives.read_json(derivatives.sidecar(names.segmentation)).get("InputSHA256")
+        if checksum and not trusting:
+            checksum = sha256(scan.path) if scan.path.exists() else ""
+        expected = self._provenance(scan, checksum or "")
+        why = derivatives.to_do(names, expected, self._outputs(names))
+        return why or ("to be overwritten" if self._config.overwrite else "")
+
+    def prospect(self, scan: Scan) -> Prospect:
+        """Say what would become of a scan."""
+        try:
+            why = self.why(scan)
+            if not why:
+                return Prospect(scan=scan)
+            grid = read_grid(scan.path, index=self._config.inference.volume)
+        except (SiamError, OSError) as error:
+            return Prospect(scan=scan, error=_reason(error))
+        return Prospect(scan=scan, why=why, grid=grid)
 
     def _process(
         self,
@@ -251,7 +304,7 @@ class _Worker:
                 if self._config.threads:
                     torch.set_num_threads(self._config.threads)
                 self._segmenter = NnunetSegmenter(
-                    self._model, choose_device(self._config.device), self._config.inference
+                    self.model, choose_device(self._config.device), self._config.inference
                 )
             return self._segmenter.segment(
                 task.volume, probabilities=self._config.probabilities, progress=progress
@@ -310,13 +363,13 @@ class _Worker:
         return str(choose_device(self._config.device))
 
     def _provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
-        record = self._record
+        record = self.record
         return {
             "Description": f"Head tissues segmented by {record.title}, see seg-siam_dseg.tsv.",
             "Sources": [f"bids:raw:{scan.relative}"],
             "SoftwareVersion": __version__,
             "Software": software_versions(),
-            "Model": {**record.describe(), "Folds": len(self._model.folds)},
+            "Model": {**record.describe(), "Folds": len(self.model.folds)},
             "Options": {
                 "probabilities": sorted(self._config.probabilities),
                 **self._config.inference.changed(),

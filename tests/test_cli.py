@@ -91,17 +91,6 @@ def test_an_output_that_cannot_be_written_is_one_line(bids, tmp_path, tiny_model
     assert "file" in message
 
 
-def test_dry_run_lists_the_scans_and_writes_nothing(bids, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert cli.main([str(bids), str(out), "participant", "--dry-run", "--suffix", "T1w"]) == 0
-    assert capsys.readouterr().out.split() == [
-        "sub-01/anat/sub-01_T1w.nii.gz",
-        "sub-02/ses-a/anat/sub-02_ses-a_T1w.nii.gz",
-        "sub-03/anat/sub-03_T1w.nii.gz",
-    ]
-    assert not out.exists()
-
-
 def test_exit_codes_and_summary_of_a_run(bids, tmp_path, tiny_model, capsys):
     out = tmp_path / "out"
     common = [str(bids), str(out), "participant", "--model", str(tiny_model), "--n_cpus", "1"]

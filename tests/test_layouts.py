@@ -1,0 +1,95 @@
+"""`--dry-run` says of every file of every layout what a run would do, and changes nothing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import layouts
+import pytest
+from conftest import checksums, run_config, write_scan
+from layouts import LAYOUTS, UNSEEN
+
+from siam_bids import cli, planning, workflow
+from siam_bids.config import Query
+from siam_bids.volume import Volume
+
+
+def table(printed: str) -> list[list[str]]:
+    header, *rows = printed.splitlines()
+    assert header == planning.HEADER
+    return [row.split("\t") for row in rows]
+
+
+def everything(root: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of all that lies in a folder, links as such."""
+    stats = {path.relative_to(root).as_posix(): path.lstat() for path in root.rglob("*")}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.kind)
+def test_a_layout(layout, tmp_path, tiny_model, capsys):
+    layouts.write(layout, tmp_path / "bids")
+    words = [str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--dry-run"]
+    filters = tmp_path / "filters.json"
+    filters.write_text(layout.options[-1] if layout.options else "")
+    words += [str(filters) if word.startswith("{") else word for word in layout.options]
+    before = everything(tmp_path)
+    assert cli.main([*words, "--model", str(tiny_model)]) == 0
+    rows = table(capsys.readouterr().out)
+    said = {path: action if why in ("n/a", "not segmented yet") else f"{action}: {why}"
+            for action, path, _, _, why in rows}  # fmt: skip
+    assert said == {name: what for name, what in layout.files.items() if what != UNSEEN}
+    assert [row[1] for row in rows] == sorted(said)
+    assert everything(tmp_path) == before
+
+
+def test_the_page_about_layouts_is_up_to_date():
+    page = Path(__file__).parents[1] / "docs" / "layouts.md"
+    assert page.read_text(encoding="utf-8") == layouts.as_markdown()
+
+
+def test_a_plan_is_what_a_run_then_does(bids, tmp_path, tiny_model, head, capsys):
+    """New, done, changed and damaged scans; a second plan of an unchanged dataset is all done."""
+    config = run_config(bids, tmp_path / "out", tiny_model)
+    first = replace(config, query=Query(participants=("01", "02"), suffixes=("T1w",)))
+    workflow.run_participant(first)
+    write_scan(bids / "sub-01/anat/sub-01_T1w.nii.gz", Volume(head.data[::-1], head.grid))
+    before = checksums(tmp_path)
+    words = [str(bids), str(tmp_path / "out"), "participant", "--model", str(tiny_model)]
+    assert cli.main([*words, "--device", "cpu", "--n-cpus", "1", "--dry-run"]) == 0
+    printed = capsys.readouterr()
+    assert checksums(tmp_path) == before
+    planned = {}
+    for action, path, seconds, memory, why in table(printed.out):
+        planned.setdefault(action, []).append(Path(path).name.split(".")[0])
+        assert (seconds != "n/a") == (memory != "n/a") == (action == "segment")
+        if action == "segment":
+            assert 1 <= float(seconds) < 60
+            assert 0.5 < float(memory) < 2
+        assert why == {"sub-01_T1w.nii.gz": "the input changed"}.get(Path(path).name, why)
+    summary = workflow.run_participant(config)
+    assert planned["segment"] == summary.done
+    assert planned["done"] == summary.skipped == ["sub-02_ses-a_T1w"]
+    assert planned["fail"] == list(summary.failed)
+    assert printed.err.splitlines()[-1].startswith(
+        "3 to segment, 1 already done, 1 cannot be read, 0 skipped. About "
+    )
+    assert {step.action for step in planning.plan(config)} == {"done", "fail"}
+    assert all(step.action != "done" for step in planning.plan(replace(config, overwrite=True)))
+
+
+def test_a_plan_without_scans_tells_what_is_there_and_fails_as_the_run_does(
+    tmp_path, tiny_model, capsys
+):
+    layouts.write(LAYOUTS[0], tmp_path / "bids")
+    words = [str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--suffix", "FLAIR"]
+    assert cli.main([*words, "--dry-run", "--model", str(tiny_model)]) == 3
+    printed = capsys.readouterr()
+    assert [row[4] for row in table(printed.out)] == ["--suffix does not list T1w"] * 2
+    assert "No anatomical image in" in printed.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(8.4, "8 s"), (119, "119 s"), (600, "10.0 min"), (9000, "2.5 h")]
+)
+def test_durations(seconds, text):
+    assert planning._duration(seconds) == text
