@@ -4,10 +4,11 @@
 
 PYTHON ?= python3
 VENV := .venv
+TOOLS := .venv-tools
 BIN := $(VENV)/bin
 OUT ?= out/sample
 
-.PHONY: demo test check setup clean
+.PHONY: demo test setup tools clean
 
 setup: $(VENV)/ready
 
@@ -28,5 +29,13 @@ test: setup
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
+# Programs of others that some tests drive; without them these tests skip. Needs Python 3.11.
+tools: $(TOOLS)/ready
+
+$(TOOLS)/ready: tests/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --no-deps --requirement tests/tools.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(TOOLS) out

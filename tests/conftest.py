@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -17,6 +18,7 @@ from siam_bids.nnunet import CONFIGURATION, build_network, checkpoint, compact_p
 from siam_bids.synthesis import Recipe, render
 from siam_bids.volume import Grid, Volume
 
+ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (40, 48, 44)
 
 
@@ -142,6 +144,25 @@ def checksums(root: Path, *, timeless=False) -> dict[str, str]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and not (timeless and (path.suffix == ".html" or "logs" in path.parts))
     }
+
+
+@pytest.fixture
+def program(tmp_path) -> Path:
+    """`siam-bids` of this checkout, as a command in a folder of its own."""
+    path = tmp_path / "bin" / "siam-bids"
+    path.parent.mkdir()
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m siam_bids "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tools() -> Path:
+    """Folder with the programs of others that `make tools` installs."""
+    folder = ROOT / ".venv-tools" / "bin"
+    if not (folder / "nipoppy").exists():
+        pytest.skip("needs `make tools`")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,22 @@
-"""What other tools read about the app, each checked by that tool where it is installed."""
+"""What other tools read about the app, each checked by that tool, from `make tools`."""
 
+import csv
 import json
-import re
+import os
 import shlex
+import shutil
 import subprocess
-import sys
+import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import write_scan
 
 from siam_bids import cli
-from siam_bids.derivatives import ScanNames, sidecar
+from siam_bids.derivatives import results
 
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "descriptors"
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "data" / "descriptors"
 NIPOPPY = FOLDER / "nipoppy"
 DESCRIPTOR = NIPOPPY / "descriptor.json"
 INVOCATION = {
@@ -31,6 +35,55 @@ INVOCATION = {
     "overwrite": True,
 }
 
+SHIM = """#!/bin/sh
+# In place of apptainer: no container, but the siam-bids of this checkout.
+case "$1" in
+    exec) while [ $# -gt 1 ]; do shift; done; exec sh "$1" ;;
+    run) while [ "${1##*/}" != image ]; do shift; done; shift; exec siam-bids "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def tool(tools, program, tmp_path):
+    """Run a command that finds the tools, this checkout's siam-bids and no containers."""
+    for name in ("apptainer", "singularity"):
+        (program.parent / name).write_text(SHIM)
+        (program.parent / name).chmod(0o755)
+    git = {"user.name": "Test", "user.email": "test@example.org", "init.defaultBranch": "main"}
+    environment = {
+        **os.environ,
+        "PATH": f"{program.parent}:{tools}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "GIT_CONFIG_COUNT": str(len(git)),
+    }
+    for number, (key, value) in enumerate(git.items()):
+        environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+
+    def run(command, *words, **more) -> str:
+        done = subprocess.run(
+            [*shlex.split(command), *map(str, words)], cwd=tmp_path, check=False, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment | more,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def raw(tmp_path, head) -> Path:
+    """One participant with two sessions."""
+    root = tmp_path / "raw"
+    for session in "12":
+        write_scan(root / f"sub-a/ses-{session}/anat/sub-a_ses-{session}_T1w.nii.gz", head)
+    (root / "dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.10.0"}')
+    return root
+
+
+def done(out: Path) -> list[str]:
+    return sorted(names.stem for names in results(out))
+
 
 def test_the_descriptor_offers_only_what_the_command_line_has():
     inputs = json.loads(DESCRIPTOR.read_text())["inputs"]
@@ -42,67 +95,76 @@ def test_the_descriptor_offers_only_what_the_command_line_has():
     assert inputs[8]["value-choices"] == list(device.choices)
 
 
-def test_boutiques_accepts_it_and_makes_the_command_we_mean(tmp_path):
-    pytest.importorskip("boutiques", reason="needs boutiques from PyPI")
-    bosh = Path(sys.executable).with_name("bosh")
-    subprocess.run([str(bosh), "validate", str(DESCRIPTOR)], check=True, capture_output=True)
+def test_boutiques_accepts_it_makes_the_command_we_mean_and_runs_it(
+    tool, raw, tmp_path, tiny_model
+):
+    tool("bosh validate", DESCRIPTOR)
     invocation = tmp_path / "invocation.json"
     invocation.write_text(json.dumps(INVOCATION))
-    done = subprocess.run(
-        [str(bosh), "exec", "simulate", "-i", str(invocation), str(DESCRIPTOR)],
-        check=True, capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("siam-bids "))
+    said = tool("bosh exec simulate -i", invocation, DESCRIPTOR)
+    (line,) = (line for line in said.splitlines() if line.startswith("siam-bids "))
     arguments = cli.parser().parse_args(shlex.split(line)[1:])
     assert arguments.participant_label == ["01", "02"]
     assert (arguments.bids_dir, arguments.output_dir) == (Path("in"), Path("out"))
     assert (arguments.threads, arguments.device, arguments.overwrite) == (2, "cpu", True)
     assert arguments.suffix == ["T1w", "FLAIR"]
+    real = {"bids_dir": "raw", "output_dir": "out", "analysis_level": "participant"}
+    invocation.write_text(json.dumps({**real, "model": str(tiny_model), "session_label": ["2"]}))
+    tool("bosh exec launch --no-container --skip-data-collection", DESCRIPTOR, invocation)
+    assert done(tmp_path / "out") == ["sub-a_ses-2"]
 
 
-def test_nipoppy_accepts_the_bundle():
-    validation = pytest.importorskip(
-        "nipoppy.pipeline_validation", reason="needs nipoppy from PyPI"
+def test_nipoppy_accepts_the_bundle_runs_it_and_tracks_what_it_wrote(tool, raw, tmp_path):
+    tool("nipoppy pipeline validate", NIPOPPY)
+    tool("nipoppy init --study study --mode copy --bids-source", raw)
+    tool("nipoppy pipeline install --assume-yes --study study", NIPOPPY)
+    (tmp_path / "study/containers/siam-bids_0.1.0.sif").touch()
+    tool("nipoppy process --study study --pipeline siam-bids --session-id 2")
+    tool("nipoppy track-processing --study study --pipeline siam-bids")
+    assert done(tmp_path / "study/derivatives/siam-bids/0.1.0/output") == ["sub-a_ses-2"]
+    table = (tmp_path / "study/derivatives/processing_status.tsv").read_text().splitlines()
+    status = {row["session_id"]: row["status"] for row in csv.DictReader(table, delimiter="\t")}
+    assert status == {"1": "FAIL", "2": "SUCCESS"}
+
+
+@pytest.mark.skipif(not shutil.which("7z"), reason="BABS needs 7z (Debian: p7zip-full)")
+def test_babs_makes_a_project_of_the_container_config_and_its_job_delivers(
+    tool, raw, tmp_path, tiny_model
+):
+    """`babs init`, then the job script that it wrote, as SLURM would start it."""
+    tool("datalad create --force --dataset", raw)
+    tool("datalad save --message all --dataset", raw)
+    tool("datalad create containers")
+    (tmp_path / "image.sif").write_text("a container in name only\n")
+    tool(
+        "datalad containers-add --dataset containers siam-bids-0-1-0 --url", tmp_path / "image.sif"
     )
-    config = validation.check_pipeline_bundle(NIPOPPY, strict=True)
-    assert (config.NAME, config.VERSION) == ("siam-bids", "0.1.0")
-
-
-def test_the_tracker_finds_what_a_run_writes(tmp_path):
-    names = ScanNames(tmp_path, "01", "pre", "sub-01_ses-pre_run-1", "T1w")
-    names.anat.mkdir(parents=True)
-    for path in (names.segmentation, sidecar(names.segmentation), names.volumes):
-        path.touch()
-    for pattern in json.loads((NIPOPPY / "tracker.json").read_text())["PATHS"]:
-        here = pattern.replace("[[NIPOPPY_BIDS_PARTICIPANT_ID]]", "sub-01")
-        here = here.replace("[[NIPOPPY_BIDS_SESSION_ID]]", "ses-pre")
-        assert len(list(tmp_path.glob(here))) == 1
-
-
-def test_babs_makes_a_run_script_from_the_container_config():
-    babs = pytest.importorskip("babs.container", reason="needs babs from PyPI")
-    from babs.generate_bidsapp_runscript import generate_bidsapp_runscript
-    from babs.utils import app_output_settings_from_config
-
-    container = babs.Container("none", "siam-bids-0-1-0", str(FOLDER / "babs.yaml"))
-    zipped, output = app_output_settings_from_config(container.config)
-    (name,) = container.config["input_datasets"]
-    where = container.config["input_datasets"][name]["path_in_babs"]
-    script = generate_bidsapp_runscript(
-        [{"name": name, "is_zipped": False, "unzipped_path_containing_subject_dirs": where}],
-        "session",
-        container_name=container.container_name,
-        relative_container_path=container.container_path_relToAnalysis,
-        bids_app_output_dir=output,
-        dict_zip_foldernames=zipped,
-        bids_app_args=container.config["bids_app_args"],
-        singularity_args=container.config["singularity_args"],
+    config = (FOLDER / "babs.yaml").read_text()
+    config = config.replace("/path/to/the/BIDS/datalad/dataset", str(raw))
+    config = config.replace("module load apptainer", "true")
+    config = config.replace('--device: "cpu"', f'--device: "cpu"\n    --model: "{tiny_model}"')
+    (tmp_path / "babs.yaml").write_text(config)
+    tool(
+        "babs init --container_name siam-bids-0-1-0 --processing_level session --queue slurm",
+        "--container_ds", tmp_path / "containers", "--container_config", tmp_path / "babs.yaml",
+        tmp_path / "project",
     )  # fmt: skip
-    joined = re.sub(r"\\\n\s*", "", script)
-    (line,) = (line for line in joined.splitlines() if line.startswith("singularity run"))
-    words = shlex.split(line.split("/image")[1].lstrip('"'))
-    arguments = cli.parser().parse_args(words)
-    assert arguments.analysis_level == "participant"
-    assert arguments.participant_label == ["${subid}"]
-    assert arguments.session_label == ["$sesid"]
-    assert arguments.threads == 2
+    code = tmp_path / "project/analysis/code"
+    (line,) = (
+        line
+        for line in (code / "submit_job_template.yaml").read_text().splitlines()
+        if line.startswith("cmd_template")
+    )
+    (source,) = (word for word in line.split() if word.startswith("ria+"))
+    (target,) = (word for word in line.split() if "/output_ria/" in word)
+    table = code / "processing_inclusion.csv"
+    assert table.read_text().split() == ["sub_id,ses_id", "sub-a,ses-1", "sub-a,ses-2"]
+    task = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    more = {"TMPDIR": str(tmp_path), "DSLOCKFILE": str(tmp_path / "lock")}
+    said = tool("bash", code / "participant_job.sh", source, target, table, **task, **more)
+    assert said.endswith("SUCCESS\n")
+    objects = (tmp_path / "project/output_ria").rglob("*.zip")
+    (delivered,) = (path for path in objects if path.is_file())
+    with zipfile.ZipFile(delivered) as content:
+        content.extractall(tmp_path / "unpacked")
+    assert done(tmp_path / "unpacked/siam-bids") == ["sub-a_ses-2"]

@@ -1,0 +1,73 @@
+"""The recipes of docs/clusters.md for other schedulers, run as they stand there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_scan
+
+from siam_bids.derivatives import results
+
+PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
+RECIPES = dict(re.findall(r"\n([^\n]+)\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+
+
+def recipe(beginning: str) -> str:
+    (text,) = (code for title, code in RECIPES.items() if title.startswith(beginning))
+    return text
+
+
+@pytest.fixture
+def place(tmp_path, head) -> Path:
+    """A folder where BIDS_DIR holds two participants."""
+    root = tmp_path / "BIDS_DIR"
+    for label in "ab":
+        write_scan(root / f"sub-{label}/anat/sub-{label}_T1w.nii.gz", head)
+    (root / "dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.10.0"}')
+    return tmp_path
+
+
+@pytest.fixture
+def run(place, program):
+    def run(*command, **more) -> None:
+        path = f"{program.parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            list(map(str, command)), cwd=place, check=False, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **more},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+
+    return run
+
+
+def done(place: Path) -> list[str]:
+    return sorted(names.subject for names in results(place / "OUT"))
+
+
+def test_plain_bash(run, place):
+    run("bash", "-euo", "pipefail", "-c", recipe("Plain bash"))
+    assert done(place) == ["a", "b"]
+
+
+def test_an_array_by_hand(run, place):
+    run("bash", "-euo", "pipefail", "-c", recipe("A SLURM array"), SLURM_ARRAY_TASK_ID="2")
+    assert done(place) == ["b"]
+
+
+def test_submitit(run, place):
+    """On this machine instead of a cluster."""
+    text = recipe("[submitit]").replace('"submitit_logs"', '"submitit_logs", cluster="local"')
+    (place / "spread.py").write_text(f"{text}\nassert exit_codes == [0, 0]\n")
+    run(sys.executable, "spread.py")
+    assert done(place) == ["a", "b"]
+
+
+def test_snakemake(run, place, tools):
+    (place / "Snakefile").write_text(recipe("[Snakemake]"))
+    run(tools / "snakemake", "--cores", "2", HOME=str(place))
+    assert done(place) == ["a", "b"]
+    assert (place / "OUT" / "group_desc-wide_volumes.tsv").read_text().count("\n") == 3
