@@ -10,12 +10,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import write_scan
+from conftest import ROOT, write_scan
 
 from siam_bids import cli
 from siam_bids.derivatives import results
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "descriptors"
 NIPOPPY = FOLDER / "nipoppy"
 DESCRIPTOR = NIPOPPY / "descriptor.json"
