@@ -577,11 +577,16 @@ def compact_plans(
     }
 
 
-def checkpoint(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Return the content of a checkpoint_final.pth that stock nnU-Net loads too."""
+def checkpoint(
+    weights: Mapping[str, torch.Tensor], mirror_axes: tuple[int, ...] | None = None
+) -> dict[str, Any]:
+    """Return the content of a checkpoint_final.pth that stock nnU-Net loads too.
+
+    `mirror_axes` are those of [z, y, x] that inference may mirror.
+    """
     return {
         "network_weights": dict(weights),
         "trainer_name": "nnUNetTrainer",
         "init_args": {"configuration": CONFIGURATION},
-        "inference_allowed_mirroring_axes": None,
+        "inference_allowed_mirroring_axes": mirror_axes,
     }

@@ -425,7 +425,7 @@ def write_model_folder(
     (folder / "plans.json").write_text(json.dumps(plans, indent=2) + "\n")
     (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n")
     part = folder / "fold_0" / "checkpoint_final.pth.part"
-    torch.save(checkpoint(weights), part)
+    torch.save(checkpoint(weights, mirror_axes=(2,)), part)  # heads are drawn flipped, left-right
     part.replace(folder / "fold_0" / "checkpoint_final.pth")
 
 

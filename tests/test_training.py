@@ -11,7 +11,7 @@ from siam_bids import cli
 from siam_bids.anatomy import source_table
 from siam_bids.errors import UsageError
 from siam_bids.labels import siam_labels
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights
+from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights, mirror_axes
 from siam_bids.training import TargetGroups, TrainingConfig, marginal_loss, train, z_score
 
 GROUPS = TargetGroups.of([source_table("synthseg"), source_table("siam")])
@@ -100,6 +100,8 @@ def test_legs_learn_resume_and_leave_a_model_that_segments(tmp_path, label_map, 
     model = NnunetModel.open(tmp_path / "run" / "model")
     segmenter = NnunetSegmenter(model, torch.device("cpu"))
     assert segmenter.segment(head).segmentation.grid.same_as(head.grid)
+    left_right = 2  # of [z, y, x]
+    assert mirror_axes(model.folds[0]) == (left_right,)
     state = again.network.state_dict()
     assert sorted(path.name for path in (tmp_path / "run").glob("*.safetensors")) == [
         "average.safetensors", "moment1.safetensors", "moment2.safetensors", "weights.safetensors",
