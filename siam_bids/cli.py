@@ -228,6 +228,9 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument(
         "-w", "--work-dir", type=Path, metavar="DIR", help="scratch files and caches of libraries"
     )
+    how.add_argument(
+        "--viewer", action="store_true", help="put a viewer of scan and labels into the pages"
+    )
     how.add_argument("--stop-on-first-crash", action="store_true", help="stop at a failing scan")
 
     group = top.add_argument_group("group level")
@@ -326,6 +329,7 @@ def _run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         dry_run=arguments.dry_run,
         reports_only=arguments.reports_only,
         stop_on_first_crash=arguments.stop_on_first_crash,
+        viewer=arguments.viewer,
         formula=arguments.formula,
         adjust=tuple(arguments.adjust_for),
         ratings=arguments.ratings,

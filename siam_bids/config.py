@@ -93,6 +93,8 @@ class RunConfig:
         Names of tissues whose probability maps are written.
     write_probseg
         Write those of all tissues.
+    viewer
+        Put a viewer of scan and labels into the subjects' pages.
     formula
         Model of every tissue at the group level, for example `GM ~ age + C(sex) + ICV`, or empty.
     adjust
@@ -121,6 +123,7 @@ class RunConfig:
     reports_only: bool = False
     stop_on_first_crash: bool = False
     progress: bool = False
+    viewer: bool = False
     formula: str = ""
     adjust: tuple[str, ...] = ()
     ratings: Path | None = None

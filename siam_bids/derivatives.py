@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -40,6 +41,9 @@ FIGURES = {
     "outline": "webp",
 }
 """Kinds of pictures of a scan and their file formats, see `siam_bids.figures`."""
+
+PREVIEWS = ("image", "labels")
+"""Coarse copies that are there with `--viewer`, see `siam_bids.preview`."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,11 @@ class ScanNames:
         """Picture for the reports, one of `FIGURES`."""
         folder = self.root / f"sub-{self.subject}" / "figures"
         return folder / f"{self.stem}_desc-{self.suffix}_{kind}.{FIGURES[kind]}"
+
+    def preview(self, kind: str) -> Path:
+        """Coarse copy for the viewer, one of `PREVIEWS`."""
+        folder = self.root / f"sub-{self.subject}" / "figures"
+        return folder / f"{self.stem}_desc-{self.suffix}_preview{kind}.nii.gz"
 
     @property
     def record(self) -> Path:
@@ -197,6 +206,13 @@ def save_mask(path: Path, mask: npt.NDArray[np.bool_], grid: Grid) -> None:
 def save_probability(path: Path, probability: npt.NDArray[np.float32], grid: Grid) -> None:
     """Write probabilities (I, J, K) in [0, 1] as float32 NIfTI."""
     _save(path, probability, grid)
+
+
+def save_preview(path: Path, data: npt.NDArray[np.uint8], grid: Grid) -> None:
+    """Write a coarse copy (I, J, K) as uint8 NIfTI, as small as gzip makes it."""
+    image = nib.Nifti1Image(data, grid.affine)
+    with atomic(path) as scratch:
+        scratch.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
 
 
 def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> None:
@@ -369,6 +385,8 @@ def to_do(names: ScanNames, provenance: Mapping[str, Any], outputs: Sequence[Pat
 def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
     """Make the scan count as not done, and remove what its new results will not replace."""
     sidecar(names.segmentation).unlink(missing_ok=True)
+    for kind in PREVIEWS:
+        names.preview(kind).unlink(missing_ok=True)
     for path in names.anat.glob(
         f"{names.stem}_seg-siam_label-*_desc-{names.suffix}_probseg.nii.gz"
     ):

@@ -82,7 +82,7 @@ def cut(volume: Volume, segmentation: Segmentation, count: int) -> list[tuple[Pl
     first = [max(start - margin, 0) for (start, _), margin in zip(inside, margins, strict=True)]
     last = [stop + margin for (_, stop), margin in zip(inside, margins, strict=True)]
     field = tuple(slice(*ends) for ends in zip(first, last, strict=True))
-    grey = _to_grey(turn.apply(volume.data)[field])
+    grey = to_grey(turn.apply(volume.data)[field])
     labels = turn.apply(segmentation.data)[field]
     extent = np.multiply(grey.shape, grid.voxel_size)
 
@@ -124,7 +124,7 @@ def _extent(mask: npt.NDArray[np.bool_], axis: int) -> tuple[int, int]:
     return int(covered[0]), int(covered[-1]) + 1
 
 
-def _to_grey(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def to_grey(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Map intensities (I, J, K) to 0..1 between the percentiles 0.5 and 99.5 of the signal."""
     signal = image[image != 0]
     low, high = np.percentile(signal, [0.5, 99.5]) if signal.size else (0.0, 0.0)

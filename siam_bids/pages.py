@@ -91,6 +91,8 @@ def _scan_report(
         figure=_if_there(names.figure("mosaic"), names.root),
         slices=_data_url(names.figure("slices")),
         tissues=_data_url(names.figure("tissues")),
+        image=_base64(names.preview("image")),
+        labels=_base64(names.preview("labels")),
         volumes=tuple(
             report.TissueVolume(
                 **{key: value for key, value in asdict(label).items() if key != "mapping"},
@@ -329,5 +331,8 @@ def _data_url(path: Path) -> str:
     """Return a picture as a data URL: scripts may read its pixels, and it needs no file beside."""
     if not path.exists():
         return ""
-    kind = path.suffix.removeprefix(".")
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:image/{path.suffix.removeprefix('.')};base64,{_base64(path)}"
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode() if path.exists() else ""

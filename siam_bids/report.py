@@ -64,8 +64,8 @@ class ScanReport:
 
     `name` is its BIDS name without extension, `source` its path within the dataset. `figure` is
     relative to the page's folder; `slices` and `tissues` are data URLs of the same cuts in grey and
-    in label indices. A scan with an `error` has no pictures and no volumes; text that does not
-    apply is empty.
+    in label indices. `image` and `labels` are gzipped NIfTI in base64, for the viewer. A scan with
+    an `error` has no pictures and no volumes; text that does not apply is empty.
     """
 
     name: str
@@ -75,6 +75,8 @@ class ScanReport:
     figure: str = ""
     slices: str = ""
     tissues: str = ""
+    image: str = ""
+    labels: str = ""
     volumes: tuple[TissueVolume, ...] = ()
     intracranial_ml: float | None = None
     flag: str = ""

@@ -26,6 +26,7 @@ from siam_bids.measure import tissue_volumes
 from siam_bids.models import ModelRecord, find_model
 from siam_bids.nifti import load_volume, read_grid
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
+from siam_bids.preview import save_previews
 from siam_bids.provenance import methods_text, model_line, software_versions
 from siam_bids.quality import scan_quality
 from siam_bids.segmenter import Prediction, Progress, choose_device
@@ -156,7 +157,7 @@ def rebuild_reports(config: RunConfig) -> list[str]:
     wanted = set(config.query.participants)
     labels = sorted({names.subject for names in known if not wanted or names.subject in wanted})
     for subject in labels:
-        pages.write_subject_page(config.output_dir, subject, config.command)
+        _write_page(config, subject)
     return labels
 
 
@@ -356,7 +357,7 @@ class _Worker:
         before = None
         while before != (now := derivatives.state(root, subject)):
             before = now
-            pages.write_subject_page(root, subject, self._config.command)
+            _write_page(self._config, subject)
 
     @property
     def _device(self) -> str:
@@ -382,6 +383,12 @@ class _Worker:
         maps = [names.probability(tissue) for tissue in self._config.probabilities]
         tables = [names.volumes, names.quality]
         return [names.segmentation, names.brain_mask, *tables, *pictures, *maps]
+
+
+def _write_page(config: RunConfig, subject: str) -> None:
+    if config.viewer:
+        save_previews(config.output_dir, subject, config.bids_dir)
+    pages.write_subject_page(config.output_dir, subject, config.command)
 
 
 def _save_results(task: _Task, prediction: Prediction) -> None:

@@ -1,19 +1,27 @@
 """The pages in a real browser: Chromium or Chrome on the PATH; skipped where there is none."""
 
+import io
 import os
 import re
 import shutil
 
+import numpy as np
 import pytest
-from conftest import write_study
+from conftest import head_labels, write_study
+from PIL import Image
 
+from siam_bids import derivatives
 from siam_bids.config import RunConfig
 from siam_bids.group import run_group
+from siam_bids.volume import Grid
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
+
+HARMLESS = "GL Driver Message (OpenGL, Performance"
+"""Chromium's own remark on reading a pixel's depth without a graphics card."""
 
 EVIL = "<img src=x onerror=alert(1)>"
 ODD = "sub-07_T1w"
@@ -30,6 +38,11 @@ def output(tmp_path_factory):
     lines[0] += f"\t{EVIL}"
     lines[1:] = [f"{line}\t{i}" for i, line in enumerate(lines[1:])]
     table.write_text("\n".join(lines) + "\n")
+    image = head_labels().astype(np.uint8)
+    grid = Grid(image.shape, np.diag([4.0, 4.0, 4.0, 1.0]))
+    (odd,) = derivatives.results(out, "07")
+    for kind in derivatives.PREVIEWS:
+        derivatives.save_preview(odd.preview(kind), image, grid)
     config = RunConfig(bids_dir=raw, output_dir=out, level="group", formula="~ age", command=EVIL)
     run_group(config)
     return out
@@ -41,6 +54,7 @@ def chrome():
 
     with sync_playwright() as play:
         options = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        options.append("--enable-unsafe-swiftshader")  # WebGL2 without a graphics card
         browser = play.chromium.launch(executable_path=BROWSER, args=options)
         yield browser
         browser.close()
@@ -55,7 +69,11 @@ def tab(chrome):
     wrong = []
     page.on(
         "console",
-        lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None,
+        lambda m: (
+            wrong.append(m.text)
+            if m.type in ("error", "warning") and HARMLESS not in m.text
+            else None
+        ),
     )
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
@@ -257,6 +275,44 @@ def test_tissues_of_a_subject_are_laid_over_in_their_colours(tab, output):
     assert tab.eval_on_selector(".viewer .layers", "e => e.clientWidth") == pytest.approx(
         1.5 * width, abs=2
     )
+
+
+def test_viewer_shows_the_labels_in_their_colours(tab, output):
+    opened(tab, output, "sub-07.html")
+    tab.click(".explorer summary")
+    tab.wait_for_selector(".explorer[data-ready]")
+    tab.fill("[data-blend]", "100")
+
+    def pixels(color: str) -> int:
+        tab.wait_for_timeout(500)
+        picture = Image.open(io.BytesIO(tab.locator(".explorer canvas").screenshot()))
+        wanted = np.frombuffer(bytes.fromhex(color), np.uint8).astype(int)
+        return int((abs(np.asarray(picture)[..., :3] - wanted).max(axis=-1) <= 3).sum())
+
+    assert pixels("d55e00") > 1000
+    assert pixels("f0e8d0") > 1000
+    tab.click(".viewer [data-color='#d55e00']")
+    assert pixels("d55e00") == 0
+    assert pixels("f0e8d0") > 1000
+    tab.locator(".explorer canvas").click()
+    assert re.fullmatch(r"-?\d+, -?\d+, -?\d+ mm: .+", tab.inner_text(".explorer output"))
+    tab.click("[data-view=head]")
+    assert tab.get_attribute("[data-view=head]", "aria-pressed") == "true"
+
+
+def test_viewer_says_so_where_there_is_no_webgl(tab, output):
+    tab.add_init_script("""{
+      const { getContext } = HTMLCanvasElement.prototype;
+      HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {
+        return kind === "webgl2" ? null : getContext.call(this, kind, ...rest);
+      };
+    }""")
+    tab.goto((output / "sub-01.html").as_uri())
+    assert tab.locator(".explorer").count() == 0
+    tab.goto((output / "sub-07.html").as_uri())
+    tab.click(".explorer summary")
+    tab.wait_for_selector(".explorer canvas", state="detached")
+    assert "offers no WebGL2" in tab.inner_text(".explorer")
 
 
 def test_markup_in_names_stays_text(tab, output):
