@@ -298,29 +298,13 @@ def read_result(names: ScanNames) -> ScanResult:
     return ScanResult(names=names, about=about, volumes=volumes, quality=quality)
 
 
-def save_table(
-    root: Path,
-    name: str,
-    table: pd.DataFrame,
-    described: Mapping[str, Any],
-    *,
-    parquet: bool = True,
-) -> None:
-    """Write a table of all scans as `NAME.tsv` with its dictionary `NAME.json`, and as Parquet.
-
-    The dictionary leaves out the column `suffix`: pybids would take it for metadata that
-    contradicts the file's own suffix, and refuse the whole dataset.
-    """
+def save_table(root: Path, name: str, table: pd.DataFrame, described: Mapping[str, Any]) -> None:
+    """Write a table of all scans as `NAME.tsv` with its dictionary `NAME.json`, and as Parquet."""
     path = root / f"{name}.tsv"
     write_text(path, _as_tsv(table))
-    write_json(sidecar(path), _without_suffix(described))
-    if parquet:
-        with atomic(path.with_suffix(".parquet")) as scratch:
-            table.to_parquet(scratch, index=False)
-
-
-def _without_suffix(described: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: text for key, text in described.items() if key != "suffix"}
+    write_json(sidecar(path), described)
+    with atomic(path.with_suffix(".parquet")) as scratch:
+        table.to_parquet(scratch, index=False)
 
 
 def save_phenotype(root: Path, kinds: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -> None:
@@ -340,7 +324,7 @@ def save_phenotype(root: Path, kinds: Mapping[str, tuple[pd.DataFrame, Mapping[s
         path = folder / f"siam_{kind}.tsv"
         write_text(path, _as_tsv(table))
         tool = {"Description": f"Volumes of head tissues on {kind} images by {PIPELINE}."}
-        write_json(sidecar(path), {"MeasurementToolMetadata": tool, **_without_suffix(described)})
+        write_json(sidecar(path), {"MeasurementToolMetadata": tool, **described})
 
 
 def remove_table(root: Path, name: str) -> None:

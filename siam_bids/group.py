@@ -162,7 +162,7 @@ def _keys(results: Sequence[ScanResult]) -> pd.DataFrame:
         {
             "participant_id": [f"sub-{result.names.subject}" for result in results],
             "session_id": _texts([result.names.session_id for result in results]),
-            "suffix": [result.names.suffix for result in results],
+            "contrast": [result.names.suffix for result in results],
             "scan": [result.names.name for result in results],
         }
     )

@@ -17,7 +17,7 @@ FEWEST = 5
 """Scans of a contrast below which nothing is called an outlier."""
 
 COLUMNS = (
-    "participant_id", "session_id", "suffix", "scan", "measure", "value", "median", "robust_z",
+    "participant_id", "session_id", "contrast", "scan", "measure", "value", "median", "robust_z",
     "reason",
 )  # fmt: skip
 
@@ -38,12 +38,12 @@ def robust_z(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def find_outliers(
     table: pd.DataFrame, measures: Sequence[str], *, adjust: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """List every value that stands apart within its contrast (`suffix`), the farthest first.
+    """List every value that stands apart within its contrast, the farthest first.
 
     Parameters
     ----------
     table
-        One row per scan with participant_id, session_id, suffix, scan, the measures and covariates.
+        One row per scan: participant_id, session_id, contrast, scan, the measures, covariates.
     measures
         Numeric columns to look at.
     adjust
@@ -58,7 +58,7 @@ def find_outliers(
     """
     check_columns(table, adjust, "--adjust-for")
     found = []
-    for suffix, scans in table.groupby("suffix", sort=True):
+    for contrast, scans in table.groupby("contrast", sort=True):
         if len(scans) < FEWEST:
             continue
         for measure in measures:
@@ -80,8 +80,8 @@ def find_outliers(
                         "value": values[place],
                         "median": middle,
                         "robust_z": score[place],
-                        "reason": f"{measure} {values[place]:.4g} is far {side} the other {suffix} "
-                        f"scans{given} (median {middle:.4g}, robust z {score[place]:+.1f}).",
+                        "reason": f"{measure} {values[place]:.4g} is far {side} the other "
+                        f"{contrast} scans{given} (median {middle:.4g}, robust z {score[place]:+.1f}).",
                     }
                 )
     listed = pd.DataFrame(found, columns=list(COLUMNS))

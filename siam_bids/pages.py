@@ -188,9 +188,9 @@ def write_reference(root: Path, tables: GroupTables) -> None:
     """Write the five-number summary (mL) of every tissue by contrast, for the subjects' pages."""
     names = ("least", "quarter", "median", "three_quarters", "most")
     spreads: dict[str, Any] = {}
-    for (suffix, tissue), values in tables.tidy.groupby(["suffix", "tissue"])["volume_mL"]:
+    for (contrast, tissue), values in tables.tidy.groupby(["contrast", "tissue"])["volume_mL"]:
         five = values.quantile([0, 0.25, 0.5, 0.75, 1]).round(4).tolist()
-        spreads.setdefault(str(suffix), {})[str(tissue)] = {
+        spreads.setdefault(str(contrast), {})[str(tissue)] = {
             "scans": len(values),
             **dict(zip(names, five, strict=True)),
         }
@@ -229,7 +229,7 @@ def _group_data(
             "name": wide["scan"].tolist(),
             "subject": wide["participant_id"].tolist(),
             "session": [_text(value) for value in wide["session_id"]],
-            "suffix": wide["suffix"].tolist(),
+            "contrast": wide["contrast"].tolist(),
             "flag": [_text(value) for value in quality["flag"]],
             "reasons": [_text(value) for value in quality["reasons"]],
             "page": [
@@ -300,15 +300,15 @@ def _contrasts(wide: pd.DataFrame) -> Iterable[dict[str, Any]]:
     """Say for each contrast how many scans there are and which visits have none of it."""
     visits = wide["participant_id"].str.cat(wide["session_id"].fillna(""), sep=" ").str.strip()
     everyone = set(visits)
-    for suffix, own in visits.groupby(wide["suffix"]):
+    for contrast, own in visits.groupby(wide["contrast"]):
         lacking = sorted(everyone - set(own))
-        yield {"suffix": suffix, "scans": len(own), "visits": own.nunique(), "lacking": lacking}
+        yield {"contrast": contrast, "scans": len(own), "visits": own.nunique(), "lacking": lacking}
 
 
 def _gaps(tables: GroupTables) -> Iterable[tuple[str, dict[str, int]]]:
     gaps = missing_values(tables.wide, tables.covariates)
     for name, row in gaps.iterrows():
-        yield str(name), {str(suffix): int(count) for suffix, count in row.items()}
+        yield str(name), {str(contrast): int(count) for contrast, count in row.items()}
 
 
 def _changes(changes: pd.DataFrame) -> Iterable[dict[str, Any]]:

@@ -55,7 +55,7 @@ def fit_tissues(table: pd.DataFrame, formula: str, tissues: Sequence[str]) -> pd
     Parameters
     ----------
     table
-        One row per scan: participant_id, suffix, volumes in mL by tissue, covariates.
+        One row per scan: participant_id, contrast, volumes in mL by tissue, covariates.
     formula
         `GM ~ age + C(sex) + ICV` in the language of R and patsy. The left side is replaced by
         each tissue in turn; ICV means the total intracranial volume.
@@ -79,7 +79,7 @@ def fit_tissues(table: pd.DataFrame, formula: str, tissues: Sequence[str]) -> pd
     corrected = {"ICV", INTRACRANIAL} & set(names)
     explained = [name for name in tissues if not (name == INTRACRANIAL and corrected)]
     rows = []
-    for contrast, scans in table.groupby("suffix", sort=True):
+    for contrast, scans in table.groupby("contrast", sort=True):
         complete = scans.dropna(subset=names)
         for tissue in explained:
             usable = complete.dropna(subset=[tissue])

@@ -11,8 +11,15 @@ import pandas as pd
 
 from siam_bids.measure import DICTIONARY, INTRACRANIAL
 
-KEYS = ("participant_id", "session_id", "suffix", "scan")
+KEYS = ("participant_id", "session_id", "contrast", "scan")
 """What names one scan, first in every table."""
+
+ENTITIES = (
+    "subject", "session", "sample", "acquisition", "ceagent", "reconstruction", "direction", "run",
+    "modality", "echo", "flip", "inv", "mt", "part", "chunk", "desc", "suffix", "datatype",
+    "extension",
+)  # fmt: skip
+"""What pybids reads from file names; a dictionary with such a key would contradict its own name."""
 
 PERCENT = "percent_TIV"
 ADJUSTED = "adjusted_mL"
@@ -21,7 +28,6 @@ _FEWEST_FOR_SLOPE = 10
 _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Participant."},
     "session_id": {"Description": "Session; n/a where the dataset has none."},
-    "suffix": {"Description": "BIDS suffix of the source image, its contrast."},
     "scan": {"Description": "Name of the source image without extension."},
     "acq_time": {"Description": "When the scan was acquired, from scans.tsv or sessions.tsv."},
     "tissue": DICTIONARY["name"],
@@ -54,7 +60,7 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     },
     "change_mL_per_year": {"Description": "Change per year.", "Units": "mL/year"},
     "change_percent_per_year": {"Description": "Change per year.", "Units": "%/year"},
-    "contrast": {"Description": "BIDS suffix of the scans compared or modelled together."},
+    "contrast": {"Description": "BIDS suffix of the source image: T1w, FLAIR, ..."},
     "measure": {"Description": "Tissue or quality metric."},
     "value": {"Description": "The scan's value, in the unit of the measure."},
     "median": {"Description": "Median of the contrast."},
@@ -127,7 +133,7 @@ def _with_head_size(tidy: pd.DataFrame) -> pd.DataFrame:
         share = 100 * tidy["volume_mL"].to_numpy() / own
     tidy[PERCENT] = np.where(own > 0, share, np.nan)
     tidy[ADJUSTED] = np.nan
-    for _, part in tidy.groupby(["suffix", "tissue"], sort=False):
+    for _, part in tidy.groupby(["contrast", "tissue"], sort=False):
         heads = own[part.index]
         spread = heads - heads.mean()
         if len(part) >= _FEWEST_FOR_SLOPE and (spread**2).sum() > 0:
@@ -183,7 +189,7 @@ def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
             pd.DataFrame(
                 {
                     "participant_id": later["participant_id"],
-                    "contrast": later["suffix"],
+                    "contrast": later["contrast"],
                     "scan": later["scan"],
                     "session_from": before["session_id"],
                     "session_to": later["session_id"],
@@ -256,10 +262,10 @@ def join_covariates(
 ) -> pd.DataFrame:
     """Add the columns of participants.tsv and sessions.tsv to the scans.
 
-    A session's own value wins over the participant's. Columns whose names are `taken` by ours get
-    the prefix `participants_`.
+    A session's own value wins over the participant's. Columns whose names are `taken` by ours or
+    are `ENTITIES` get the prefix `participants_`.
     """
-    ours = set(taken) - {"participant_id", "session_id"}
+    ours = {*taken, *ENTITIES} - {"participant_id", "session_id"}
 
     def renamed(table: pd.DataFrame) -> pd.DataFrame:
         return table.rename(columns={name: f"participants_{name}" for name in ours & {*table}})
@@ -279,7 +285,7 @@ def join_covariates(
 
 def missing_values(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Count, per contrast, the scans without a value of each column that lacks any."""
-    gaps = table[list(columns)].isna().groupby(table["suffix"]).sum().T
+    gaps = table[list(columns)].isna().groupby(table["contrast"]).sum().T
     return gaps.loc[gaps.sum(axis=1) > 0]
 
 

@@ -73,7 +73,7 @@ def test_every_column_of_every_table_is_described_and_parquet_says_the_same(visi
     for name in names:
         table = read(visits, name)
         described = json.loads((visits.output_dir / f"{name}.json").read_text())
-        assert list(described) == [name for name in table if name != "suffix"]  # see save_table
+        assert list(described) == list(table)
         assert all(entry["Description"] for entry in described.values())
         again = pd.read_parquet(visits.output_dir / f"{name}.parquet")
         assert list(again) == list(table)
@@ -221,10 +221,11 @@ def test_subject_pages_show_the_group_behind_the_volumes(config):
 
 def test_clashing_and_broken_participants_tables(config):
     path = config.bids_dir / "participants.tsv"
-    path.write_text("participant_id\tsuffix\tGM\tflag\nsub-01\tx\t5\tred\n")
+    path.write_text("participant_id\tcontrast\tsuffix\tGM\tflag\nsub-01\tx\ty\t5\tred\n")
     wide = run_group(config).set_index("scan")
-    assert wide.loc["sub-01_T1w", "suffix"] == "T1w"
-    assert wide.loc["sub-01_T1w", "participants_suffix"] == "x"
+    assert wide.loc["sub-01_T1w", "contrast"] == "T1w"
+    assert wide.loc["sub-01_T1w", "participants_contrast"] == "x"
+    assert wide.loc["sub-01_T1w", "participants_suffix"] == "y"
     assert wide.loc["sub-01_T1w", "participants_GM"] == 5
     assert wide.loc["sub-01_T1w", "participants_flag"] == "red"
     for content in (b"", b"participant\nsub-01\n", b"participant_id\n\xff\xfe\n"):

@@ -6,11 +6,11 @@ from siam_bids.errors import UsageError
 from siam_bids.outliers import find_outliers, robust_z
 
 
-def table(values, suffix="T1w", **more) -> pd.DataFrame:
+def table(values, contrast="T1w", **more) -> pd.DataFrame:
     names = [f"sub-{i:02d}" for i in range(len(values))]
     return pd.DataFrame(
         {
-            "participant_id": names, "session_id": None, "suffix": suffix,
+            "participant_id": names, "session_id": None, "contrast": contrast,
             "scan": [f"{name}_T1w" for name in names], "GM": np.asarray(values, float), **more,
         }
     )  # fmt: skip
@@ -32,10 +32,10 @@ def test_mean_deviation_stands_in_where_most_values_agree():
 
 def test_outliers_are_sought_within_each_contrast():
     one = table([100, 101, 99, 100, 102, 98, 160])
-    two = table([160, 161, 159, 160, 162, 158], suffix="T2w")
+    two = table([160, 161, 159, 160, 162, 158], contrast="T2w")
     found = find_outliers(pd.concat([one, two], ignore_index=True), ["GM"])
     assert found["scan"].tolist() == ["sub-06_T1w"]
-    assert found["suffix"].tolist() == ["T1w"]
+    assert found["contrast"].tolist() == ["T1w"]
     assert found["robust_z"].item() == pytest.approx(60 / (1.4826 * 1))
     assert found["reason"].item() == (
         "GM 160 is far above the other T1w scans (median 100, robust z +40.5)."

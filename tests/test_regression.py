@@ -18,7 +18,7 @@ def people(count=80, visits=1) -> pd.DataFrame:
             then = age + visit
             gray = 600 - 2 * then + 0.2 * (head - 1500) + own + rng.normal(0, 5)
             rows.append((f"sub-{number}", "T1w", then, sex, head, gray, rng.normal(8, 1)))
-    columns = ["participant_id", "suffix", "age", "sex", "TIV", "GM", "Hippo"]
+    columns = ["participant_id", "contrast", "age", "sex", "TIV", "GM", "Hippo"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -96,7 +96,7 @@ def group_data(*names: str) -> dict:
         "id": "0123456789abcdef",
         "scans": {
             "name": list(names), "subject": [name.split("_")[0] for name in names],
-            "session": [""] * count, "suffix": ["T1w"] * count, "flag": ["pass"] * count,
+            "session": [""] * count, "contrast": ["T1w"] * count, "flag": ["pass"] * count,
             "reasons": [""] * count, "page": [""] * count, "thumbnail": [""] * count,
             "outline": [""] * count,
         },
@@ -176,7 +176,7 @@ def test_missing_and_failed_scans_are_named():
 
 
 def test_gaps_and_contrasts_are_tabled():
-    contrast = {"suffix": "T1w", "scans": 2, "visits": 2, "lacking": ["sub-07 ses-b"]}
+    contrast = {"contrast": "T1w", "scans": 2, "visits": 2, "lacking": ["sub-07 ses-b"]}
     html = group(contrasts=(contrast,), gaps=(("age", {"T1w": 1}),))
     text = " ".join(Tags(html).text.split())
     assert "sub-07 ses-b" in text
@@ -205,7 +205,7 @@ def plain_pages() -> list[str]:
 def hostile_pages() -> list[str]:
     evil = replace(GOOD, name=EVIL, session=EVIL, source=EVIL, figure=f"{EVIL}.png")
     worse = replace(FAILED, name=f"{EVIL}2", error=EVIL)
-    contrast = {"suffix": EVIL, "scans": 1, "visits": 1, "lacking": [EVIL]}
+    contrast = {"contrast": EVIL, "scans": 1, "visits": 1, "lacking": [EVIL]}
     return [
         subject(evil, worse, name=EVIL),
         group(

@@ -2,7 +2,7 @@
 const charts = [];
 const style = () => getComputedStyle(document.documentElement);
 const ink = (name) => style().getPropertyValue(`--${name}`).trim();
-const contrastInk = (suffix) => ink(`c${suffixes.indexOf(suffix) % 6}`);
+const contrastInk = (contrast) => ink(`c${contrasts.indexOf(contrast) % 6}`);
 let litScan = null;
 
 const jitter = (i) => ((i * 0.618034) % 1) - 0.5;
@@ -45,10 +45,10 @@ class Plot {
     const others = points.filter(([, , i]) => !state.isChosen[i]);
     const size = points.length > 2000 ? 3 : points.length > 300 ? 5 : 7;
     const series = [{ id: "others", data: others, itemStyle: { color: ink("line"), opacity: 0.8 } }];
-    for (const suffix of suffixes) {
+    for (const contrast of contrasts) {
       series.push({
-        id: `of ${suffix}`, data: chosen.filter(([, , i]) => scans.suffix[i] === suffix),
-        itemStyle: { color: contrastInk(suffix), opacity: points.length > 300 ? 0.55 : 0.85 },
+        id: `of ${contrast}`, data: chosen.filter(([, , i]) => scans.contrast[i] === contrast),
+        itemStyle: { color: contrastInk(contrast), opacity: points.length > 300 ? 0.55 : 0.85 },
       });
     }
     series.push({
@@ -76,9 +76,9 @@ class Plot {
   }
 
   describe(points) {
-    const parts = suffixes.map((suffix) => {
-      const values = points.filter(([, , i]) => scans.suffix[i] === suffix).map(([, y]) => y).sort((a, b) => a - b);
-      return values.length ? `${suffix}: ${values.length} scans, median ${show(quantile(values, 0.5))}` : null;
+    const parts = contrasts.map((contrast) => {
+      const values = points.filter(([, , i]) => scans.contrast[i] === contrast).map(([, y]) => y).sort((a, b) => a - b);
+      return values.length ? `${contrast}: ${values.length} scans, median ${show(quantile(values, 0.5))}` : null;
     });
     return `${this.title}. ${parts.filter(Boolean).join("; ")}`;
   }
@@ -140,16 +140,16 @@ const axis = (more) => ({
 function distribution(name) {
   const { units, title } = data.measures[name];
   const values = data.values[name];
-  const boxes = suffixes.map((suffix) => box(everyone.filter((i) => scans.suffix[i] === suffix && values[i] != null).map((i) => values[i])));
+  const boxes = contrasts.map((contrast) => box(everyone.filter((i) => scans.contrast[i] === contrast && values[i] != null).map((i) => values[i])));
   const spread = Math.min(0.7, 0.3 + total / 2000);
   const points = everyone.filter((i) => values[i] != null)
-    .map((i) => [suffixes.indexOf(scans.suffix[i]) + jitter(i) * spread, values[i], i]);
+    .map((i) => [contrasts.indexOf(scans.contrast[i]) + jitter(i) * spread, values[i], i]);
   const plot = make("div", { class: "plot", "data-measure": name });
   $("panels").append(make("figure", { class: "panel" },
     make("figcaption", {}, make("strong", {}, name), ` ${title === name ? "" : title}${units ? `, ${units}` : ""}`), plot));
   const axes = () => ({
     grid: { left: 52, right: 6, top: 8, bottom: 10 },
-    xAxis: axis({ type: "value", min: -0.5, max: suffixes.length - 0.5, axisLabel: { show: false }, splitLine: { show: false } }),
+    xAxis: axis({ type: "value", min: -0.5, max: contrasts.length - 0.5, axisLabel: { show: false }, splitLine: { show: false } }),
     yAxis: axis({ type: "value", splitNumber: 4 }),
   });
   const drawBoxes = () => [{

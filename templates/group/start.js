@@ -4,7 +4,7 @@ function fill(id, values, first = "all") {
     ...values.map((value) => make("option", { value }, value || "none")));
   $(id).closest("label").hidden = values.length < 2;
 }
-fill("suffix", suffixes);
+fill("contrast", contrasts);
 fill("session", unique(scans.session));
 fill("flag", ["fail", "warn", "pass"].filter((flag) => scans.flag.includes(flag)));
 $("rating").replaceChildren(...[["*", "all"], ["", "not rated"], ...RATINGS.map((r) => [r, r])]
@@ -21,8 +21,8 @@ $("across").replaceChildren(...options());
 $("up").replaceChildren(...options());
 $("across").value = ["age", "TIV"].find((name) => name in data.measures) ?? $("across").options[0]?.value;
 $("up").value = "GM" in data.measures ? "GM" : $("up").options[0]?.value;
-$("lanes").append("Left to right: ", ...suffixes.map((suffix, place) =>
-  make("span", { class: `contrast contrast-${place % 6}` }, suffix)));
+$("lanes").append("Left to right: ", ...contrasts.map((contrast, place) =>
+  make("span", { class: `contrast contrast-${place % 6}` }, contrast)));
 
 const actions = {
   clear: clearChoice,

@@ -17,7 +17,7 @@ const make = (tag, attributes = {}, ...children) => {
 const unique = (values) => [...new Set(values)].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
 const lower = scans.name.map((name) => name.toLowerCase());
 const outliers = scans.name.map((name) => data.outliers[name] || []);
-const suffixes = unique(scans.suffix);
+const contrasts = unique(scans.contrast);
 const PAGE = 60;
 const measureTitle = (name) => {
   const { kind, units } = data.measures[name];
@@ -42,7 +42,7 @@ const changed = () => { for (const listener of listeners) listener(); };
 
 function choose({ keepPage = false } = {}) {
   const words = $("find").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const equal = ["suffix", "session", "flag"].map((id) => [scans[id], $(id).value]).filter(([, v]) => v !== "*");
+  const equal = ["contrast", "session", "flag"].map((id) => [scans[id], $(id).value]).filter(([, v]) => v !== "*");
   for (const select of document.querySelectorAll("[data-category]")) {
     if (select.value !== "*") equal.push([data.categories[select.dataset.category], select.value]);
   }

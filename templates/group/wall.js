@@ -40,7 +40,7 @@ function sheet(indices) {
   const head = make("tr", {}, ...names.map((name, place) => make("th", { scope: "col", class: place > 2 ? "number" : "" }, name)));
   const rows = indices.map((i) => make("tr", { "data-scan": scans.name[i] },
     make("th", { scope: "row" }, make("button", { type: "button", class: "link", "data-open": i }, scans.name[i])),
-    make("td", {}, scans.suffix[i]), make("td", {}, badge(scans.flag[i])),
+    make("td", {}, scans.contrast[i]), make("td", {}, badge(scans.flag[i])),
     ...tissues.map((name) => make("td", { class: "number" }, show(data.values[name][i])))));
   return make("table", { class: "scans" },
     make("caption", {}, "Volumes in mL. TIV is the total intracranial volume."),
@@ -87,7 +87,7 @@ let opened = null;
 
 function rank(name, i) {
   const own = data.values[name][i];
-  const peers = everyone.filter((j) => scans.suffix[j] === scans.suffix[i] && data.values[name][j] != null);
+  const peers = everyone.filter((j) => scans.contrast[j] === scans.contrast[i] && data.values[name][j] != null);
   if (own == null || peers.length < 5) return "";
   const below = peers.filter((j) => data.values[name][j] < own).length;
   const equal = peers.filter((j) => data.values[name][j] === own).length;
@@ -98,7 +98,7 @@ function drawDetail() {
   if (opened == null) return;
   const i = opened;
   $("detail-title").textContent = scans.name[i];
-  $("detail-facts").replaceChildren(badge(scans.flag[i]), ` ${scans.suffix[i]}`);
+  $("detail-facts").replaceChildren(badge(scans.flag[i]), ` ${scans.contrast[i]}`);
   $("detail-picture").replaceChildren(picture(i, true));
   const reasons = [...scans.reasons[i].split("; ").filter(Boolean), ...outliers[i].map((o) => o.reason)];
   $("detail-reasons").replaceChildren(reasons.length
