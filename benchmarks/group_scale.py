@@ -3,8 +3,8 @@
     python benchmarks/group_scale.py OUTPUT SCRATCH --scans 100 1000 10000
 
 OUTPUT is a finished derivative dataset (for example of `make demo`), whose scans are multiplied:
-each copy has its own volumes, metrics, age and sex, drawn with a fixed seed, and real thumbnails.
-The page is opened in the Chromium that is on the PATH, if there is one. Prints a Markdown table.
+each copy has its own volumes, metrics, age and sex, drawn with a fixed seed, and real thumbnails;
+every subject comes twice, a year and more apart. The page is opened in the Chromium that is on the PATH, if there is one. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -39,13 +39,21 @@ def multiply(source: Path, raw: Path, out: Path, scans: int) -> None:
         shutil.copy(source / name, out / name)
     people = ["participant_id\tage\tsex\tsite"]
     for number in range(scans):
-        place = int(rng.integers(len(originals)))
-        subject = f"{number:05d}"
-        (raw / f"sub-{subject}").mkdir(parents=True)
-        age, sex = rng.uniform(18, 90), "FM"[rng.integers(2)]
-        people.append(f"sub-{subject}\t{age:.1f}\t{sex}\tsite{rng.integers(4)}")
-        names = ScanNames(out, subject, "", f"sub-{subject}", originals[place].names.suffix)
-        copy(originals[place], names, rng, age)
+        subject, visit = f"{number // 2:05d}", number % 2
+        if not visit:
+            place = int(rng.integers(len(originals)))
+            age, sex = rng.uniform(18, 90), "FM"[rng.integers(2)]
+            people.append(f"sub-{subject}\t{age:.1f}\t{sex}\tsite{rng.integers(4)}")
+            folder = raw / f"sub-{subject}"
+            folder.mkdir(parents=True)
+            later = age + rng.uniform(1, 3)
+            (folder / f"sub-{subject}_sessions.tsv").write_text(
+                f"session_id\tage\nses-1\t{age:.2f}\nses-2\t{later:.2f}\n"
+            )
+        session = str(visit + 1)
+        stem = f"sub-{subject}_ses-{session}"
+        names = ScanNames(out, subject, session, stem, originals[place].names.suffix)
+        copy(originals[place], names, rng, (age, later)[visit])
         for kind, content in pictures[place].items():
             names.figure(kind).parent.mkdir(parents=True, exist_ok=True)
             names.figure(kind).write_bytes(content)
