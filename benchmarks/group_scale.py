@@ -4,7 +4,8 @@
 
 OUTPUT is a finished derivative dataset (for example of `make demo`), whose scans are multiplied:
 each copy has its own volumes, metrics, age and sex, drawn with a fixed seed, and real thumbnails;
-every subject comes twice, a year and more apart. The page is opened in the Chromium that is on the PATH, if there is one. Prints a Markdown table.
+every subject comes twice, a year and more apart. The page is opened in the Chromium that is on
+the PATH, if there is one. Prints a Markdown table.
 """
 
 from __future__ import annotations

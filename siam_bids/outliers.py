@@ -73,6 +73,7 @@ def find_outliers(
                 middle = float(np.nanmedian(values))
                 side = "above" if score[place] > 0 else "below"
                 given = f" given {', '.join(used)}" if used else ""
+                words = f"is far {side} the other {contrast} scans{given}"
                 found.append(
                     {
                         **{name: scans.iloc[place][name] for name in COLUMNS[:4]},
@@ -80,8 +81,8 @@ def find_outliers(
                         "value": values[place],
                         "median": middle,
                         "robust_z": score[place],
-                        "reason": f"{measure} {values[place]:.4g} is far {side} the other "
-                        f"{contrast} scans{given} (median {middle:.4g}, robust z {score[place]:+.1f}).",
+                        "reason": f"{measure} {values[place]:.4g} {words} (median {middle:.4g}, "
+                        f"robust z {score[place]:+.1f}).",
                     }
                 )
     listed = pd.DataFrame(found, columns=list(COLUMNS))
