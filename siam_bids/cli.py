@@ -104,6 +104,13 @@ def _run(argv: list[str]) -> int:
     _place_caches(arguments.work_dir)
     config = _run_config(arguments, shlex.join(["siam-bids", *argv]))
 
+    if config.level == "group" and not (arguments.boilerplate_only or config.dry_run):
+        from siam_bids.group import run_group  # heavy, but without torch
+
+        wide = run_group(config)
+        print(f"{len(wide)} scans: {config.output_dir / 'group.html'}")
+        return 0
+
     from siam_bids import workflow  # heavy: torch, nnunetv2, pybids
 
     if arguments.boilerplate_only:
@@ -111,12 +118,6 @@ def _run(argv: list[str]) -> int:
         return 0
     if config.dry_run:
         return _dry_run(config)
-    if config.level == "group":
-        from siam_bids.group import run_group
-
-        wide = run_group(config)
-        print(f"{len(wide)} scans: {config.output_dir / 'group.html'}")
-        return 0
     if config.reports_only:
         for label in workflow.rebuild_reports(config):
             print(config.output_dir / f"sub-{label}.html")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import re
@@ -16,6 +18,7 @@ from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query as Match
 
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
+from siam_bids.labels import read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -267,16 +270,29 @@ def read_participants(root: Path) -> pd.DataFrame:
 
 def read_sessions(root: Path, labels: Sequence[str]) -> pd.DataFrame:
     """Read the sessions.tsv of these subjects as one table by participant_id and session_id."""
-    tables = []
+    rows = []
     for label in labels:
         path = root / f"sub-{label}" / f"sub-{label}_sessions.tsv"
         if path.exists():
-            table = _read_table(path, ["session_id"])
-            tables.append(table.assign(participant_id=f"sub-{label}"))
-    keys = pd.DataFrame(
-        {"participant_id": pd.Series(dtype=str), "session_id": pd.Series(dtype=str)}
-    )
-    return pd.concat(tables, ignore_index=True) if tables else keys
+            rows += [{**row, "participant_id": f"sub-{label}"} for row in _sessions(path)]
+    keys = ["participant_id", "session_id"]
+    if not rows:
+        return pd.DataFrame({key: pd.Series(dtype=str) for key in keys})
+    text = io.StringIO(pd.DataFrame(rows).to_csv(sep="\t", index=False))  # one guess of types
+    return _as_table(text, keys)
+
+
+def _sessions(path: Path) -> list[dict[str, str]]:
+    """Return the rows of one sessions.tsv; unusable, none with a warning."""
+    try:
+        rows = read_rows(path)
+    except (OSError, ValueError, csv.Error) as error:
+        logger.warning("%s cannot be read as a table and is left out: %s", path, error)
+        return []
+    if rows and not all(row.get("session_id") for row in rows):
+        logger.warning("%s lacks a session_id and is left out.", path)
+        return []
+    return [{name: value for name, value in row.items() if name} for row in rows]
 
 
 def acquisition_times(root: Path, scans: Sequence[str]) -> dict[str, str]:
@@ -303,12 +319,18 @@ def _read_table(path: Path, keys: list[str]) -> pd.DataFrame:
     if not path.exists():
         return empty
     try:
-        types = dict.fromkeys([*keys, "acq_time"], str)
-        table = pd.read_csv(path, sep="\t", na_values="n/a", dtype=types)
+        table = _as_table(path, keys)
     except (OSError, ValueError) as error:
         logger.warning("%s cannot be read as a table and is left out: %s", path, error)
         return empty
     if not set(keys) <= {*table}:
         logger.warning("%s has no %s column and is left out.", path, ", ".join(keys))
         return empty
-    return table.drop_duplicates(keys)
+    return table
+
+
+def _as_table(source: Path | io.StringIO, keys: list[str]) -> pd.DataFrame:
+    """Read a TSV, one row for each combination of the text columns `keys` if they are there."""
+    types = dict.fromkeys([*keys, "acq_time"], str)
+    table = pd.read_csv(source, sep="\t", na_values="n/a", dtype=types)
+    return table.drop_duplicates(keys) if {*keys} <= {*table} else table

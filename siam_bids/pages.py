@@ -91,6 +91,8 @@ def _scan_report(
         figure=_if_there(names.figure("mosaic"), names.root),
         slices=_data_url(names.figure("slices")),
         tissues=_data_url(names.figure("tissues")),
+        thumbnail=_data_url(names.figure("thumbnail")),
+        outline=_data_url(names.figure("outline")),
         image=_base64(names.preview("image")),
         labels=_base64(names.preview("labels")),
         volumes=tuple(
@@ -169,7 +171,7 @@ def write_group_page(
             contrasts=tuple(_contrasts(tables.wide)),
             gaps=tuple(_gaps(tables)),
             changes=tuple(_changes(tables.changes)),
-            statistics=tuple(_records(tables.statistics)),
+            statistics=tuple(_records(tables.statistics.astype(object).where(pd.notna, None))),
             formula=formula,
             command=command,
             **_origin([result.about for result in results]),

@@ -64,8 +64,9 @@ class ScanReport:
 
     `name` is its BIDS name without extension, `source` its path within the dataset. `figure` is
     relative to the page's folder; `slices` and `tissues` are data URLs of the same cuts in grey and
-    in label indices. `image` and `labels` are gzipped NIfTI in base64, for the viewer. A scan with
-    an `error` has no pictures and no volumes; text that does not apply is empty.
+    in label indices, `thumbnail` and `outline` of the middle cuts. `image` and `labels` are gzipped
+    NIfTI in base64, for the viewer. A scan with an `error` has no pictures and no volumes; text
+    that does not apply is empty.
     """
 
     name: str
@@ -75,6 +76,8 @@ class ScanReport:
     figure: str = ""
     slices: str = ""
     tissues: str = ""
+    thumbnail: str = ""
+    outline: str = ""
     image: str = ""
     labels: str = ""
     volumes: tuple[TissueVolume, ...] = ()
@@ -85,6 +88,10 @@ class ScanReport:
     facts: Pairs = ()
     error: str = ""
     log: str = ""
+
+    def millilitres(self, tissue: str) -> float | None:
+        """Return the volume of a tissue in mL; None if the model does not know it."""
+        return next((own.volume_ml for own in self.volumes if own.name == tissue), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +126,7 @@ class GroupReport:
     changes
         Rows of tissue, contrast, pairs, median change in percent, the same per year (or None).
     statistics
-        Rows of the table of `siam_bids.regression`, and the formula they answer.
+        Rows of the table of `siam_bids.regression` with None for NaN, and the formula they answer.
     """
 
     title: str

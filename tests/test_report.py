@@ -135,6 +135,20 @@ def test_failed_scan_is_announced_and_has_neither_picture_nor_volumes():
     assert "alarm" not in Tags(subject(GOOD)).values("div", "class")
 
 
+def test_later_scans_are_compared_with_the_first_of_their_contrast():
+    later = replace(
+        GOOD, name="sub-01_ses-b_T1w", volumes=(tissue("GM", 532.18214),), intracranial_ml=1010.0
+    )
+    other = replace(GOOD, name="sub-01_ses-b_T2w", suffix="T2w", intracranial_ml=1050.0)
+    html = subject(GOOD, later, other).partition('id="compare"')[2]
+    shown = re.findall(r'<td class="number">(.*?)(?:<br><small>(.*?)</small>)?</td>', html)
+    assert shown[:6] == [
+        ("1,000.00", ""), ("1,010.00", "+1.0 %"), ("1,050.00", ""),
+        ("543.04", ""), ("532.18", "-2.0 %"), ("543.04", ""),
+    ]  # fmt: skip
+    assert shown[6:] == [("456.96", ""), (NONE, ""), ("456.96", "")]
+
+
 def test_links_of_the_subject_page_lead_to_its_sections_and_pictures():
     page = Tags(subject(GOOD, FAILED))
     ids = {attrs["id"] for _, attrs in page.found if "id" in attrs}
@@ -193,6 +207,17 @@ def test_forest_plot_shows_estimates_with_intervals():
     assert re.search(r'd="M-96.0 0H0.0"/>\s*<circle cx="-48.0"', html)
     assert "-1 to 0" in Tags(html).text
     assert '<tr class="found">' in html
+
+
+def test_models_without_an_interval_have_no_bar():
+    row = {
+        "contrast": "T1w", "tissue": "GM", "term": "age", "estimate_percent": -0.5,
+        "ci_low_percent": None, "ci_high_percent": None, "p": None, "q": None, "scans": 20,
+        "method": "mixed, not converged",
+    }  # fmt: skip
+    html = group(statistics=(row,), formula="GM ~ age")
+    assert html.count("<circle") == 0
+    assert html.count(f'<td class="number">{NONE}</td>') == 3  # interval, p, q
 
 
 # Both
