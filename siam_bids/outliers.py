@@ -61,6 +61,7 @@ def find_outliers(
     for contrast, scans in table.groupby("contrast", sort=True):
         if len(scans) < FEWEST:
             continue
+        keys = scans[list(COLUMNS[:4])].to_dict("records")
         for measure in measures:
             values = scans[measure].to_numpy(dtype=np.float64)
             if np.isfinite(values).sum() < FEWEST:
@@ -76,7 +77,7 @@ def find_outliers(
                 words = f"is far {side} the other {contrast} scans{given}"
                 found.append(
                     {
-                        **{name: scans.iloc[place][name] for name in COLUMNS[:4]},
+                        **keys[place],
                         "measure": measure,
                         "value": values[place],
                         "median": middle,
