@@ -28,9 +28,12 @@ PIPELINE = "siam-bids"
 CODE_URL = "https://pypi.org/project/siam-bids"
 
 LABEL_TABLE = "seg-siam_dseg.tsv"
+ITKSNAP_TABLE = "seg-siam_itksnap.txt"
+FREESURFER_TABLE = "seg-siam_freesurfer.txt"
 
 _IGNORED = (
-    "*.html", "figures", "*_volumes.tsv", "*_volumes.json", "*_qc.tsv", "*_qc.json", "group_*",
+    "*.html", "figures", "seg-siam_*.txt", "group_*", "*_volumes.tsv", "*_volumes.json",
+    "*_qc.tsv", "*_qc.json",
 )  # fmt: skip
 
 FIGURES = {
@@ -165,6 +168,25 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
         "Pages: sub-*.html and group.html.\n",
     )
     save_label_table(root / LABEL_TABLE, labels)
+    write_text(root / ITKSNAP_TABLE, _for_itksnap(labels))
+    write_text(root / FREESURFER_TABLE, _for_freesurfer(labels))
+
+
+def _for_itksnap(labels: LabelTable) -> str:
+    """Return the labels as ITK-SNAP loads them (Segmentation, Import Label Descriptions)."""
+    rows = ["# ITK-SnAP Label Description File", "# index, red, green, blue, opacity, shown, mesh"]
+    for label in labels:
+        seen = int(label.index != 0)
+        color = " ".join(f"{part:3d}" for part in label.rgb)
+        rows.append(f'{label.index:5d}  {color}  {seen}  {seen}  {seen}  "{label.long_name}"')
+    return "\n".join(rows) + "\n"
+
+
+def _for_freesurfer(labels: LabelTable) -> str:
+    """Return the labels as a FreeSurfer colour table, for freeview's and FSLeyes' lookup tables."""
+    rows = ["#No. Name R G B A"]
+    rows += [f"{label.index} {label.name} {' '.join(map(str, label.rgb))} 0" for label in labels]
+    return "\n".join(rows) + "\n"
 
 
 def save_label_table(path: Path, labels: LabelTable) -> None:

@@ -53,6 +53,12 @@ class Label:
     color: str
     mapping: int
 
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Colour as red, green, blue from 0 to 255."""
+        red, green, blue = bytes.fromhex(self.color[1:])
+        return red, green, blue
+
 
 @dataclass(frozen=True)
 class LabelTable:

@@ -5,16 +5,21 @@ import gzip
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import nibabel as nib
 import numpy as np
 import pyarrow.parquet as pq
+from bidsschematools.schema import load_schema
+from bidsschematools.types.namespace import Namespace
+from jsonschema import validate
 from PIL import Image
 
 from siam_bids import derivatives
 from siam_bids.files import SCRATCH
+from siam_bids.group import RATINGS
 
 
 def check_whole(root: Path) -> int:
@@ -90,16 +95,18 @@ def check_derivative(root: Path, raw: Path) -> None:
     assert about["SourceDatasets"] == [{"URL": about["DatasetLinks"]["raw"]}]
     for image in root.rglob("*.nii.gz"):
         _check_sidecar(derivatives.sidecar(image), raw)
+    check_tables(root)
+
+
+def check_tables(root: Path) -> None:
+    """Every column of every table of ours is explained in the dictionary beside it."""
     for table in [*root.glob("sub-*/**/*.tsv"), *root.glob("*.tsv"), *root.glob("phenotype/*.tsv")]:
-        if table.name != derivatives.LABEL_TABLE and not table.name.startswith("group_ratings"):
+        if table.name not in (derivatives.LABEL_TABLE, RATINGS):
             _check_dictionary(table)
 
 
 def _check_sidecar(path: Path, raw: Path) -> None:
-    from bidsschematools.schema import load_schema
-    from jsonschema import validate
-
-    known = load_schema().objects.metadata
+    known = _metadata()
     content = json.loads(path.read_text(encoding="utf-8"))
     assert content["Sources"], path
     for source in content["Sources"]:
@@ -108,6 +115,11 @@ def _check_sidecar(path: Path, raw: Path) -> None:
     for key, value in content.items():
         if key in known:
             validate(value, _plain(known[key].to_dict()))
+
+
+@cache
+def _metadata() -> Namespace:
+    return load_schema().objects.metadata
 
 
 def _plain(schema: dict) -> dict:

@@ -71,14 +71,15 @@ def head(anatomy) -> Volume:
     return Volume(image * 200, Grid(image.shape, affine))
 
 
-def write_model(folder: Path, *, patch=32, spacing=4.0, folds=1, features=(4, 8)) -> Path:
-    """A valid model folder with seeded random weights."""
+def write_model(folder: Path, *, patch=32, spacing=4.0, folds=1, features=(4, 8), names=()) -> Path:
+    """A valid model folder with seeded random weights; its labels are SIAM's unless named."""
+    names = names or [label.name for label in siam_labels()]
     plans = compact_plans(
         name="Dataset999_Test", features=features, patch=(patch,) * 3, spacing=spacing
     )
     dataset = {
         "channel_names": {"0": "any"},
-        "labels": {label.name: label.index for label in siam_labels()},
+        "labels": {name: index for index, name in enumerate(names)},
         "numTraining": 1,
         "file_ending": ".nii.gz",
     }
@@ -88,7 +89,7 @@ def write_model(folder: Path, *, patch=32, spacing=4.0, folds=1, features=(4, 8)
     (folder / "dataset.json").write_text(json.dumps(dataset))
     for fold in range(folds):
         torch.manual_seed(fold)
-        network = build_network(architecture, channels=1, classes=len(siam_labels()))
+        network = build_network(architecture, channels=1, classes=len(names))
         (folder / f"fold_{fold}").mkdir()
         torch.save(
             checkpoint(network.state_dict()), folder / f"fold_{fold}" / "checkpoint_final.pth"

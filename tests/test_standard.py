@@ -1,0 +1,180 @@
+"""The outputs of every configuration keep the BIDS standard, and others' tools read them."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from checks import check_derivative, check_whole, validator_errors
+from conftest import run_config, write_dataset, write_model, write_scan
+from jsonschema import ValidationError
+
+from siam_bids import derivatives, workflow
+from siam_bids.config import Query
+from siam_bids.group import run_group
+from siam_bids.labels import LabelTable, siam_labels
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory, head, tiny_model):
+    """With and without sessions, several contrasts, a failing scan, maps, adjustment, ratings."""
+    place = tmp_path_factory.mktemp("mixed")
+    raw, out = write_dataset(place / "bids", head), place / "out"
+    out.mkdir()
+    (out / "group_ratings.tsv").write_text("scan\trating\tnote\nsub-01_T1w\tpass\t\n")
+    config = run_config(raw, out, tiny_model, probabilities=("GM", "CSFv"))
+    assert list(workflow.run_participant(config).failed) == ["sub-03_T1w"]
+    run_group(replace(config, adjust=("TIV",)))
+    return raw, out
+
+
+@pytest.fixture(scope="module")
+def inside(tmp_path_factory, head, tiny_model):
+    """Sessions for all, in the derivatives folder of the raw dataset; every tissue's map."""
+    raw = tmp_path_factory.mktemp("inside") / "bids"
+    for session, suffix in (("a", "T1w"), ("b", "T1w"), ("b", "acq-tse_run-1_T2w")):
+        stem = f"sub-01_ses-{session}"
+        write_scan(raw / "sub-01" / f"ses-{session}" / "anat" / f"{stem}_{suffix}.nii.gz", head)
+    (raw / "dataset_description.json").write_text('{"Name": "I", "BIDSVersion": "1.10.0"}')
+    out = raw / "derivatives" / "siam-bids"
+    workflow.run_participant(run_config(raw, out, tiny_model, write_probseg=True))
+    run_group(run_config(raw, out, tiny_model))
+    return raw, out
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory, head):
+    """A model with labels of its own; the participant level alone."""
+    place = tmp_path_factory.mktemp("foreign")
+    model = write_model(place / "model", names=("background", "Brain", "Skull_diploe", "Muscle"))
+    raw = write_dataset(place / "bids", head)
+    config = run_config(raw, place / "out", model, query=Query(participants=("01",)))
+    workflow.run_participant(config)
+    return raw, place / "out"
+
+
+CONFIGURATIONS = ("mixed", "inside", "foreign")
+
+
+@pytest.fixture(params=CONFIGURATIONS)
+def dataset(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_the_validator_finds_no_error(dataset):
+    assert validator_errors(dataset[1]) == []
+
+
+def test_files_are_whole_and_links_sources_and_dictionaries_hold(dataset):
+    raw, out = dataset
+    assert check_whole(out) > 15
+    check_derivative(out, raw)
+
+
+def test_pybids_reads_every_output_with_its_metadata(dataset):
+    from bids.layout import BIDSLayout
+
+    raw, out = dataset
+    layout = BIDSLayout(raw, derivatives=out, validate=False)
+    found = layout.get(scope="siam-bids", suffix="dseg", extension=".nii.gz")
+    assert len(found) == len(list(out.rglob("*_dseg.nii.gz"))) >= 1
+    for item in found:
+        entities, metadata = item.get_entities(), item.get_metadata()
+        (source,) = metadata["Sources"]
+        original = layout.get_file(str(raw / source.removeprefix("bids:raw:")))
+        for name, value in original.get_entities().items():
+            if name not in ("suffix", "datatype", "extension"):
+                assert entities[name] == value, (item.path, name)
+        assert entities["desc"] == original.get_entities()["suffix"]
+        assert metadata["Model"]["SHA256"]
+
+
+def test_nilearn_finds_and_parses_the_outputs(mixed):
+    from nilearn.interfaces.bids import get_bids_files, parse_bids_filename
+
+    _, out = mixed
+    wanted = {"file_tag": "dseg", "file_type": "nii.gz", "modality_folder": "anat"}
+    (path,) = get_bids_files(out, sub_label="01", **wanted)
+    entities = parse_bids_filename(path)["entities"]
+    assert entities == {"sub": "01", "seg": "siam", "desc": "T1w"}
+    (path,) = get_bids_files(out, sub_label="02", filters=[("desc", "FLAIR")], **wanted)
+    assert parse_bids_filename(path)["entities"]["run"] == "1"
+    maps = get_bids_files(
+        out, file_tag="probseg", file_type="nii.gz", modality_folder="anat", sub_label="01"
+    )
+    assert [parse_bids_filename(path)["entities"]["label"] for path in maps] == ["CSFv", "GM"]
+
+
+def lookup(path: Path, pattern: str) -> dict[int, tuple[str, tuple[int, ...]]]:
+    """Read a table of labels: value to name and colour."""
+    rows = [re.fullmatch(pattern, line) for line in path.read_text().splitlines() if line[0] != "#"]
+    return {int(row["i"]): (row["name"], tuple(map(int, row["rgb"].split()))) for row in rows}
+
+
+@pytest.mark.parametrize("configuration", ["mixed", "foreign"])
+def test_itksnap_and_freesurfer_get_the_names_and_colours(configuration, request):
+    _, out = request.getfixturevalue(configuration)
+    labels = derivatives.read_label_table(out)
+    color = r"(?P<rgb>(?:\d+ +){2}\d+)"
+    snap = lookup(
+        out / derivatives.ITKSNAP_TABLE,
+        rf' *(?P<i>\d+) +{color} +[01](?:\.\d+)? +[01] +[01] +"(?P<name>[^"]+)"',
+    )
+    free = lookup(out / derivatives.FREESURFER_TABLE, rf"(?P<i>\d+) +(?P<name>\S+) +{color} +0")
+    assert snap == {label.index: (label.long_name, label.rgb) for label in labels}
+    assert free == {label.index: (label.name, label.rgb) for label in labels}
+    for path in out.rglob("*_dseg.nii.gz"):
+        assert set(np.unique(np.asarray(nib.load(path).dataobj)).tolist()) <= set(free)
+
+
+def test_colours_are_those_of_the_table():
+    assert siam_labels().by_name["GM"].color == "#{:02x}{:02x}{:02x}".format(
+        *siam_labels().by_name["GM"].rgb
+    )
+    odd = LabelTable.from_names({"background": 0, "Muscle": 1})
+    assert len(odd.by_name["Muscle"].rgb) == 3
+
+
+def test_the_checks_notice_what_the_validator_does_not(foreign, tmp_path):
+    """Each break of a rule fails just one of our own checks."""
+    raw, made = foreign
+
+    def broken(change) -> Path:
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(made, out)
+        change(out)
+        return out
+
+    def edit(pattern, **entries):
+        def change(out):
+            (path,) = out.rglob(pattern)
+            path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+        return change
+
+    check_derivative(broken(lambda out: None), raw)
+    breaks = [
+        edit("dataset_description.json", GeneratedBy=[{"Name": "other", "Version": "1"}]),
+        edit("dataset_description.json", DatasetLinks={"raw": tmp_path.as_uri()}),
+        edit("*_dseg.json", Sources=["bids:raw:sub-01/anat/sub-01_T9w.nii.gz"]),
+        edit("*_dseg.json", SoftwareVersion=3),
+        edit("*_volumes.json", voxels={}),
+    ]
+    for change in breaks:
+        with pytest.raises((AssertionError, ValidationError)):
+            check_derivative(broken(change), raw)
+    torn = [
+        lambda out: os.truncate(next(out.rglob("*_dseg.nii.gz")), 99),
+        lambda out: next(out.rglob("*_mask.json")).unlink(),
+        lambda out: next(out.rglob("*_qc.tsv")).write_text("a\tb\n1\n"),
+        lambda out: next(out.rglob("*.png")).write_bytes(b"half"),
+    ]
+    for change in torn:
+        with pytest.raises((AssertionError, EOFError, OSError)):
+            check_whole(broken(change))
