@@ -457,17 +457,13 @@ def _slurm(argv: list[str]) -> int:
     if query.sessions and not arguments.sessions:
         forward += ["--session-label", *query.sessions]
     folder = arguments.folder or arguments.output_dir / "code" / "slurm"
+    # What is still to do depends on every option, so it is asked of the run that tasks will be.
+    words = [str(arguments.bids_dir), str(arguments.output_dir), "participant"]
+    words += ["--model", _absolute_folder(arguments.model)]
+    words += ["--participant-label", *query.participants] if query.participants else []
+    words += ["--session-label", *query.sessions] if query.sessions else []
     config = ArrayConfig(
-        run=RunConfig(
-            bids_dir=arguments.bids_dir,
-            output_dir=arguments.output_dir,
-            level="participant",
-            query=query,
-            model=_absolute_folder(arguments.model),
-            probabilities=tuple(arguments.probabilities),
-            write_probseg=arguments.write_probseg,
-            model_dirs=search_path(os.environ),
-        ),
+        run=_run_config(parser().parse_args([*words, *forward, *options]), ""),
         folder=folder,
         options=(*forward, *options),
         sessions=arguments.sessions,

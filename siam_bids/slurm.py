@@ -6,23 +6,23 @@ import logging
 import math
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-import nibabel as nib
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from siam_bids import derivatives, workflow
 from siam_bids.config import RunConfig
 from siam_bids.dataset import Scan
-from siam_bids.errors import UsageError
+from siam_bids.errors import SiamError, UsageError
 from siam_bids.files import atomic
-from siam_bids.models import find_model
+from siam_bids.nifti import read_grid
 from siam_bids.nnunet import NnunetModel
 from siam_bids.resources import resource
-from siam_bids.sizing import Grid, Size, estimate
+from siam_bids.sizing import Size, estimate
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +98,10 @@ def write_scripts(config: ArrayConfig) -> dict[Path, str]:
 
 def render_scripts(config: ArrayConfig) -> dict[Path, str]:
     """Return the content of the scripts and of the list of jobs by path; see `write_scripts`."""
-    scans = workflow.unfinished(config.run)
+    model, scans = workflow.unfinished(config.run)
     if not scans:
         raise UsageError("Everything is done already.", "Run the group level, or --overwrite.")
-    size = _size(config, scans)
+    size = _size(config, model, scans)
     lines, tasks = _work(config, scans, size)
     folder = config.folder.absolute()
     most = max(map(len, tasks))
@@ -121,7 +121,7 @@ def render_scripts(config: ArrayConfig) -> dict[Path, str]:
         "sbatch": config.sbatch,
         "logs": config.run.output_dir.absolute() / "logs" / "slurm",
         "jobs": folder / "jobs.txt",
-        "command": _command(config),
+        "command": _command(config, model.folder),
         "work": "/work" if config.container else '"$work"',
         "options": shlex.join(_options(config)),
     }
@@ -165,11 +165,14 @@ def _work(
     return lines, [[scan for unit in chunk for scan in unit] for chunk in chunks]
 
 
-def _size(config: ArrayConfig, scans: Sequence[Scan]) -> Size:
+def _size(config: ArrayConfig, model: NnunetModel, scans: Sequence[Scan]) -> Size:
     """Return what a scan costs: as measured in the output folder, else estimated."""
-    model = NnunetModel.open(_model_folder(config))
     step = math.ceil(len(scans) / _SAMPLE)
-    grids = [grid for scan in scans[::step] if (grid := _header(scan.path))]
+    grids = []
+    for scan in scans[::step]:
+        with suppress(SiamError, OSError):  # its own job will tell
+            grid = read_grid(scan.path, index=config.run.inference.volume)
+            grids.append((grid.shape, grid.voxel_size))
     size = estimate(model, grids, cpus=config.cpus, gpu=config.gpu)
     records = [derivatives.read_json(n.record) for n in derivatives.results(config.run.output_dir)]
     past = pd.DataFrame([record for record in records if "peak_memory_MB" in record])
@@ -182,22 +185,12 @@ def _size(config: ArrayConfig, scans: Sequence[Scan]) -> Size:
     return size
 
 
-def _header(path: Path) -> Grid | None:
-    """Read shape and voxel size of an image; None where that fails (its own job will tell)."""
-    try:
-        image = nib.load(path)
-    except (OSError, ValueError, nib.filebasedimages.ImageFileError):
-        return None
-    header = getattr(image, "header", None)
-    return (header.get_data_shape()[:3], header.get_zooms()[:3]) if header else None
-
-
 def _options(config: ArrayConfig) -> list[str]:
     options = [] if config.run.model == "compact" else ["--model", str(config.run.model)]
     return [*options, "--device", "cuda" if config.gpu else "cpu", *config.options]
 
 
-def _command(config: ArrayConfig) -> str:
+def _command(config: ArrayConfig, model: Path) -> str:
     source, target = config.run.bids_dir.absolute(), config.run.output_dir.absolute()
     if not config.container:
         return shlex.join([*shlex.split(config.program), str(source), str(target)])
@@ -206,17 +199,13 @@ def _command(config: ArrayConfig) -> str:
     binds = [f"{source}:/data:ro", f"{target}:/out"]
     binds += [f"{path}:{path}:ro" for path in _mentioned(config)]
     for root in config.run.model_dirs:
-        if root in _model_folder(config).parents:
+        if root in model.parents:
             binds.append(f"{root}:{root}:ro")
             words += ["--env", f"SIAM_MODEL_DIR={root}"]
     for bind in binds:
         words += ["--bind", bind]
     image = str(config.container.absolute())
     return shlex.join(words) + ' --bind "$work":/work ' + shlex.join([image, "/data", "/out"])
-
-
-def _model_folder(config: ArrayConfig) -> Path:
-    return find_model(config.run.model, config.run.model_dirs).folder
 
 
 def _mentioned(config: ArrayConfig) -> list[Path]:

@@ -142,13 +142,13 @@ def survey(config: RunConfig) -> tuple[NnunetModel, list[Prospect]]:
     return worker.model, [worker.prospect(scan) for scan in scans]
 
 
-def unfinished(config: RunConfig) -> list[Scan]:
-    """Return the scans that are not done, judged by the sidecars, without reading the images.
+def unfinished(config: RunConfig) -> tuple[NnunetModel, list[Scan]]:
+    """Return the model and the scans that are not done, by their sidecars, reading no image.
 
     A scan whose content changed since counts as done here; its own job would notice.
     """
     worker, scans = _prepare(config)
-    return [scan for scan in scans if worker.why(scan, trusting=True)]
+    return worker.model, [scan for scan in scans if worker.why(scan, trusting=True)]
 
 
 def rebuild_reports(config: RunConfig) -> list[str]:

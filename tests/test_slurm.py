@@ -5,7 +5,6 @@ import pwd
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -65,6 +64,23 @@ def test_what_is_done_is_left_out(study, tmp_path, tiny_model, capsys):
     capsys.readouterr()
     assert cli.slurm([str(study), str(out), "--model", str(tiny_model)]) == 2
     assert "Everything is done already." in capsys.readouterr().err
+
+
+def test_options_for_the_tasks_decide_what_is_done(study, tmp_path, tiny_model, capsys):
+    """What was segmented otherwise, or is to be overwritten, is still to do."""
+    out, model = tmp_path / "out", ["--model", str(tiny_model)]
+    otherwise = ["--scale", "1.4"]
+    done = [str(study), str(out), "participant", *model, "--participant-label", "a", *otherwise]
+    assert cli.main([*done, "--device", "cpu", "--n-cpus", "1"]) == 0
+    common = [str(study), str(out), *model, "--participant-label", "sub-a"]
+    assert cli.slurm([*common, "--", *otherwise]) == 2
+    for options in ([], ["--scale", "1.2"], [*otherwise, "--overwrite"]):
+        assert cli.slurm([*common, "--", *options]) == 0
+    assert "--scale 1.4 --overwrite" in (out / "code/slurm/participant.sbatch").read_text()
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.slurm([*common, "--", "--no-such-option"])
+    assert "--no-such-option" in capsys.readouterr().err
 
 
 def test_sessions_gpu_container_and_own_options(study, tmp_path, tiny_model, capsys):
@@ -195,15 +211,11 @@ def states(environment, *options):
     return [line.split() for line in done.stdout.splitlines()]
 
 
-def test_a_real_slurm_runs_requeues_and_gathers(cluster, study, tmp_path, tiny_model):
+def test_a_real_slurm_runs_requeues_and_gathers(cluster, study, tmp_path, tiny_model, program):
     """One task is requeued while it works, as in a preemption; the end is as if nothing was."""
-    root = Path(cli.__file__).parents[1]
-    app = tmp_path / "siam-bids"
-    app.write_text(f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m siam_bids "$@"\n')
-    app.chmod(0o755)
     out = tmp_path / "out"
     folder = write(
-        study, out, tiny_model, "--program", str(app), "--per-task", "2", "--cpus", "1",
+        study, out, tiny_model, "--program", str(program), "--per-task", "2", "--cpus", "1",
         "--mem-mb", "100", "--minutes", "30",
     )  # fmt: skip
     done = subprocess.run(
