@@ -2,6 +2,7 @@
 # Build the image and run the sample job in it as the worst cluster would: read-only system, a user
 # number that nobody knows, no HOME, no network, 1 MB of /tmp and of /dev/shm.
 #   benchmarks/image.sh WORK_DIR [options of buildah build, for example --build-arg BASE_IMAGE=...]
+# BASE=debian builds on a debootstrap base instead of python:3.12-slim, where no registry is at hand.
 # Needs buildah, bubblewrap and GNU time (Debian), as root; no engine. Results: benchmarks/image.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -9,7 +10,21 @@ work=$(mkdir -p "$1" && realpath "$1")
 shift
 export STORAGE_DRIVER=${STORAGE_DRIVER:-vfs} BUILDAH_ISOLATION=${BUILDAH_ISOLATION:-chroot}
 
-[[ ${KEEP_IMAGE:-} ]] || buildah build "$@" -t siam-bids .
+if [[ ${BASE:-} == debian ]]; then
+    base=localhost/siam-bids-base
+    if ! buildah inspect --type image "$base" &> /dev/null; then
+        packages=python3,python3-venv,ca-certificates
+        debootstrap --variant=minbase --include=$packages bookworm "$work/base" > "$work/base.log"
+        rm -rf "$work"/base/var/cache/apt/archives/*.deb "$work"/base/var/lib/apt/lists/*
+        container=$(buildah from scratch)
+        buildah copy --quiet "$container" "$work/base" / > /dev/null
+        buildah commit --quiet --rm "$container" "$base" > /dev/null
+        rm -rf "$work/base"
+    fi
+    set -- --build-arg BASE_IMAGE="$base" "$@"
+fi
+# HEALTHCHECK is Docker's; OCI's format has no place for it.
+[[ ${KEEP_IMAGE:-} ]] || buildah build --quiet --format docker "$@" -t siam-bids . > "$work/image"
 container=$(buildah from siam-bids)
 trap 'buildah rm "$container" > /dev/null' EXIT
 root=$(buildah mount "$container")

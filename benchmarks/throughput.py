@@ -1,9 +1,11 @@
 """Subjects an hour on this machine, by processes and threads.
 
-    python benchmarks/throughput.py [--scans 8] [--model compact] [--image SCAN.nii.gz]
+    python benchmarks/throughput.py [--scans 8] [--rounds 2] [--model compact] [--image SCAN.nii.gz]
 
 Copies of one scan, as participants of a dataset, are segmented by one process, or shared by two.
-Start-up is included. The last results are in benchmarks/throughput.md.
+Start-up is included. The plans take turns, so that a load from elsewhere falls on all of them, and
+the last column compares each with the first of its own round. The last results are in
+benchmarks/throughput.md.
 """
 
 import argparse
@@ -17,26 +19,37 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCAN = ROOT / "data/sample_bids/sub-colin27/anat/sub-colin27_T1w.nii.gz"
+HEADER = """\
+| processes x threads | subjects/hour | CPU s a scan | s read, segment, write | peak MB | to 1 x 1 |
+|---|---|---|---|---|---|"""
 PLANS = ((1, 1), (1, 2), (2, 1))  # processes, threads each
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scans", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--model", default="compact")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--image", type=Path, default=SCAN)
     arguments = parser.parse_args()
-    print(
-        "| processes x threads | subjects/hour | CPU s a scan | s read, segment, write | peak MB |"
-    )
-    print("|---|---|---|---|---|")
-    for processes, threads in PLANS:
-        with tempfile.TemporaryDirectory() as place:
-            print(measure(Path(place), processes, threads, arguments), flush=True)
+    print(HEADER)
+    for _ in range(arguments.rounds):
+        first = 0.0
+        for processes, threads in PLANS:
+            with tempfile.TemporaryDirectory() as place:
+                rate, costs = measure(Path(place), processes, threads, arguments)
+            first = first or rate
+            print(
+                f"| {processes} x {threads} | {rate:.0f} | {costs} | {rate / first:.2f} |",
+                flush=True,
+            )
 
 
-def measure(place: Path, processes: int, threads: int, arguments: argparse.Namespace) -> str:
+def measure(
+    place: Path, processes: int, threads: int, arguments: argparse.Namespace
+) -> tuple[float, str]:
+    """Return subjects an hour, and what a scan costs as cells of a table."""
     labels = [f"{number:03d}" for number in range(arguments.scans)]
     for label in labels:
         scan = place / f"in/sub-{label}/anat/sub-{label}_T1w.nii.gz"
@@ -68,9 +81,7 @@ def measure(place: Path, processes: int, threads: int, arguments: argparse.Names
         for name in ("read", "segment", "write")
     )
     peak = max(record["peak_memory_MB"] for record in records)
-    rate = arguments.scans / wall * 3600
-    each = f"{cpu / arguments.scans:.1f}"
-    return f"| {processes} x {threads} | {rate:.0f} | {each} | {stages} | {peak} |"
+    return arguments.scans / wall * 3600, f"{cpu / arguments.scans:.1f} | {stages} | {peak}"
 
 
 if __name__ == "__main__":
