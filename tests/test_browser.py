@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import head_labels, write_study
 from PIL import Image
+from test_report import group as render
 
 from siam_bids import derivatives
 from siam_bids.config import RunConfig
@@ -131,6 +132,20 @@ def test_search_filters_and_clearing(tab, output):
     tab.select_option("#flag", "*")
     tab.select_option("[data-category=sex]", "F")
     filtered(tab, 7)
+
+
+def test_ten_thousand_scans_come_in_pages(tab, tmp_path):
+    (tmp_path / "group.html").write_text(render(*(f"sub-{n:05d}_T1w" for n in range(10_000))))
+    opened(tab, tmp_path)
+    tab.select_option("#sort", "measure:GM")
+    tab.wait_for_function("document.querySelector('#wall .card').dataset.scan === 'sub-09999_T1w'")
+    assert len(names(tab)) == 60
+    assert tab.inner_text("#pager") == "Page 1 of 167"
+    tab.click("[data-do=next]")
+    tab.wait_for_function("document.querySelector('#wall .card').dataset.scan === 'sub-09939_T1w'")
+    tab.fill("#find", "sub-01234")
+    filtered(tab, 1)
+    assert tab.inner_text("#count") == "1 of 10000 scans"
 
 
 def test_search_is_ringed_in_every_plot_in_sight(tab, output):

@@ -234,6 +234,19 @@ def test_clashing_and_broken_participants_tables(config):
     assert len(run_group(config)) == 12
 
 
+def test_pybids_reads_the_group_tables_whatever_the_columns_are_called(visits):
+    from bids.layout import BIDSLayout
+
+    path = visits.bids_dir / "participants.tsv"
+    path.write_text("participant_id\tsession\tsuffix\nsub-01\tx\ty\n")
+    run_group(visits)
+    layout = BIDSLayout(visits.bids_dir, derivatives=visits.output_dir, validate=False)
+    (wide,) = layout.get(scope="derivatives", desc="wide", suffix="volumes", extension=".tsv")
+    described = wide.get_metadata()
+    assert described["GM"] == {"Description": "Volume: Cerebral cortex.", "Units": "mL"}
+    assert {"contrast", "participants_session", "participants_suffix"} <= {*described}
+
+
 def test_group_without_results_says_what_to_do(tmp_path):
     with pytest.raises(DatasetError, match="Run the participant level on it first"):
         run_group(config_of(tmp_path, tmp_path / "none"))
