@@ -31,6 +31,8 @@ def test_absent_tissues_are_listed_as_zero():
         {**dict.fromkeys(table["name"], 0.0), "WM": 16 * 8 / 1000, "TIV": 16 * 8 / 1000}
     )
     assert table["index"].isna().tolist() == [False] * 17 + [True]
+    assert str(table["index"].dtype) == "Int64"
+    assert list(table) == ["index", "name", "voxels", "volume_mL"]
 
 
 def test_labels_with_gaps_in_their_numbers():

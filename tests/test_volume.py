@@ -45,6 +45,22 @@ def test_volume_of_a_sheared_voxel_is_its_determinant():
     assert Grid((2, 2, 2), affine).voxel_volume == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    ("shape", "shift", "same"),
+    [
+        ((6, 7, 8), 0, True),
+        ((6, 7, 8), 5e-5, True),
+        ((6, 7, 8), 5e-3, False),
+        ((6, 7, 9), 0, False),
+    ],
+)
+def test_grids_are_the_same_where_every_voxel_is(shape, shift, same):
+    affine = oblique("LIA")
+    moved = affine.copy()
+    moved[0, 3] += shift
+    assert Grid((6, 7, 8), affine).same_as(Grid(shape, moved)) == same
+
+
 def test_data_must_fit_the_grid():
     with pytest.raises(ValueError, match=r"\(2, 2, 2\) and grid \(2, 2, 3\)"):
         Volume(np.zeros((2, 2, 2), np.float32), Grid((2, 2, 3), np.eye(4)))
