@@ -3,23 +3,25 @@
 import csv
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from pathlib import Path
+import textwrap
+from typing import Any
 
+import nibabel as nib
 import pytest
-from conftest import write_dataset
+from conftest import ROOT, write_dataset, write_scan
 
 from siam_bids import cli
 from siam_bids.resources import resource
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 
 
 def commands(page: str) -> list[str]:
     """Return the command lines of a page's code blocks, continued lines joined."""
-    text = (DOCS / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
     return [line.strip() for line in re.findall(r"^    (siam-bids[\w-]* .*)$", text, re.MULTILINE)]
 
 
@@ -49,7 +51,7 @@ def test_every_option_is_described():
     assert set(re.findall(r"`(--[a-z-]+)", page)) <= known
 
 
-@pytest.mark.parametrize("line", commands("tutorial.md"))
+@pytest.mark.parametrize("line", commands("docs/tutorial.md"))
 def test_commands_of_the_tutorial_run(line, tmp_path, monkeypatch, tiny_model):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
@@ -64,6 +66,47 @@ def test_commands_of_the_tutorial_run(line, tmp_path, monkeypatch, tiny_model):
         words += ["--model", str(tiny_model)]
     assert cli.main(words) == 0
     assert (tmp_path / "out").exists() != ("--dry-run" in words)
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, head, tiny_model):
+    """A folder where what the pages name lies: a dataset, scans, SIAM's model (a small one)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIAM_MODEL_DIR", str(tmp_path / "siam_params"))
+    shutil.copytree(tiny_model, tmp_path / "siam_params" / "v0.3" / "pred_DS108_LcsfP_Ano")
+    shutil.copytree(tiny_model, tmp_path / "RUN" / "model")
+    for root in ("BIDS_DIR", "IN"):
+        write_scan(tmp_path / root / "sub-01/anat/sub-01_T1w.nii.gz", head)
+        about = '{"Name": "D", "BIDSVersion": "1.10.0"}'
+        (tmp_path / root / "dataset_description.json").write_text(about)
+    for scan in ("SCAN.nii.gz", "scan.nii.gz", "FOLDER/a.nii.gz"):
+        write_scan(tmp_path / scan, head)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", *(f"docs/{name}.md" for name in ("options", "siam", "own_labels"))]
+)
+def test_commands_of_a_page_run_one_after_the_other(page, bench, tiny_model):
+    run = {"siam-bids": cli.main, "siam-bids-segment": cli.segment, "siam-bids-models": cli.models}
+    lines = commands(page)
+    assert lines
+    for line in lines:
+        program, *words = shlex.split(line, comments=True)
+        if program == "siam-bids-train":  # see test_training
+            assert cli._train_parser().parse_args(words)
+        elif words[0] != "fetch":  # see test_store
+            few = words if "--model" in words or program == "siam-bids-models" else [
+                *words, "--model", str(tiny_model)]  # fmt: skip
+            assert run[program](few) == 0, line
+
+
+def test_python_of_the_pages_runs(bench):
+    text = (DOCS / "siam.md").read_text(encoding="utf-8")
+    code = re.search(r"((?:^    .*\n)*^    labels = .*\n(?:^    .*\n)*)", text, re.MULTILINE)[1]
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(code), names)
+    assert names["labels"].data.shape == nib.load("scan.nii.gz").shape
 
 
 @pytest.mark.parametrize("page", ["questions.md", "citing.md"])
