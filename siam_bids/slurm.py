@@ -105,6 +105,7 @@ def render_scripts(config: ArrayConfig) -> dict[Path, str]:
     lines, tasks = _work(config, scans, size)
     folder = config.folder.absolute()
     most = max(map(len, tasks))
+    everything = len(scans) + sum(1 for _ in derivatives.results(config.run.output_dir))
     values = {
         "scans": len(scans),
         "subjects": len({scan.subject for scan in scans}),
@@ -115,8 +116,8 @@ def render_scripts(config: ArrayConfig) -> dict[Path, str]:
         "memory_mb": config.memory_mb or _round_up(size.memory / 1e6 * _SPARE, 500),
         "minutes": config.minutes
         or _round_up((size.start + most * size.seconds) * _PATIENCE / 60 + 5, 5),
-        "group_memory_mb": 2000 + len(scans) // 50,
-        "group_minutes": 15 + len(scans) // 200,
+        "group_memory_mb": 2000 + everything // 50,
+        "group_minutes": 15 + everything // 200,
         "restarts": _RESTARTS,
         "sbatch": config.sbatch,
         "logs": config.run.output_dir.absolute() / "logs" / "slurm",

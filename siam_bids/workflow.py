@@ -183,6 +183,7 @@ class _Worker:
         self._config = config
         self.record = record
         self.model = model
+        self._software = software_versions()
         self._segmenter: NnunetSegmenter | None = None
         self._writing: Future[None] | None = None
         self.summary = Summary()
@@ -369,7 +370,7 @@ class _Worker:
             "Description": f"Head tissues segmented by {record.title}, see seg-siam_dseg.tsv.",
             "Sources": [f"bids:raw:{scan.relative}"],
             "SoftwareVersion": __version__,
-            "Software": software_versions(),
+            "Software": self._software,
             "Model": {**record.describe(), "Folds": len(self.model.folds)},
             "Options": {
                 "probabilities": sorted(self._config.probabilities),
