@@ -93,7 +93,7 @@ def check_derivative(root: Path, raw: Path) -> None:
     linked = Path(unquote(urlparse(about["DatasetLinks"]["raw"]).path))
     assert linked.resolve() == raw.resolve()
     assert about["SourceDatasets"] == [{"URL": about["DatasetLinks"]["raw"]}]
-    for image in root.rglob("*.nii.gz"):
+    for image in root.glob("sub-*/**/anat/*.nii.gz"):
         _check_sidecar(derivatives.sidecar(image), raw)
     check_tables(root)
 
@@ -131,6 +131,6 @@ def _check_dictionary(table: Path) -> None:
     with table.open(encoding="utf-8", newline="") as stream:
         columns = next(csv.reader(stream, delimiter="\t"))
     meaning = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))
-    unnamed = set(columns) - set(meaning) - {"suffix"}  # see derivatives.save_table
+    unnamed = set(columns) - set(meaning)
     assert unnamed == set(), (table.name, unnamed)
     assert all(meaning[name].get("Description") for name in columns if name in meaning), table.name

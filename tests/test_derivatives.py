@@ -1,15 +1,17 @@
 import json
 import math
+import os
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import affine_of
 
 from siam_bids import derivatives
 from siam_bids.derivatives import ScanNames
 from siam_bids.errors import UsageError
-from siam_bids.files import write_json
+from siam_bids.files import SCRATCH, write_json
 from siam_bids.labels import LabelTable, siam_labels
 from siam_bids.measure import tissue_volumes
 from siam_bids.volume import Grid, Segmentation
@@ -154,3 +156,100 @@ def test_scans_say_why_they_are_to_do(tmp_path):
     assert "is missing" in derivatives.to_do(names, made, [names.segmentation])
     for key, why in derivatives.IDENTITY.items():
         assert derivatives.to_do(names, {**made, key: "other"}, []) == why
+
+
+def made(root, *stems, session="") -> list[ScanNames]:
+    """Finished scans, as far as their sidecars tell."""
+    names = [ScanNames(root, stem[4:6], session, stem, "T1w") for stem in stems]
+    for each in names:
+        write_json(derivatives.sidecar(each.segmentation), {"Sources": ["bids:raw:x"]})
+    return names
+
+
+def test_results_and_failures_are_told_apart_and_by_subject(tmp_path):
+    one, two = made(tmp_path, "sub-01", "sub-02_run-1")
+    (third,) = made(tmp_path, "sub-02_ses-b", session="b")
+    write_json(one.record, {"seconds": 3})
+    write_json(two.record, {"error": "damaged"})
+    assert list(derivatives.results(tmp_path)) == [one, two, third]
+    assert list(derivatives.results(tmp_path, "02")) == [two, third]
+    assert list(derivatives.failures(tmp_path)) == [two]
+    assert list(derivatives.failures(tmp_path, "01")) == []
+    assert third.session_id == "ses-b"
+    assert third.name == "sub-02_ses-b_T1w"
+
+
+def test_the_state_of_a_subject_changes_with_its_results_and_failures(tmp_path):
+    seen = [derivatives.state(tmp_path, "01")]
+    (names,) = made(tmp_path, "sub-01")
+    made(tmp_path, "sub-02")
+    seen.append(derivatives.state(tmp_path, "01"))
+    write_json(names.record, {"error": "damaged"})
+    seen.append(derivatives.state(tmp_path, "01"))
+    assert [len(state) for state in seen] == [0, 1, 2]
+    assert seen[2][0] == seen[1][0]
+    os.utime(names.record, (5, 5))
+    assert derivatives.state(tmp_path, "01")[1] == (names.record.as_posix(), 5 * 10**9)
+
+
+def test_a_table_comes_with_dictionary_and_parquet_and_goes_with_them(tmp_path):
+    table = pd.DataFrame({"scan": ["a", "b"], "site": ["x", None], "GM": [1.23456, math.nan]})
+    described = {"scan": {"Description": "x"}}
+    for name in ("group_qc", "group_more"):
+        derivatives.save_table(tmp_path, name, table, described)
+    text = (tmp_path / "group_qc.tsv").read_text()
+    assert text == "scan\tsite\tGM\na\tx\t1.2346\nb\tn/a\tn/a\n"
+    assert json.loads((tmp_path / "group_qc.json").read_text()) == {"scan": {"Description": "x"}}
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "group_qc.parquet"), table)
+    derivatives.remove_table(tmp_path, "group_qc")
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"group_more"}
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_phenotype_holds_one_table_per_kind_of_scan_and_no_old_ones(tmp_path):
+    table = pd.DataFrame({"participant_id": ["sub-01"], "GM": [600.0]})
+    described = {"participant_id": {"Description": "who"}}
+    for kinds in (("T1w", "ses-a_T2w"), ("T1w",)):
+        derivatives.save_phenotype(tmp_path, dict.fromkeys(kinds, (table, described)))
+        found = sorted(path.name for path in (tmp_path / "phenotype").iterdir())
+        assert found == [f"siam_{kind}.{end}" for kind in kinds for end in ("json", "tsv")]
+    about = json.loads((tmp_path / "phenotype/siam_T1w.json").read_text())
+    tool = "Volumes of head tissues on T1w images by siam-bids."
+    assert about == {"MeasurementToolMetadata": {"Description": tool}, **described}
+    assert (tmp_path / "phenotype/siam_T1w.tsv").read_text().endswith("sub-01\t600.0000\n")
+
+
+def test_what_scans_took_is_one_table(tmp_path):
+    one, two = made(tmp_path, "sub-01", "sub-02")
+    derivatives.save_resources(tmp_path)
+    assert not (tmp_path / "logs").exists()
+    write_json(
+        one.record, {"seconds": 3.5, "stages": {"read": 1, "write": 2.5}, "peak_memory_MB": 900}
+    )
+    write_json(two.record, {"seconds": 2})  # of a version that did not measure
+    derivatives.save_resources(tmp_path)
+    assert (tmp_path / "logs/resources.tsv").read_text() == (
+        "scan\tseconds\tpeak_memory_MB\tread_s\twrite_s\nsub-01_T1w\t3.5\t900\t1\t2.5\n"
+    )
+
+
+@pytest.mark.parametrize(("text", "content"), [('{"a": 1}', {"a": 1}), ("[1]", {}), ("{", {})])
+def test_a_broken_object_is_an_unfinished_result(tmp_path, text, content):
+    path = tmp_path / "x.json"
+    assert derivatives.read_json(path) == {}
+    path.write_text(text)
+    assert derivatives.read_json(path) == content
+
+
+def test_half_written_files_are_swept_where_they_can_lie(tmp_path):
+    dead = f"{SCRATCH}elsewhere0-1-x.json"
+    of_subject = ["logs/sub-01", "sub-01/anat", "sub-01/ses-a/anat", "sub-01/figures"]
+    places = {name: tmp_path / name / dead for name in (".", "logs", "sub-02/anat", *of_subject)}
+    for path in places.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (0, 0))
+    derivatives.sweep_subject(tmp_path, "01")
+    assert {name for name, path in places.items() if not path.exists()} == set(of_subject)
+    derivatives.sweep_root(tmp_path)
+    assert [name for name, path in places.items() if path.exists()] == ["sub-02/anat"]

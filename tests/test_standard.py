@@ -22,12 +22,12 @@ from siam_bids.labels import LabelTable, siam_labels
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory, head, tiny_model):
-    """With and without sessions, several contrasts, a failing scan, maps, adjustment, ratings."""
+    """Sessions or none, several contrasts, a failing scan, maps, viewer, adjustment, ratings."""
     place = tmp_path_factory.mktemp("mixed")
     raw, out = write_dataset(place / "bids", head), place / "out"
     out.mkdir()
     (out / "group_ratings.tsv").write_text("scan\trating\tnote\nsub-01_T1w\tpass\t\n")
-    config = run_config(raw, out, tiny_model, probabilities=("GM", "CSFv"))
+    config = run_config(raw, out, tiny_model, probabilities=("GM", "CSFv"), viewer=True)
     assert list(workflow.run_participant(config).failed) == ["sub-03_T1w"]
     run_group(replace(config, adjust=("TIV",)))
     return raw, out
