@@ -3,11 +3,12 @@
     python benchmarks/quality_bounds.py HEADS [--model compact] [--out benchmarks/quality_bounds]
 
 HEADS holds the real scans; two synthetic ones of data/sample_bids add other contrasts. Each is
-segmented as it is, in three acceptable copies, and in copies that were spoilt in known ways. All
-copies keep the voxels of the original (or a part of them), so that their labels can be compared
-with the original's voxel by voxel: the mean Dice over the brain classes says how much was lost.
-A copy below 0.7 is bad, one above 0.85 good. Writes OUT.tsv (every copy; a copy that stands there
-is not segmented again), OUT.md (what each bound finds, and how often it is wrong) and OUT.png.
+segmented as it is, in copies with a little noise, bias or tilt, and in copies that were spoilt in
+known ways. All copies keep the voxels of the original (or a part of them), so that their labels can
+be compared with the original's voxel by voxel: the mean Dice over the brain classes says how much
+was lost. Three stripped scans of a person after a stroke stand for unusual input that is sound.
+Writes OUT.tsv (every copy; a copy that stands there is not segmented again), OUT.md (what each
+bound finds, and how often it is wrong) and a plot in docs/images.
 `--pictures FOLDER` keeps a picture of every copy. Heads are first averaged to voxels of about 2 mm,
 those of the compact model, which costs a tenth of the time and changes both measures by less than
 0.01 (Colin27: confidence 0.759 and 0.767, entropy 0.160 and 0.156); `--voxel 1` leaves them finer.
@@ -43,7 +44,11 @@ PAINTED = (
     "sub-synth01/ses-01/anat/sub-synth01_ses-01_T2w.nii.gz",
     "sub-synth02/anat/sub-synth02_FLAIR.nii.gz",
 )
-GOOD, BAD = 0.85, 0.7
+STRIPPED = ("stroke_T1.nii.gz", "stroke_T2.nii.gz", "stroke_FLAIR.nii.gz")
+SOUND = ("as it is", "noise 5 %", "bias 30 %", "tilt 10 deg")
+"""Copies that must not be flagged for what the model says of them."""
+BAD = 0.7
+"""A copy with a lower mean Dice lost what volumes are about."""
 MEASURES = ("confidence", "entropy")
 Box = tuple[slice, slice, slice]
 ALL: Box = (slice(None), slice(None), slice(None))
@@ -160,7 +165,7 @@ def thick(millimetres: float) -> Spoil:
     return spoil
 
 
-def stripped(scan: Original) -> Copy:
+def skull_stripped(scan: Original) -> Copy:
     near = ndimage.binary_dilation(scan.brain, iterations=3)
     return _with(scan.volume, np.where(near, scan.volume.data, 0))
 
@@ -184,7 +189,7 @@ COPIES: dict[str, Spoil] = {
     "top cut by 25 %": cropped(0.25, top=True),
     "bottom cut by 40 %": cropped(0.4, top=False),
     "slices of 6 mm": thick(6),
-    "skull stripped": stripped,
+    "skull stripped": skull_stripped,
 }
 
 
@@ -270,19 +275,13 @@ def rejudged(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """Say in Markdown what the bounds do to good and bad copies."""
-    good, bad = table[table["dice"] >= GOOD], table[table["dice"] < BAD]
-    heads = table["scan"].nunique()
+    """Say in Markdown what the bounds do to sound and bad copies."""
+    good, bad = table[table["copy"].isin(SOUND)], table[table["dice"] < BAD]
     found = (
-        f"{heads} heads, {len(table)} copies: {len(good)} good (mean Dice with the original's "
-        f"labels at least {GOOD}), {len(bad)} bad (below {BAD})."
+        f"{table['scan'].nunique()} scans, {len(table)} copies: {len(good)} sound ones, {len(bad)} "
+        f"bad ones (mean Dice with the original's labels below {BAD})."
     )
-    lines = [
-        found,
-        "",
-        "| bound | bad ones found | good ones flagged |",
-        "|---|---|---|",
-    ]
+    lines = [found, "", "| bound | bad ones found | sound ones flagged |", "|---|---|---|"]
 
     def share(part: pd.Series) -> str:
         return f"{int(part.sum())} of {len(part)}"
@@ -301,7 +300,14 @@ def summary(table: pd.DataFrame) -> str:
             lines.append(f"| {kind}: {name} {words} | {' | '.join(cells)} |")
     flagged = share(bad["flag"] != "pass"), share(good["flag"] != "pass")
     lines.append(f"| any flag of all metrics | {' | '.join(flagged)} |")
+    flagged = good[good["flag"] != "pass"].drop_duplicates(["scan", "reasons"])
+    flagged = flagged[flagged["copy"] == "as it is"]
+    told = "; ".join(
+        f"{scan}: {why.rstrip('.')}" for scan, why in flagged[["scan", "reasons"]].to_numpy()
+    )
     lines += [
+        "",
+        f"Sound ones are flagged for other reasons ({told}).",
         "",
         "| copy | Dice, median (least) | confidence | entropy | warn | fail |",
         "|---|---|---|---|---|---|",
@@ -347,12 +353,14 @@ def main() -> None:
     model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
     segmenter = NnunetSegmenter(model, torch.device("cpu"))
     sample = resource("data", "sample_bids")
-    paths = [*(arguments.heads / name for name in REAL), *(sample / name for name in PAINTED)]
+    whole = [*(arguments.heads / name for name in REAL), *(sample / name for name in PAINTED)]
+    stripped = [arguments.heads / name for name in STRIPPED]
     target = arguments.out.with_suffix(".tsv")
     table = pd.read_csv(target, sep="\t") if target.exists() else pd.DataFrame()
     done = {*zip(table["scan"], table["copy"], strict=True)} if len(table) else set()
     heads: dict[Path, Head] = {}
     for kind in arguments.copies:
+        paths = whole + stripped if kind == "as it is" else whole
         for path in (one for one in paths if (one.name.split(".")[0], kind) not in done):
             head = heads[path] = heads.get(path) or Head(path, segmenter, arguments.voxel)
             row = head.row(kind, arguments.pictures)
@@ -362,7 +370,7 @@ def main() -> None:
     table = rejudged(table)
     table.to_csv(target, sep="\t", index=False, float_format="%.5g")
     arguments.out.with_suffix(".md").write_text(summary(table), encoding="utf-8")
-    plot(table, arguments.out.with_suffix(".png"))
+    plot(table, Path("docs/images") / f"{arguments.out.name}.png")
     print(summary(table))
 
 

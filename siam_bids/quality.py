@@ -329,7 +329,13 @@ def _intensity_metrics(view: _View) -> dict[str, float]:
         "cnr_GM_WM": cnr("GM", "WM"),
         "cnr_WM_CSF": cnr("WM", "CSFv"),
         "cjv": _ratio(gm_std + wm_std, abs(gm - wm)),
+        "fber": _ratio(_energy(view.image[view.labels > 0]), _energy(view.image[view.labels == 0])),
     }
+
+
+def _energy(values: npt.NDArray[np.float32]) -> float:
+    """Return the mean square; NaN for no values."""
+    return float(np.square(values, dtype=np.float64).mean()) if values.size else math.nan
 
 
 def _mean_and_std(values: npt.NDArray[np.float32]) -> tuple[float, float]:

@@ -63,6 +63,8 @@ def test_metrics_of_a_sound_head():
     noise = math.sqrt(3) * 2
     assert found["cnr_GM_WM"] == pytest.approx(40 / noise, rel=0.05)
     assert found["cjv"] == pytest.approx(4 / 40, rel=0.05)
+    inside = np.vectorize(lambda v: MEANS.get(v, 0.0))(segmentation.data[segmentation.data > 0])
+    assert found["fber"] == pytest.approx(np.mean(inside**2) / 2**2, rel=0.05)
     assert found["missing_tissues"] == 6  # Pal, Put, Caud, Accu, Amyg, Hippo
     assert math.isnan(found["confidence"])
 
