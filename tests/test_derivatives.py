@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 from conftest import affine_of
 
-from siam_bids import derivatives
+from siam_bids import __version__, derivatives
 from siam_bids.derivatives import ScanNames
 from siam_bids.errors import UsageError
 from siam_bids.files import SCRATCH, write_json
 from siam_bids.labels import LabelTable, siam_labels
 from siam_bids.measure import tissue_volumes
+from siam_bids.quality import judge
 from siam_bids.volume import Grid, Segmentation
 
 
@@ -50,6 +51,8 @@ def test_names_keep_every_entity(tmp_path, scan, expected):
 def test_probability_and_figure_names(tmp_path):
     names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
     assert names.probability("GM").name == "sub-01_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
+    skull = names.probability("Skull_diploe").name
+    assert skull == "sub-01_seg-siam_label-Skulldiploe_desc-T1w_probseg.nii.gz"
     assert names.figure("mosaic").parent.name == "figures"
     assert derivatives.sidecar(names.segmentation).name == "sub-01_seg-siam_desc-T1w_dseg.json"
 
@@ -59,12 +62,33 @@ def test_dataset_files(tmp_path):
     root = tmp_path / "out"
     derivatives.begin_dataset(root, source, siam_labels())
     about = json.loads((root / "dataset_description.json").read_text())
-    assert about["DatasetType"] == "derivative"
-    assert about["GeneratedBy"][0]["Name"] == "siam-bids"
-    assert about["DatasetLinks"] == {"raw": source.as_uri()}
+    assert about == {
+        "Name": "Head segmentations by siam-bids",
+        "BIDSVersion": "1.11.1",
+        "DatasetType": "derivative",
+        "GeneratedBy": [
+            {"Name": "siam-bids", "Version": __version__, "CodeURL": derivatives.CODE_URL}
+        ],
+        "SourceDatasets": [{"URL": source.as_uri()}],
+        "DatasetLinks": {"raw": source.as_uri()},
+    }
     ignored = (root / ".bidsignore").read_text().split()
-    assert "figures" in ignored
+    assert {"*.html", "figures", "group_*", "seg-siam_*.txt"} < set(ignored)
     assert not any(line.endswith("/") for line in ignored)
+    readme = (root / "README").read_text().splitlines()
+    assert readme[0] == f"Segmentations of whole-head MRI made by siam-bids {__version__}."
+    assert len(readme) == 3
+    snap, free = (
+        (root / name).read_text().splitlines()
+        for name in (derivatives.ITKSNAP_TABLE, derivatives.FREESURFER_TABLE)
+    )
+    assert snap[0] == "# ITK-SnAP Label Description File"
+    assert snap[2:4] == [
+        '    0    0   0   0  0  0  0  "Background"',
+        '    1  213  94   0  1  1  1  "Cerebral cortex"',
+    ]
+    assert free[:3] == ["#No. Name R G B A", "0 background 0 0 0 0", "1 GM 213 94 0 0"]
+    assert [len(snap), len(free)] == [20, 19]
     lines = (root / "seg-siam_dseg.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["index", "name", "abbreviation", "color", "mapping"]
     assert lines[13].split("\t")[::2] == ["12", "Hippo", "9"]
@@ -83,6 +107,7 @@ def test_a_saved_segmentation_lies_on_its_grid(tmp_path, codes):
     np.testing.assert_allclose(image.get_sform(), affine, atol=1e-5)
     np.testing.assert_allclose(image.get_qform(), affine, atol=1e-5)
     assert image.header.get_xyzt_units()[0] == "mm"
+    assert [int(image.header[code]) for code in ("sform_code", "qform_code")] == [1, 1]
 
 
 def test_a_sheared_grid_keeps_its_sform_and_has_no_qform(tmp_path):
@@ -92,7 +117,13 @@ def test_a_sheared_grid_keeps_its_sform_and_has_no_qform(tmp_path):
     derivatives.save_mask(tmp_path / "m.nii.gz", mask, Grid(mask.shape, affine))
     image = nib.load(tmp_path / "m.nii.gz")
     np.testing.assert_allclose(image.affine, affine)
-    assert int(image.header["qform_code"]) == 0
+    assert [int(image.header[code]) for code in ("sform_code", "qform_code")] == [1, 0]
+    assert image.get_data_dtype() == np.uint8
+    share = np.full(mask.shape, 0.25, np.float32)
+    derivatives.save_probability(tmp_path / "p.nii.gz", share, Grid(mask.shape, affine))
+    image = nib.load(tmp_path / "p.nii.gz")
+    assert image.get_data_dtype() == np.float32
+    np.testing.assert_array_equal(np.asarray(image.dataobj), share)
 
 
 def test_images_are_the_same_bytes_every_time(tmp_path):
@@ -156,6 +187,25 @@ def test_scans_say_why_they_are_to_do(tmp_path):
     assert "is missing" in derivatives.to_do(names, made, [names.segmentation])
     for key, why in derivatives.IDENTITY.items():
         assert derivatives.to_do(names, {**made, key: "other"}, []) == why
+    all_changed = dict.fromkeys(made, "other")
+    assert derivatives.to_do(names, all_changed, []) == "the input changed, another model made it"
+
+
+def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path):
+    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    values = {"TIV": 100.0, "brain_cut_top": 25.0}
+    derivatives.save_quality(names.quality, values)
+    header, row = names.quality.read_text().splitlines()
+    flag, reasons = judge(values)
+    assert len(reasons) == 2
+    assert header == "TIV\tbrain_cut_top\tflag\treasons"
+    assert row == f"100.0000\t25.0000\t{flag}\t{'; '.join(reasons)}"
+    meaning = json.loads(derivatives.sidecar(names.quality).read_text())
+    assert list(meaning) == header.split("\t")
+    derivatives.save_volumes(names.volumes, pd.DataFrame(columns=list(derivatives.DICTIONARY)))
+    write_json(derivatives.sidecar(names.segmentation), {"Sources": ["bids:raw:sub-01/x"]})
+    result = derivatives.read_result(names)
+    assert (result.names, result.source, result.quality) == (names, "sub-01/x", values)
 
 
 def made(root, *stems, session="") -> list[ScanNames]:
