@@ -266,11 +266,9 @@ def parser() -> argparse.ArgumentParser:
 
     top.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
     accepted = top.add_argument_group("accepted for compatibility, without effect")
-    for name in ("--skip-bids-validation", "--skip-bids-validator", "--notrack", "--low-mem"):
+    for name in ("--skip-bids-validation", "--skip-bids-validator", "--notrack"):
         accepted.add_argument(name, action="store_true", help=argparse.SUPPRESS)
-    for name in ("--mem-gb", "--mem-mb"):
-        accepted.add_argument(name, type=float, help=argparse.SUPPRESS)
-    accepted.description = "--skip-bids-validation, --notrack, --low-mem, --mem-gb, --mem-mb"
+    accepted.description = "--skip-bids-validation, --notrack"
     return top
 
 
@@ -395,6 +393,16 @@ def _add_inference_options(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--volume", type=int, metavar="N", help="take volume N (from 0) of 4-D images"
     )
+    group.add_argument(
+        "--mem-gb",
+        type=_gigabytes,
+        metavar="GB",
+        help="refuse scans that need more memory than this (default: than is free)",
+    )
+    group.add_argument("--mem-mb", type=_megabytes, dest="mem_gb", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--low-mem", action="store_true", help="keep what can be kept on disk there (--work-dir)"
+    )
 
 
 def _positive(text: str) -> float:
@@ -402,6 +410,17 @@ def _positive(text: str) -> float:
     if not 0 < value < 1000:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1000")
     return value
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _megabytes(text: str) -> float:
+    return _gigabytes(text) / 1000
 
 
 def _inference(arguments: argparse.Namespace) -> Inference:
@@ -419,6 +438,8 @@ def _inference(arguments: argparse.Namespace) -> Inference:
         mirror=arguments.mirror,
         precision=arguments.precision,
         volume=arguments.volume,
+        memory=1e9 * arguments.mem_gb if arguments.mem_gb else None,
+        low_memory=arguments.low_mem,
     )
 
 

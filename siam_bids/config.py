@@ -56,6 +56,10 @@ class Inference:
         `auto`, `float32` or `bfloat16` on a CPU.
     volume
         Which volume of a 4-D image is taken, from 0; None refuses 4-D images.
+    memory
+        Bytes of main memory that this program may use; None for what is free.
+    low_memory
+        Keep the sums of logits on disk; the labels stay the same.
     """
 
     voxel_size: float | None = None
@@ -65,13 +69,16 @@ class Inference:
     mirror: bool = False
     precision: str = "auto"
     volume: int | None = None
+    memory: float | None = None
+    low_memory: bool = False
 
     def changed(self) -> dict[str, Any]:
-        """Return what differs from the defaults, as sidecars record it."""
+        """Return what differs from the defaults and may change labels, as sidecars record it."""
         return {
             each.name: getattr(self, each.name)
             for each in fields(self)
-            if getattr(self, each.name) != each.default
+            if each.name not in ("memory", "low_memory")
+            and getattr(self, each.name) != each.default
         }
 
 

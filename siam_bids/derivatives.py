@@ -190,13 +190,21 @@ def _for_freesurfer(labels: LabelTable) -> str:
 
 
 def save_label_table(path: Path, labels: LabelTable) -> None:
-    """Write a label table as BIDS wants it: index, name, abbreviation, color, mapping."""
-    rows = ["index\tname\tabbreviation\tcolor\tmapping"]
-    rows += [
-        f"{label.index}\t{label.long_name}\t{label.name}\t{label.color}\t{label.mapping}"
-        for label in labels
-    ]
-    write_text(path, "\n".join(rows) + "\n")
+    """Write a label table as BIDS wants it: index, name, abbreviation, color, mapping.
+
+    A further column `parent` names the label that one refines, where there are such.
+    """
+    columns = {
+        "index": [str(label.index) for label in labels],
+        "name": [label.long_name for label in labels],
+        "abbreviation": [label.name for label in labels],
+        "color": [label.color for label in labels],
+        "mapping": [str(label.mapping) for label in labels],
+    }
+    if any(label.parent for label in labels):
+        columns["parent"] = [label.parent or "n/a" for label in labels]
+    rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+    write_text(path, "".join("\t".join(row) + "\n" for row in rows))
 
 
 def read_label_table(root: Path) -> LabelTable:
@@ -209,6 +217,7 @@ def read_label_table(root: Path) -> LabelTable:
                 long_name=row["name"],
                 color=row["color"],
                 mapping=int(row["mapping"]),
+                parent=row.get("parent", "").replace("n/a", ""),
             )
             for row in read_rows(root / LABEL_TABLE)
         )

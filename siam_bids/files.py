@@ -113,7 +113,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
+    return checksum(path, "sha256")
+
+
+def checksum(path: Path, kind: str) -> str:
+    """Return the checksum of a file's content, in hexadecimal; `kind` as hashlib names it."""
+    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)

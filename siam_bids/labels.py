@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -45,6 +45,8 @@ class Label:
         `#rrggbb`.
     mapping
         Index in the BIDS common label table (BIDS 1.11.1, imaging derivatives).
+    parent
+        Name of the label that this one refines, if any; it counts as that tissue.
     """
 
     index: int
@@ -52,6 +54,7 @@ class Label:
     long_name: str
     color: str
     mapping: int
+    parent: str = ""
 
     @property
     def rgb(self) -> tuple[int, int, int]:
@@ -88,8 +91,33 @@ class LabelTable:
         return self.labels[1:]
 
     def indices(self, names: Iterable[str]) -> list[int]:
-        """Return the indices of those of `names` that this table has."""
-        return [self.by_name[name].index for name in names if name in self.by_name]
+        """Return the indices of those of `names` that this table has, finer labels included."""
+        found = [
+            label.index for name in names for label in self if name in (label.name, label.parent)
+        ]
+        return list(dict.fromkeys(found))
+
+    def refined(self, name: str, finer: LabelTable) -> LabelTable:
+        """Return the table with a label replaced by those that a model finds inside it.
+
+        Labels of `finer` that this table names too keep their value here, others are appended.
+
+        Raises
+        ------
+        LabelError
+            More labels than a byte can tell apart.
+        """
+        outer = self.by_name[name]
+        kept = [label for label in self if label.name != name or name in finer.by_name]
+        new = [label for label in finer.foreground if label.name not in self.by_name]
+        last = self.labels[-1].index
+        if last + len(new) > 255:
+            raise LabelError(f"The labels inside {name} make {last + len(new)}, 255 are possible.")
+        added = [
+            replace(label, index=index, mapping=outer.mapping, parent=outer.parent or name)
+            for index, label in enumerate(new, start=last + 1)
+        ]
+        return LabelTable((*kept, *added))
 
     def check(self, data: npt.NDArray[np.integer], where: str) -> None:
         """Raise `LabelError` if `data` holds a value that the table does not name."""

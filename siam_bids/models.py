@@ -9,7 +9,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,13 @@ from siam_bids.resources import resource
 MANIFEST = "siam-bids.json"
 """Beside plans.json of a fetched model: its name, and size and SHA-256 of every file."""
 
-WEIGHTS = ("model.safetensors", "checkpoint_final.pth")
-"""What a fold's weights may be called; the first that exists is used."""
+
+@dataclass(frozen=True)
+class Region:
+    """A label that another model refines: its name, and that model."""
+
+    inside: str
+    model: ModelRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +51,8 @@ class ModelRecord:
         Whether labels in bfloat16 were compared with those in float32 and agreed on 99.9 % or more
         of the voxels of whole scans, so that bfloat16 may be the default where it is fast. Measured
         for `compact` only: 99.93 to 99.98 % on four real heads, and again in every test run.
+    regions
+        What refines labels of this model, in order; see `chain`.
     """
 
     name: str
@@ -55,9 +63,11 @@ class ModelRecord:
     licence: str
     citation: str
     bfloat16: bool = False
+    regions: tuple[Region, ...] = ()
 
-    def describe(self) -> dict[str, str]:
+    def describe(self) -> dict[str, Any]:
         """Return the model as sidecars name it."""
+        regions = [{"Inside": each.inside, **each.model.describe()} for each in self.regions]
         return {
             "Name": self.name,
             "Title": self.title,
@@ -65,6 +75,7 @@ class ModelRecord:
             "SHA256": self.sha256,
             "License": self.licence,
             "Citation": self.citation,
+            **({"Regions": regions} if regions else {}),
         }
 
 
@@ -77,7 +88,10 @@ def registry() -> dict[str, dict[str, Any]]:
 
 
 def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
-    """Find a registered model by name, or take the path of an nnU-Net v2 model folder.
+    """Find a registered model by name, or take the path of a model folder or of a chain.
+
+    A chain is an entry of models.json, or a JSON file like one, that names a `model` and `regions`:
+    pairs of `inside`, a label, and the `model` that refines it. Paths may be relative to the file.
 
     Parameters
     ----------
@@ -90,8 +104,12 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
         Neither a known name nor a folder, not fetched yet, or the folder lacks a part.
     """
     known = registry()
+    if name.endswith(".json"):
+        return _chain(Path(name).stem, _chain_file(Path(name).expanduser()), roots)
     if name in known:
         entry = known[name]
+        if "regions" in entry:
+            return _chain(name, entry, roots)
         folder = locate(name, roots)
         if folder is None:
             raise ModelError(
@@ -126,9 +144,52 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
     )
 
 
+def _chain_file(path: Path) -> dict[str, Any]:
+    """Read a chain; paths in it become absolute."""
+
+    def absolute(model: str) -> str:
+        folder = path.parent / Path(model).expanduser()
+        return str(folder) if folder.is_dir() else model
+
+    try:
+        content = _read(path)
+        regions = [
+            {"inside": str(each["inside"]), "model": absolute(each["model"])}
+            for each in content["regions"]
+        ]
+        return {**content, "model": absolute(content["model"]), "regions": regions}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} is no chain of models ({error}).",
+            'Write {"model": ..., "regions": [{"inside": LABEL, "model": ...}]}.',
+        ) from error
+
+
+def _chain(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> ModelRecord:
+    first = find_model(entry["model"], roots)
+    regions = tuple(
+        Region(each["inside"], find_model(each["model"], roots)) for each in entry["regions"]
+    )
+    models = [first, *(region.model for region in regions)]
+    parts = "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
+    citations = dict.fromkeys(model.citation for model in models if model.citation)
+    return replace(
+        first,
+        name=name,
+        title=entry.get("title", " + ".join(model.title for model in models)),
+        version=entry.get("version", " + ".join(model.version for model in models)),
+        sha256=hashlib.sha256(f"{first.sha256}\n{parts}".encode()).hexdigest(),
+        citation=entry.get("citation", " ".join(citations)),
+        regions=(*first.regions, *regions),
+    )
+
+
 def locate(name: str, roots: Sequence[Path]) -> Path | None:
     """Return the folder of a registered model, or None if it is not on this disk."""
     entry = registry()[name]
+    if "regions" in entry:
+        found = [locate(part, roots) for part in _parts_of_chain(entry)]
+        return found[0] if all(found) else None
     if "archive" not in entry:
         return resource(*entry["folder"].split("/"))
     for root in roots:
@@ -138,6 +199,11 @@ def locate(name: str, roots: Sequence[Path]) -> Path | None:
     return None
 
 
+def _parts_of_chain(entry: Mapping[str, Any]) -> list[str]:
+    """Name the registered models of a registered chain."""
+    return [entry["model"], *(region["model"] for region in entry["regions"])]
+
+
 def _read(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
@@ -145,11 +211,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _parts(folder: Path) -> list[Path]:
     """List the files that make up a model: two JSON files and the weights of each fold."""
-    parts = [folder / "plans.json", folder / "dataset.json"]
-    for fold in sorted(folder.glob("fold_*")):
-        weights = [fold / name for name in WEIGHTS if (fold / name).exists()]
-        parts += weights[:1]
-    return parts
+    return [folder / "plans.json", folder / "dataset.json", *store.fold_weights(folder)]
+
+
+def _hash(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read anew only if its size or time changes."""
+    about = path.stat()
+    return _hash_of(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _hash_of(path: Path, _size: int, _time: int) -> str:
+    return sha256(path)
 
 
 def _folder_checksum(folder: Path) -> str:
@@ -163,7 +236,7 @@ def _folder_checksum(folder: Path) -> str:
         name = part.relative_to(folder).as_posix()
         listed = known.get(name, {})
         same = listed.get("size") == part.stat().st_size  # gigabytes: hashed by `verify` only
-        digest.update(f"{name} {listed['sha256'] if same else sha256(part)}\n".encode())
+        digest.update(f"{name} {listed['sha256'] if same else _hash(part)}\n".encode())
     return digest.hexdigest()
 
 
@@ -177,7 +250,7 @@ def fetch(
     checksum: str = "",
     progress: store.Progress | None = None,
 ) -> Path:
-    """Download, check and unpack a registered model into the first of `roots`.
+    """Download, check and unpack a registered model, or those of a chain, into the first root.
 
     What is there already is left alone. Two processes may do this at once: the second waits.
 
@@ -201,36 +274,45 @@ def fetch(
     entry = registry().get(name)
     if entry is None:
         raise UsageError(f"There is no model {name!r}.", f"Known: {', '.join(registry())}.")
-    source: Mapping[str, Any] = entry.get("archive", {})
-    root = roots[0]
+    if "regions" in entry:
+        server = url if url.endswith("/") else ""
+        folders = [
+            fetch(part, roots, convert=convert, url=server, progress=progress)
+            for part in _parts_of_chain(entry)
+        ]
+        return folders[0]
     if (there := locate(name, roots)) is not None:
         return there
+    root = roots[0]
     if not store.is_writable(root):
         raise ModelError(f"{root} cannot be written.", "Set SIAM_MODEL_DIR to another folder.")
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if (there := locate(name, roots)) is not None:  # another process has brought it meanwhile
             return there
-        file = source["url"].rsplit("/", 1)[1]
+        source: Mapping[str, Any] = entry["archive"]
         size = int(source.get("size", 0))
         checksum = checksum or source.get("checksum", "")
+        file = source["url"].rsplit("/", 1)[1]
         if not checksum:
             checksum, size = store.published_checksum(source["record"], file)
-        got = archive or root / ".download" / file
-        if archive is None:
-            store.check_space(root, 2 * size)
-            address = (url + file if url.endswith("/") else url) or source["url"]
-            store.download(address, got, size=size, progress=progress)
+        about = {"name": name, "archive": checksum}
+        target = root / entry["folder"]
+        if archive:
+            store.check(archive, checksum)
+            return _install(archive, target, convert, about)
+        store.check_space(root, 2 * size)
+        address = (url + file if url.endswith("/") else url) or source["url"]
+        got = root / ".download" / file
+        store.download(address, got, size=size, progress=progress)
         try:
             store.check(got, checksum)
         except ModelError:
-            if archive is None:
-                got.unlink()
-            raise
-        folder = _install(got, root / entry["folder"], convert, {"name": name, "archive": checksum})
-        if archive is None:
             got.unlink()
-    return folder
+            raise
+        folder = _install(got, target, convert, about)
+        got.unlink()
+        return folder
 
 
 def _install(
@@ -269,12 +351,16 @@ def verify(name: str, roots: Sequence[Path]) -> Iterator[tuple[str, bool]]:
     ModelError
         The model is not here, or was not fetched by this app, so that nothing is known about it.
     """
-    folder = find_model(name, roots).folder
-    if not (folder / MANIFEST).exists():
-        raise ModelError(f"{folder} has no {MANIFEST}: it was not fetched by siam-bids-models.")
-    for part, listed in _read(folder / MANIFEST)["files"].items():
-        path = folder / part
-        yield part, path.exists() and sha256(path) == listed["sha256"]
+    record = find_model(name, roots)
+    for model in (record, *(region.model for region in record.regions)):
+        manifest = model.folder / MANIFEST
+        if not manifest.exists():
+            raise ModelError(
+                f"{model.folder} has no {MANIFEST}: it was not fetched by siam-bids-models."
+            )
+        for part, listed in _read(manifest)["files"].items():
+            path = model.folder / part
+            yield part, path.exists() and sha256(path) == listed["sha256"]
 
 
 def remove(name: str, roots: Sequence[Path]) -> Path:

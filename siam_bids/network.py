@@ -1,14 +1,17 @@
 """Running an nnU-Net U-Net on a CPU in less memory: the same sums, piece by piece.
 
 Instance normalisation works in place, a few channels at a time; large convolutions run in slabs,
-so that oneDNN's reordered copies stay small; the decoder never joins skip and upsampled features
-at full size, and frees a skip once it is used. In bfloat16 the convolutions take half the memory
-and time, while the first and the last layer and all sums stay in float32.
+so that oneDNN's reordered copies stay small, and are written over their input where nothing else
+needs it; the decoder upsamples slab by slab and writes over the skip. What is left at the peak are
+two feature maps of full resolution in a residual encoder, one in a plain one. In bfloat16 the
+convolutions take half the memory and time, while the first and the last layer and all sums stay in
+float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -16,8 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_SLAB = 1 << 26
-"""Elements of one input slab of a convolution: 128 MB in bfloat16. Smaller maps run whole."""
+SLAB = 1 << 24
+"""Elements of one input slab of a convolution: 64 MB in float32. Smaller maps run whole."""
 
 _GROUP = 1 << 22
 """Elements normalised, pooled or scored at once in float32: 16 MB."""
@@ -36,9 +39,13 @@ def is_unet(network: Any) -> bool:
         first = [stage.convs[0].all_modules[0] for stage in decoder.stages]
         parts = [*encoder.stages, *decoder.transpconvs, decoder.seg_layers[-1]]
         whole = set(encoder.strides[0]) == {1}
+        apart = all(layer.kernel_size == layer.stride for layer in decoder.transpconvs)
+        layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv3d)]
+        near = all(max(layer.kernel_size) <= 3 and set(layer.dilation) == {1} for layer in layers)
     except (AttributeError, TypeError):
         return False
-    return bool(parts) and whole and all(isinstance(conv, nn.Conv3d) for conv in first)
+    plain = whole and apart and near
+    return bool(parts) and plain and all(isinstance(conv, nn.Conv3d) for conv in first)
 
 
 class LeanUNet(nn.Module):
@@ -59,6 +66,9 @@ class LeanUNet(nn.Module):
         self.network: Any = network
         self._head: nn.Conv3d = network.decoder.seg_layers[-1]
         _replace_layers(network, keep=self._head)
+        for block in network.modules():
+            for follower in _followers(block):
+                follower.conv.overwrites = True
         layers = [layer for layer in network.modules() if isinstance(layer, _CONVOLUTIONS)]
         first = next(layer for layer in layers if isinstance(layer, _Convolution))
         first.result = dtype
@@ -79,8 +89,7 @@ class LeanUNet(nn.Module):
         skips.pop()
         for upsample, stage in zip(decoder.transpconvs, decoder.stages, strict=True):
             first = stage.convs[0].all_modules
-            features = upsample(features)
-            features = first[0]([features, skips.pop()])
+            features = first[0].join(features, upsample, skips.pop())
             features = stage.convs[1:](first[1:](features))
         return self._logits(features)
 
@@ -88,7 +97,7 @@ class LeanUNet(nn.Module):
         logits = features.new_empty(
             (1, self._head.out_channels, *features.shape[2:]), dtype=torch.float32
         )
-        for part in _slabs(features, _GROUP):
+        for part in _slabs(features.shape[2], features.numel(), _GROUP):
             logits[:, :, part] = self._head(features[:, :, part].float())
         return logits
 
@@ -118,40 +127,87 @@ class Mirrored(nn.Module):
         return total.div_(len(self.flips))  # type: ignore[no-any-return]
 
 
-def _slabs(features: torch.Tensor, size: int) -> Iterator[slice]:
-    """Cut (1, C, I, J, K) along i into slabs of at most about `size` elements."""
-    depth = features.shape[2]
-    step = max(8, depth * size // features.numel())
+def _slabs(depth: int, elements: int, size: int) -> Iterator[slice]:
+    """Cut `depth` planes of `elements` values in all into slabs of at most about `size` values."""
+    step = max(8, depth * size // elements)
     for start in range(0, depth, step):
         yield slice(start, min(start + step, depth))
 
 
 class _Convolution(nn.Module):
-    """A convolution of stride 1 that keeps the shape; takes several maps as if joined."""
+    """A convolution in slabs along the first spatial axis.
+
+    Attributes
+    ----------
+    result
+        Type of the result; None for that of the input.
+    overwrites
+        Whether nothing else needs the input, so that a result of the same shape may replace it.
+    """
 
     def __init__(self, conv: nn.Conv3d) -> None:
         super().__init__()
         self.weight, self.bias = conv.weight, conv.bias
+        self.stride = tuple(conv.stride)
         self.padding = tuple(int(edge) for edge in conv.padding)
         self.result: torch.dtype | None = None
+        self.overwrites = False
 
-    def forward(self, maps: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
-        maps = [maps] if isinstance(maps, torch.Tensor) else maps
-        dtype = self.result or maps[0].dtype
-        slabs = list(_slabs(maps[0], _SLAB))
-        if len(slabs) == 1:
-            whole = torch.cat(maps, dim=1) if len(maps) > 1 else maps[0]
-            return functional.conv3d(whole, self.weight, self.bias, padding=self.padding).to(dtype)
-        reach, *rest = self.padding
-        depth = maps[0].shape[2]
-        result = maps[0].new_empty((1, len(self.weight), *maps[0].shape[2:]), dtype=dtype)
-        for slab in slabs:
-            low, high = slab.start - reach, slab.stop + reach
-            part = torch.cat([each[:, :, max(low, 0) : high] for each in maps], dim=1)
-            if low < 0 or high > depth:
-                part = functional.pad(part, (0, 0, 0, 0, max(-low, 0), max(high - depth, 0)))
-            result[:, :, slab] = functional.conv3d(part, self.weight, self.bias, padding=(0, *rest))
-        return result
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self._run(
+            lambda low, high: features[:, :, low:high], features, overwrite=self.overwrites
+        )
+
+    def join(self, coarse: torch.Tensor, upsample: Any, skip: torch.Tensor) -> torch.Tensor:
+        """Convolve upsampled and skipped features as if joined; may overwrite the skip.
+
+        Parameters
+        ----------
+        coarse
+            (1, C, I, J, K) features of the stage below.
+        upsample
+            Transposed convolution, its kernel equal to its stride.
+        skip
+            (1, C', I', J', K').
+        """
+        step = upsample.stride[0]
+
+        def planes(low: int, high: int) -> torch.Tensor:
+            first, last = low // step, -(-high // step)
+            finer = upsample(coarse[:, :, first:last])
+            finer = finer[:, :, low - first * step : high - first * step]
+            return torch.cat([finer, skip[:, :, low:high]], dim=1)
+
+        return self._run(planes, skip, overwrite=True)
+
+    def _run(
+        self, planes: Callable[[int, int], torch.Tensor], source: torch.Tensor, *, overwrite: bool
+    ) -> torch.Tensor:
+        """Convolve what `planes(low, high)` gives; its grid is the source's."""
+        dtype = self.result or source.dtype
+        depth = source.shape[2]
+        edges = zip(source.shape[2:], self.padding, self.weight.shape[2:], self.stride, strict=True)
+        lengths = [(n + 2 * pad - edge) // step + 1 for n, pad, edge, step in edges]
+        shape = (1, len(self.weight), *lengths)
+        elements = max(source.numel(), math.prod(shape))
+        if elements <= SLAB:
+            return self._convolve(planes(0, depth), self.padding).to(dtype)
+        same = overwrite and shape == source.shape and dtype == source.dtype
+        target = source if same else source.new_empty(shape, dtype=dtype)
+        edge, step, (reach, *rest) = self.weight.shape[2], self.stride[0], self.padding
+        before = planes(0, 1)[:, :, :0]  # planes read already, which a slab may have overwritten
+        for slab in _slabs(lengths[0], elements, SLAB):
+            low, high = slab.start * step - reach, (slab.stop - 1) * step - reach + edge
+            begin, end = max(low, 0) + before.shape[2], min(high, depth)
+            part = torch.cat([before, planes(begin, end)], dim=2) if begin < end else before
+            missing = (max(-low, 0), max(high - depth, 0))
+            part = functional.pad(part, (0, 0, 0, 0, *missing)) if any(missing) else part
+            before = part[:, :, part.shape[2] - max(edge - step, 0) :].clone()
+            target[:, :, slab] = self._convolve(part, (0, *rest))
+        return target
+
+    def _convolve(self, features: torch.Tensor, padding: tuple[int, ...]) -> torch.Tensor:
+        return functional.conv3d(features, self.weight, self.bias, self.stride, padding)
 
 
 class _InstanceNorm(nn.Module):
@@ -209,6 +265,11 @@ def _replacement(layer: nn.Module) -> nn.Module:
         return _InstanceNorm(layer)
     if isinstance(layer, nn.AvgPool3d):
         return _AveragePool(layer)
-    if isinstance(layer, nn.Conv3d) and set(layer.stride) == {1}:
-        return _Convolution(layer)
-    return layer
+    return _Convolution(layer) if isinstance(layer, nn.Conv3d) else layer
+
+
+def _followers(block: Any) -> Sequence[Any]:
+    """Return the blocks within a block whose input is what the block before them made."""
+    if hasattr(block, "convs"):
+        return block.convs[1:]  # type: ignore[no-any-return]
+    return [block.conv2] if hasattr(block, "conv2") else []

@@ -12,13 +12,11 @@ import numpy.typing as npt
 import psutil
 
 from siam_bids.errors import ImageError
+from siam_bids.sizing import BYTES_PER_VOXEL
 from siam_bids.volume import Grid, Volume
 
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.05, 25.0
 """Edges in mm beyond which a header is wrong, or the image no head."""
-
-BYTES_PER_VOXEL = 16
-"""Least memory for a voxel of the scan: float32 intensities, a reordered copy, and labels."""
 
 _READ_ERRORS = (
     nib.filebasedimages.ImageFileError,

@@ -10,10 +10,11 @@ import contextlib
 import io
 import json
 import logging
+import math
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy import ndimage
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from siam_bids.config import Inference
-from siam_bids.errors import ModelError, UsageError
+from siam_bids.errors import ImageError, ModelError, UsageError
 from siam_bids.files import atomic
 from siam_bids.labels import LabelTable
 from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
@@ -41,7 +43,9 @@ from siam_bids.segmenter import (
     predict_tiled,
     probability_from_logits,
 )
-from siam_bids.volume import Reorientation, Segmentation, Volume
+from siam_bids.sizing import Load, Size
+from siam_bids.store import CHECKPOINT, CONVERTED, fold_weights
+from siam_bids.volume import Grid, Reorientation, Segmentation, Volume
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
     from nnunetv2.preprocessing.normalization import default_normalization_schemes
@@ -55,8 +59,8 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environme
 logger = logging.getLogger(__name__)
 
 CONFIGURATION = "3d_fullres"
-CHECKPOINT = "checkpoint_final.pth"
-CONVERTED = "model.safetensors"
+_NEVER = -6e4
+"""A logit, within float16, of what must not be chosen."""
 
 _HARMLESS: list[Any] = [
     np.dtype,
@@ -104,7 +108,7 @@ class NnunetModel:
             A file is missing or is not what nnU-Net writes, or there is no fold.
         """
         plans, dataset = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
-        folds = _fold_weights(folder)
+        folds = fold_weights(folder)
         if not folds:
             raise ModelError(f"{folder} holds no fold_*/checkpoint_final.pth.")
         try:
@@ -114,6 +118,34 @@ class NnunetModel:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
         return cls(folder, plans, dataset, labels, folds, bfloat16)
+
+    @property
+    def channels(self) -> int:
+        """Images that the network takes at once: 1, or 2 for a model of a region (and its mask)."""
+        return len(self.dataset.get("channel_names") or self.dataset.get("modality") or "1")
+
+    @cached_property
+    def plan(self) -> Any:
+        """nnU-Net's view of the one 3-D configuration, full resolution preferred.
+
+        Raises
+        ------
+        ModelError
+            There is none.
+        """
+        names: list[str] = list(self.plans.get("configurations", {}))
+        if not names:
+            raise ModelError(f"{self.folder}/plans.json has no configuration.")
+        name = CONFIGURATION if CONFIGURATION in names else names[0]
+        return PlansManager(self.plans).get_configuration(name)
+
+    @cached_property
+    def multiply_adds(self) -> float:
+        """Multiply-adds of one tile through one fold, counted without computing anything."""
+        network = _sketch(self)
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            network(torch.zeros((1, self.channels, *self.plan.patch_size), device="meta"))
+        return float(counter.get_total_flops()) / 2
 
     def with_folds(self, names: Sequence[str]) -> NnunetModel:
         """Return the model with only these folds, for example `("0", "2")`; empty keeps all.
@@ -130,13 +162,6 @@ class NnunetModel:
                 f"The model has no fold {', '.join(missing)}.", f"It has: {', '.join(known)}."
             )
         return replace(self, folds=tuple(known[name] for name in names) or self.folds)
-
-
-def _fold_weights(folder: Path) -> tuple[Path, ...]:
-    """List the weights of each fold: converted ones where there are any, else the checkpoint."""
-    converted = {path.parent: path for path in folder.glob(f"fold_*/{CONVERTED}")}
-    plain = {path.parent: path for path in folder.glob(f"fold_*/{CHECKPOINT}")}
-    return tuple(path for _, path in sorted({**plain, **converted}.items()))
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -255,62 +280,78 @@ class NnunetSegmenter:
             )
         plans = PlansManager(model.plans)
         self._axes = tuple(plans.transpose_forward)
-        self._plan = plans.get_configuration(_configuration(model))
+        self._plan = model.plan
         self._intensities = plans.foreground_intensity_properties_per_channel
         self._build(device)
 
     def _build(self, device: torch.device) -> None:
         self.device = device
-        self._network = build_network(
-            self._plan.configuration["architecture"], channels=1, classes=len(self.model.labels)
-        ).to(device)
+        self.load = load_of(self.model, device, self.options)
+        self._network = _sketch(self.model).to_empty(device=device)
         self._runner = self._network
         self._loaded: Path | None = None
-        self.precision_name = "float16" if device.type == "cuda" else "float32"
-        if device.type == "cpu" and is_unet(self._network):
-            wish = self.options.precision
-            allowed = wish == "auto" and self.model.bfloat16 and has_fast_bfloat16()
-            fast = wish == "bfloat16" or allowed
-            self.precision_name = "bfloat16" if fast else "float32"
-            self._runner = LeanUNet(self._network, torch.bfloat16 if fast else torch.float32)
+        if self.load.lean:
+            half = self.load.precision == "bfloat16"
+            self._runner = LeanUNet(self._network, torch.bfloat16 if half else torch.float32)
         if self._axes_mirrored:
             self._runner = Mirrored(self._runner, self._axes_mirrored)
 
     def segment(
-        self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
+        self,
+        volume: Volume,
+        *,
+        inside: npt.NDArray[np.bool_] | None = None,
+        probabilities: Sequence[str] = (),
+        progress: Progress | None = None,
     ) -> Prediction:
-        """Segment one scan on its own grid; see `Segmenter.segment`."""
-        need, free = self.memory_of_scan(volume), psutil.virtual_memory().available
-        logger.log(
-            logging.WARNING if need > free else logging.INFO,
-            "Needs about %.1f GB of memory; %.1f GB are free.",
-            need / 1e9,
-            free / 1e9,
-        )
+        """Segment one scan on its own grid; see `Segmenter.segment`.
+
+        Parameters
+        ----------
+        inside
+            (I, J, K) region to label, for a model of two channels: within it no voxel becomes
+            background, outside all do.
+
+        Raises
+        ------
+        ImageError
+            It needs more memory than there is, see `memory_of_scan`.
+        """
+        self._check_memory(volume)
         labels = self.model.labels
         turn = Reorientation.to_ras(volume.grid)
         order = tuple(2 - axis for axis in self._axes)
-        data = turn.apply(volume.data).transpose(order)
-        spacing = self._spacing([turn.target.voxel_size[axis] for axis in order])
-        box = _nonzero_box(data)
-        cropped = data[box]
+        channels = [turn.apply(volume.data).transpose(order)]
+        if inside is not None:
+            channels.append(turn.apply(inside.astype(np.float32)).transpose(order))
+        spacing = _spacing(
+            self.model, [turn.target.voxel_size[axis] for axis in order], self.options
+        )
+        box = _box(_anything(channels))
+        shape = channels[0].shape
+        cropped = [channel[box] for channel in channels]
         image = self._preprocess(cropped, spacing)
         padded, inner = pad_nd_image(
             torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
         )
-        logits = self._predict(padded, progress)[(slice(None), *inner[1:])]
+        mask = None if inside is None else cropped[1] > 0
+        part = None if mask is None else _seen_box(mask, inner[1:])
+        logits = self._predict(padded, part, progress)[(slice(None), *inner[1:])]
         certainty = Certainty(len(labels))
-        normaliser = np.empty(cropped.shape, np.float32) if probabilities else None
-        logits, nearest_axis = self._resampled(logits, cropped.shape, spacing)
+        normaliser = np.empty(cropped[0].shape, np.float32) if probabilities else None
+        logits, nearest_axis = self._resampled(logits, cropped[0].shape, spacing)
+        if mask is not None:
+            with torch.inference_mode():
+                logits[0] = _NEVER
         found = labels_from_logits(
             logits,
-            cropped.shape,
+            cropped[0].shape,
+            inside=mask,
             nearest_axis=nearest_axis,
             certainty=certainty,
             normaliser=normaliser,
         )
         back = tuple(int(axis) for axis in np.argsort(order))
-        shape = data.shape
 
         def to_scan(part: npt.NDArray[Any], outside: int) -> npt.NDArray[Any]:
             whole = np.full(shape, outside, part.dtype)
@@ -333,18 +374,35 @@ class NnunetSegmenter:
             entropy=certainty.entropy(),
         )
 
-    def _spacing(self, true: list[float]) -> list[float]:
-        """Return the voxel size that the scan is taken to have, in the plans' axis order."""
-        if not self.options.interpolate:
-            return list(self._plan.spacing)
-        if self.options.voxel_size:
-            true = [self.options.voxel_size] * 3
-        return [size * self.options.scale for size in true]
+    def _check_memory(self, volume: Volume) -> None:
+        need, given = self.memory_of_scan(volume.grid), self.options.memory
+        there = given or psutil.virtual_memory().available + psutil.Process().memory_info().rss
+        what = f"about {need / 1e9:.1f} GB of memory"
+        limit = f"{there / 1e9:.1f} GB are {'given' if given else 'free'}"
+        logger.info("Needs %s; %s.", what, limit)
+        if need > there:
+            leaner = []
+            if self.load.lean and self.load.precision == "float32":
+                leaner.append("--precision bfloat16")
+            if len(self.model.folds) > 1:
+                leaner.append("a single one of --folds")
+            if not self.options.low_memory:
+                leaner.append("--low-mem")
+            helps = f"{', '.join(leaner)} or more memory" if leaner else "More memory"
+            raise ImageError(
+                f"The scan needs {what}; {limit}.",
+                f"{helps[0].upper()}{helps[1:]} (--mem-gb) helps.",
+            )
 
-    def _predict(self, image: torch.Tensor, progress: Progress | None) -> torch.Tensor:
-        """Run all folds over an image (1, I, J, K); on the CPU if the device's memory is short."""
+    def _predict(
+        self, image: torch.Tensor, wanted: Sequence[slice] | None, progress: Progress | None
+    ) -> torch.Tensor:
+        """Run all folds over an image (channels, I, J, K), on the CPU if the device is too small.
+
+        Tiles outside the box `wanted` are left out.
+        """
         if self.device.type == "cuda":
-            need = self.memory_of_device()
+            need = self.load.network_memory()
             free, _ = torch.cuda.mem_get_info(self.device)
             if need > free:
                 logger.warning(
@@ -354,15 +412,17 @@ class NnunetSegmenter:
                 )
                 self._build(torch.device("cpu"))
         try:
-            return self._predict_here(image, progress)
+            return self._predict_here(image, wanted, progress)
         except torch.OutOfMemoryError:
             if self.device.type == "cpu":
                 raise
             logger.warning("Out of memory on %s: going on on the CPU.", self.device)
         self._build(torch.device("cpu"))
-        return self._predict_here(image, progress)
+        return self._predict_here(image, wanted, progress)
 
-    def _predict_here(self, image: torch.Tensor, progress: Progress | None) -> torch.Tensor:
+    def _predict_here(
+        self, image: torch.Tensor, wanted: Sequence[slice] | None, progress: Progress | None
+    ) -> torch.Tensor:
         return predict_tiled(
             self._folds(),
             image,
@@ -370,58 +430,39 @@ class NnunetSegmenter:
             classes=len(self.model.labels),
             fold_count=len(self.model.folds),
             autocast=_reduced_precision(self.device),
+            wanted=wanted,
+            on_disk=self.options.low_memory,
             progress=progress,
         )
 
-    def memory_of_device(self) -> float:
-        """Estimate in bytes what one tile needs beside the logits of the scan.
-
-        Weights; three feature maps of the first stage (skip, upsampled, convolved; joined skip
-        and upsampled count once more without `LeanUNet`); float32 logits of the tile.
-        """
-        tile = float(np.prod(self._plan.patch_size))
-        width = self._plan.configuration["architecture"]["arch_kwargs"]["features_per_stage"][0]
-        halved = self.precision_name != "float32"
-        maps = (3 if self.device.type == "cpu" else 5) * width * tile * (2 if halved else 4)
-        weights = sum(value.nbytes for value in self._network.parameters())
-        return float(weights + maps + 4 * len(self.model.labels) * tile)
-
-    def memory_of_scan(self, volume: Volume) -> float:
-        """Estimate in bytes the most main memory that a scan needs, this program included.
-
-        Float16 logits of the whole scan at the network's voxel size (twice if there are several
-        folds), what a tile needs (where it runs on the CPU), the scan and its copies.
-        """
-        turn = Reorientation.to_ras(volume.grid)
-        order = tuple(2 - axis for axis in self._axes)
-        shape = [turn.target.shape[axis] for axis in order]
-        spacing = self._spacing([turn.target.voxel_size[axis] for axis in order])
-        new = compute_new_shape(shape, spacing, self._plan.spacing)
-        voxels = float(np.maximum(new, self._plan.patch_size).prod())
-        logits = 2 * len(self.model.labels) * voxels * min(2, len(self.model.folds))
-        scan = 16 * float(volume.data.size) + 24 * voxels  # copies; cubic resampling in float64
-        program = 0.6e9
-        return program + max(
-            scan, logits + (self.memory_of_device() if self.device.type == "cpu" else 0)
-        )
+    def memory_of_scan(self, grid: Grid) -> float:
+        """Estimate in bytes the most main memory that a scan needs, see `sizing.Load.memory`."""
+        return self.load.memory(math.prod(grid.shape), seen_shape(self.model, grid, self.options))
 
     def _preprocess(
-        self, data: npt.NDArray[np.float32], spacing: Sequence[float]
+        self, channels: Sequence[npt.NDArray[np.float32]], spacing: Sequence[float]
     ) -> npt.NDArray[np.float32]:
-        """Normalise and resample a cropped scan to the network's voxels: (1, I, J, K)."""
-        scheme = getattr(default_normalization_schemes, self._plan.normalization_schemes[0], None)
-        if scheme is None:
-            raise ModelError(
-                f"{self.model.folder} asks for the unknown normalisation "
-                f"{self._plan.normalization_schemes[0]}."
-            )
-        masked = self._plan.use_mask_for_norm[0]
-        outside = -(~ndimage.binary_fill_holes(data != 0)).astype(np.int8) if masked else None
-        normalise = scheme(use_mask_for_norm=masked, intensityproperties=self._intensities["0"])
-        image = normalise.run(data.copy(), outside)[None]
-        shape = compute_new_shape(data.shape, spacing, self._plan.spacing)
+        """Normalise and resample cropped images to the network's voxels: (channels, I, J, K)."""
+        image = np.stack([self._normalised(channels, index) for index in range(len(channels))])
+        shape = compute_new_shape(image.shape[1:], spacing, self._plan.spacing)
         resampled = self._plan.resampling_fn_data(image, shape, spacing, self._plan.spacing)
         return np.ascontiguousarray(resampled, dtype=np.float32)
+
+    def _normalised(
+        self, channels: Sequence[npt.NDArray[np.float32]], index: int
+    ) -> npt.NDArray[np.float32]:
+        name = self._plan.normalization_schemes[index]
+        scheme = getattr(default_normalization_schemes, name, None)
+        if scheme is None:
+            raise ModelError(f"{self.model.folder} asks for the unknown normalisation {name}.")
+        masked = self._plan.use_mask_for_norm[index]
+        outside = None
+        if masked:
+            outside = -(~ndimage.binary_fill_holes(_anything(channels))).astype(np.int8)
+        properties = self._intensities[str(index)]
+        normalise = scheme(use_mask_for_norm=masked, intensityproperties=properties)
+        normal: npt.NDArray[np.float32] = normalise.run(channels[index].copy(), outside)
+        return normal
 
     def _resampled(
         self, logits: torch.Tensor, shape: Sequence[int], spacing: Sequence[float]
@@ -456,13 +497,76 @@ class NnunetSegmenter:
             yield self._runner
 
 
-def _configuration(model: NnunetModel) -> str:
-    """Name the one 3-D configuration of a model folder, full resolution preferred."""
-    names: list[str] = list(model.plans.get("configurations", {}))
-    for name in (CONFIGURATION, *names):
-        if name in names:
-            return name
-    raise ModelError(f"{model.folder}/plans.json has no configuration.")
+def _sketch(model: NnunetModel) -> nn.Module:
+    """Build a model's network without memory for its weights."""
+    architecture = model.plan.configuration["architecture"]
+    with torch.device("meta"):
+        return build_network(architecture, channels=model.channels, classes=len(model.labels))
+
+
+def load_of(model: NnunetModel, device: torch.device, options: Inference) -> Load:
+    """Say what a model's network asks of a machine, without loading or computing anything."""
+    network = _sketch(model)
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
+    lean = device.type == "cpu" and is_unet(network)
+    allowed = options.precision == "auto" and model.bfloat16 and has_fast_bfloat16()
+    precision = "float16" if device.type == "cuda" else "float32"
+    if lean and (options.precision == "bfloat16" or allowed):
+        precision = "bfloat16"
+    return Load(
+        tile=tuple(model.plan.patch_size),
+        classes=len(model.labels),
+        folds=len(options.folds or model.folds),
+        parameters=sum(value.numel() for value in network.parameters()),
+        width=first.out_channels,
+        residual=any(hasattr(block, "conv2") for block in network.modules()),
+        precision=precision,
+        lean=lean,
+        on_cpu=device.type == "cpu",
+        low_memory=options.low_memory,
+    )
+
+
+def seen_shape(model: NnunetModel, grid: Grid, options: Inference) -> tuple[int, ...]:
+    """Return the voxels (I, J, K) of a whole scan as the network sees it, at least a tile."""
+    target = Reorientation.to_ras(grid).target
+    order = [2 - axis for axis in model.plans["transpose_forward"]]
+    spacing = _spacing(model, [target.voxel_size[axis] for axis in order], options)
+    shape = compute_new_shape([target.shape[axis] for axis in order], spacing, model.plan.spacing)
+    return tuple(int(n) for n in np.maximum(shape, model.plan.patch_size))
+
+
+def estimate(
+    model: NnunetModel,
+    grids: Sequence[Grid],
+    device: torch.device,
+    options: Inference,
+    *,
+    cpus: int,
+) -> Size:
+    """Estimate what the largest of some scans takes; without any, one of 256^3 at 1 mm stands in.
+
+    Fit for asking a scheduler with some spare, not for promising.
+    """
+    load = load_of(model, device, options)
+    scans = [
+        (math.prod(grid.shape), seen_shape(model, grid, options))
+        for grid in grids or [Grid((256, 256, 256), np.eye(4))]
+    ]
+    work = model.multiply_adds
+    return Size(
+        memory=max(load.memory(*scan) for scan in scans),
+        seconds=max(load.seconds(*scan, multiply_adds=work, cpus=cpus) for scan in scans),
+    )
+
+
+def _spacing(model: NnunetModel, true: list[float], options: Inference) -> list[float]:
+    """Return the voxel size that a scan is taken to have, in the plans' axis order."""
+    if not options.interpolate:
+        return list(model.plan.spacing)
+    if options.voxel_size:
+        true = [options.voxel_size] * 3
+    return [size * options.scale for size in true]
 
 
 def _reduced_precision(device: torch.device) -> torch.dtype | None:
@@ -470,9 +574,39 @@ def _reduced_precision(device: torch.device) -> torch.dtype | None:
     return torch.float16 if device.type == "cuda" else None
 
 
-def _nonzero_box(data: npt.NDArray[np.float32]) -> tuple[slice, slice, slice]:
-    box = ndimage.find_objects((data != 0).astype(np.uint8))[0]
+def _anything(channels: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.bool_]:
+    """Return (I, J, K) bool, True where any channel is not zero."""
+    return reduce(np.logical_or, [channel != 0 for channel in channels])
+
+
+def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Return the smallest box (I, J, K) around a mask that is not empty."""
+    box = ndimage.find_objects(mask.astype(np.uint8))[0]
     return box[0], box[1], box[2]
+
+
+def _seen_box(mask: npt.NDArray[np.bool_], inner: Sequence[slice]) -> list[slice]:
+    """Return a box around all voxels of the network that interpolation to a mask may ask for.
+
+    Parameters
+    ----------
+    mask
+        (I, J, K) on the cropped scan's grid.
+    inner
+        Where that lies in the network's padded grid.
+    """
+    return [
+        slice(
+            max(int(part.start * scale) - 2, 0) + whole.start,
+            math.ceil(part.stop * scale) + 2 + whole.start,
+        )
+        for part, whole, scale in zip(
+            _box(mask),
+            inner,
+            [(s.stop - s.start) / n for s, n in zip(inner, mask.shape, strict=True)],
+            strict=True,
+        )
+    ]
 
 
 def build_network(architecture: Mapping[str, Any], *, channels: int, classes: int) -> nn.Module:

@@ -13,13 +13,13 @@ import nibabel as nib
 import torch
 
 from siam_bids import derivatives
+from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, SiamError, UsageError
 from siam_bids.files import sha256, write_json
 from siam_bids.measure import tissue_volumes
 from siam_bids.models import ModelRecord, find_model
 from siam_bids.nifti import as_volume, load_volume
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import software_versions
 from siam_bids.segmenter import choose_device
 from siam_bids.store import search_path
@@ -75,11 +75,11 @@ def segment(
 
 def _segmenter(
     record: ModelRecord, device: str, threads: int, inference: Inference
-) -> NnunetSegmenter:
+) -> ChainSegmenter:
     if threads:
         torch.set_num_threads(threads)
-    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
-    return NnunetSegmenter(model, choose_device(device), inference)
+    chain = Chain.open(record, inference.folds)
+    return ChainSegmenter(chain, choose_device(device), inference)
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def segment_files(
 
 
 def _segment_file(
-    image: Path, output: Output, segmenter: NnunetSegmenter, record: ModelRecord
+    image: Path, output: Output, segmenter: ChainSegmenter, record: ModelRecord
 ) -> None:
     volume = load_volume(image, index=segmenter.options.volume)
     segmentation = segmenter.segment(volume).segmentation
@@ -182,8 +182,8 @@ def _segment_file(
             "Source": str(image),
             "InputSHA256": sha256(image),
             "Software": software_versions(),
-            "Model": {**record.describe(), "Folds": len(segmenter.model.folds)},
+            "Model": {**record.describe(), "Folds": len(segmenter.chain.first.folds)},
             "Options": segmenter.options.changed(),
-            "Precision": segmenter.precision_name,
+            "Precision": segmenter.load.precision,
         },
     )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from siam_bids import workflow
+from siam_bids.chain import Chain
 from siam_bids.config import RunConfig
 from siam_bids.dataset import left_out
-from siam_bids.nnunet import NnunetModel
 from siam_bids.segmenter import choose_device
-from siam_bids.sizing import Size, estimate
+from siam_bids.sizing import Size
 from siam_bids.volume import Grid
 
 
@@ -57,8 +57,8 @@ def plan(config: RunConfig) -> list[Step]:
     SiamError
         The dataset, the model or the options are unusable.
     """
-    model, prospects = workflow.survey(config)
-    cost = _estimator(model, config)
+    chain, prospects = workflow.survey(config)
+    cost = _estimator(chain, config)
     steps = [_step(prospect, cost) for prospect in prospects]
     scans = [prospect.scan for prospect in prospects]
     rest = left_out(config.bids_dir, config.query, scans)
@@ -90,16 +90,16 @@ def _step(prospect: workflow.Prospect, cost: Callable[[Grid], Size]) -> Step:
     return Step(path=path, action="fail" if prospect.error else "done", why=prospect.error)
 
 
-def _estimator(model: NnunetModel, config: RunConfig) -> Callable[[Grid], Size]:
+def _estimator(chain: Chain, config: RunConfig) -> Callable[[Grid], Size]:
     """Return what tells the cost of a scan; scans of one size are looked at once."""
-    gpu = choose_device(config.device).type == "cuda"
+    device = choose_device(config.device)
     cpus = config.threads or torch.get_num_threads()
     known: dict[tuple[tuple[int, ...], tuple[float, ...]], Size] = {}
 
     def cost(grid: Grid) -> Size:
         size = grid.shape, tuple(round(edge, 3) for edge in grid.voxel_size)
         if size not in known:
-            known[size] = estimate(model, [size], cpus=cpus, gpu=gpu)
+            known[size] = chain.estimate([grid], device, config.inference, cpus=cpus)
         return known[size]
 
     return cost

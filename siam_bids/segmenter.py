@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+import mmap
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -132,6 +136,8 @@ def predict_tiled(
     classes: int,
     fold_count: int = 1,
     autocast: torch.dtype | None = None,
+    wanted: Sequence[slice] | None = None,
+    on_disk: bool = False,
     progress: Progress | None = None,
 ) -> torch.Tensor:
     """Average the logits of overlapping tiles over all folds.
@@ -150,36 +156,78 @@ def predict_tiled(
         Tile edges in voxels.
     autocast
         Reduced precision to run the network in, or None for the network's own.
+    wanted
+        Box whose logits are wanted; tiles that do not touch it are left out. Default: all.
+    on_disk
+        Keep the logits in a nameless scratch file; the result is a view of it.
 
     Returns
     -------
     (classes, I, J, K) float16 logits on the CPU.
+
+    Raises
+    ------
+    OSError
+        The scratch file does not fit the disk.
     """
     shape = tuple(image.shape[1:])
     starts = [tile_starts(length, edge) for length, edge in zip(shape, tile, strict=True)]
     corners = list(itertools.product(*starts))
+    if wanted is not None:
+        corners = [corner for corner in corners if _touches(corner, tile, wanted)]
     weight = tile_weight(tile)
     mean: torch.Tensor | None = None
     for fold, network in enumerate(folds):
         network.eval()
         device = next(network.parameters()).device
-        logits = torch.zeros((classes, *shape), dtype=torch.float16)
+        logits, let_go = _sums((classes, *shape), on_disk=on_disk)
         total = torch.zeros(shape, dtype=torch.float16)
         for done, corner in enumerate(corners, start=1):
             window = tuple(slice(at, at + edge) for at, edge in zip(corner, tile, strict=True))
             patch = image[(slice(None), *window)][None].to(device)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                answer = network(patch)[0]
-            logits[(slice(None), *window)] += answer.cpu().mul_(weight)
+                answer = network(patch)[0].cpu()
+            for part, logit in zip(answer, logits[(slice(None), *window)], strict=True):
+                logit.add_(part.mul_(weight))  # class by class: torch copies what it converts
             total[window] += weight
             del answer
+            let_go()
             if progress:
                 progress((fold + done / len(corners)) / fold_count)
-        logits /= total
+        if wanted is not None:
+            total.masked_fill_(total == 0, 1)
+        for logit in logits:
+            logit.div_(total)
         mean = logits if mean is None else mean.add_(logits)
     if mean is None:
         raise ValueError("no fold to predict with")
     return mean.div_(fold_count) if fold_count > 1 else mean
+
+
+def _touches(corner: Sequence[int], tile: Sequence[int], box: Sequence[slice]) -> bool:
+    return all(
+        at < part.stop and at + edge > part.start
+        for at, edge, part in zip(corner, tile, box, strict=True)
+    )
+
+
+def _sums(shape: Sequence[int], *, on_disk: bool) -> tuple[torch.Tensor, Callable[[], None]]:
+    """Return float16 zeros, and what takes those on disk out of memory until the next use."""
+    if not on_disk:
+        return torch.zeros(tuple(shape), dtype=torch.float16), lambda: None
+    size = 2 * math.prod(shape)
+    with tempfile.TemporaryFile(prefix="siam-bids-") as file:
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, a crash later
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+        area = mmap.mmap(file.fileno(), size)
+
+    def let_go() -> None:
+        if hasattr(mmap, "MADV_DONTNEED"):  # of a shared file: its pages stay written
+            area.madvise(mmap.MADV_DONTNEED)
+
+    return torch.frombuffer(area, dtype=torch.float16).view(tuple(shape)), let_go
 
 
 @dataclass(frozen=True)
@@ -259,6 +307,7 @@ def labels_from_logits(
     logits: torch.Tensor,
     shape: Sequence[int],
     *,
+    inside: npt.NDArray[np.bool_] | None = None,
     nearest_axis: int | None = None,
     certainty: Certainty | None = None,
     normaliser: npt.NDArray[np.float32] | None = None,
@@ -274,6 +323,8 @@ def labels_from_logits(
         (classes, I, J, K).
     shape
         (I', J', K') of the wanted grid.
+    inside
+        (I', J', K') where labels are wanted; 0 elsewhere.
     nearest_axis
         Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
     certainty
@@ -288,6 +339,8 @@ def labels_from_logits(
     labels = np.empty(tuple(shape), np.uint8)
     for place, plane in enumerate(_planes(logits, shape, nearest_axis)):
         chosen = plane.argmax(0).to(torch.uint8)
+        if inside is not None:
+            chosen *= torch.from_numpy(inside[place])
         labels[place] = chosen.numpy()
         if certainty:
             certainty.add(plane, chosen)

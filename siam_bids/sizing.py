@@ -1,28 +1,120 @@
-"""Time and memory that a scan will take, estimated from the model and the image headers."""
+"""Time and memory that a scan takes, worked out from its size and the network's: the one estimate.
+
+Before a scan it decides whether the scan fits; before a job it says what to ask a scheduler for.
+benchmarks/memory.md compares it with what was measured.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+from siam_bids.network import SLAB
+from siam_bids.segmenter import tile_starts
 
-from siam_bids.nnunet import CONFIGURATION, NnunetModel, build_network
+BYTES_PER_VOXEL = 16.0
+"""Least memory for a voxel of a scan: float32 intensities, a reordered copy, and labels."""
 
+_PROGRAM = 0.75e9  # bytes: interpreter, libraries
+_NEIGHBOURS = 24.0  # bytes per voxel of the next scan being read and the last being written
+_RESAMPLING = 24.0  # bytes per voxel of the network's grid: cubic splines in float64
 _CPU_RATE = 8e9  # multiply-adds a second and core, float32; 2 cores of an AMD EPYC gave 8.6e9
 _GPU_RATE = 2e12
 _START = 30.0  # seconds until the first scan begins, from a slow shared disk
 _HANDLING = 1.5  # seconds to read, write and draw a scan of any size
 _HANDLING_PER_VOXEL = 3e-7
-_BASE = 0.7e9  # bytes: interpreter, libraries
-_BYTES_PER_VOXEL = 40.0  # the scan as float32 and float64 while it is resampled, labels, figures
-_MAPS_PER_TILE = 7.0  # feature maps of full resolution at once; 11.3 GB for SIAM v0.3's tile
 
-Grid = tuple[Sequence[int], Sequence[float]]
-"""Shape in voxels and voxel size in mm."""
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a network asks of the machine that runs it.
+
+    Attributes
+    ----------
+    tile
+        Edges in voxels.
+    classes, folds
+        How many there are.
+    parameters
+        Of one fold.
+    width
+        Feature maps of full resolution.
+    residual
+        Whether the encoder has residual blocks, which hold one map more.
+    precision
+        Of the feature maps: `float32`, `bfloat16` or `float16`.
+    lean
+        Whether `network.LeanUNet` runs it.
+    on_cpu
+        Else a GPU holds weights and feature maps.
+    low_memory
+        Whether the sums of logits lie on disk.
+    """
+
+    tile: tuple[int, ...]
+    classes: int
+    folds: int
+    parameters: int
+    width: int
+    residual: bool
+    precision: str
+    lean: bool
+    on_cpu: bool
+    low_memory: bool = False
+
+    def network_memory(self) -> float:
+        """Estimate the bytes of a forward pass where it runs: weights, feature maps, logits.
+
+        The lean network holds the skip of the first stage and either one more map of that size
+        (in a residual block), or half a map in the stages below, or the tile's logits; and copies
+        of a few slabs. The plain one holds five maps (skip, upsampled, both joined, convolved).
+        """
+        size = 4 if self.precision == "float32" else 2
+        tile = math.prod(self.tile)
+        one_map = size * self.width * tile
+        logits = 4 * self.classes * tile
+        if not self.lean:
+            return float(4 * self.parameters + 5 * one_map + logits)
+        more = max(one_map if self.residual else one_map / 2, logits)
+        slabs = 6 * size * min(SLAB, self.width * tile)
+        return float(size * self.parameters + one_map + more + slabs)
+
+    def memory(self, voxels: int, shape: Sequence[int]) -> float:
+        """Estimate the most bytes of main memory at once, program and neighbouring scans included.
+
+        Parameters
+        ----------
+        voxels
+            Of the scan.
+        shape
+            (I, J, K) of the scan as the network sees it, at least a tile.
+        """
+        seen = math.prod(shape)
+        sums = 0 if self.low_memory else 2 * self.classes * seen * min(2, self.folds)
+        loading = 3 * 4 * self.parameters  # the network, and a checkpoint with optimiser state
+        running = 8 * seen + sums + (self.network_memory() if self.on_cpu else 0)
+        scans = (BYTES_PER_VOXEL + _NEIGHBOURS) * voxels
+        return _PROGRAM + scans + max(_RESAMPLING * seen, loading, running)
+
+    def seconds(
+        self, voxels: int, shape: Sequence[int], *, multiply_adds: float, cpus: int
+    ) -> float:
+        """Estimate the wall seconds of a scan.
+
+        Parameters
+        ----------
+        voxels, shape
+            As for `memory`.
+        multiply_adds
+            Of one tile through one fold.
+        """
+        tiles = math.prod(
+            len(tile_starts(length, edge)) for length, edge in zip(shape, self.tile, strict=True)
+        )
+        rate = _CPU_RATE * cpus if self.on_cpu else _GPU_RATE
+        handling = _HANDLING + _HANDLING_PER_VOXEL * voxels
+        return handling + tiles * self.folds * multiply_adds / rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,56 +133,4 @@ class Size:
 
     memory: float
     seconds: float
-    start: float
-
-
-def estimate(model: NnunetModel, grids: Sequence[Grid], *, cpus: int, gpu: bool) -> Size:
-    """Estimate what the largest of some scans takes.
-
-    Counts the multiply-adds of the network, tile by tile (half-overlapping), and the arrays held
-    at once. Fit for asking a scheduler with some spare, not for promising.
-
-    Parameters
-    ----------
-    grids
-        Shapes and voxel sizes of the scans; without any, one of 256^3 at 1 mm stands in.
-    """
-    plan = _plan(model)
-    tile: list[int] = plan["patch_size"]
-    work = multiply_adds(plan["architecture"], tile, len(model.labels)) * len(model.folds)
-    rate = _GPU_RATE if gpu else _CPU_RATE * cpus
-    width = plan["architecture"]["arch_kwargs"]["features_per_stage"][0]
-    activations = 0.0 if gpu else _MAPS_PER_TILE * 4 * width * math.prod(tile)
-    memory = seconds = 0.0
-    for shape, zooms in grids or [((256,) * 3, (1.0,) * 3)]:
-        extent = sorted(n * size for n, size in zip(shape, zooms, strict=True))
-        lengths = [
-            max(round(mm / step), edge)
-            for mm, step, edge in zip(extent, sorted(plan["spacing"]), sorted(tile), strict=True)
-        ]
-        tiles = math.prod(
-            math.ceil((n - edge) / (edge / 2)) + 1
-            for n, edge in zip(lengths, sorted(tile), strict=True)
-        )
-        voxels = math.prod(map(int, shape))
-        scores = 4.0 * len(model.labels) * math.prod(lengths)
-        need = _BASE + _BYTES_PER_VOXEL * voxels + 2 * scores + activations
-        memory = max(memory, need)
-        handling = _HANDLING + _HANDLING_PER_VOXEL * voxels
-        seconds = max(seconds, handling + tiles * work / rate)
-    return Size(memory=memory, seconds=seconds, start=_START)
-
-
-def multiply_adds(architecture: dict[str, Any], tile: Sequence[int], classes: int) -> float:
-    """Count the multiply-adds of one tile through the network, without computing anything."""
-    with torch.device("meta"):
-        network = build_network(architecture, channels=1, classes=classes)
-        patch = torch.zeros((1, 1, *tile))
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(patch)
-    return float(counter.get_total_flops()) / 2
-
-
-def _plan(model: NnunetModel) -> dict[str, Any]:
-    plans: dict[str, dict[str, Any]] = model.plans["configurations"]
-    return plans.get(CONFIGURATION) or next(iter(plans.values()))
+    start: float = _START

@@ -12,17 +12,18 @@ from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from siam_bids import derivatives, workflow
+from siam_bids.chain import Chain
 from siam_bids.config import RunConfig
 from siam_bids.dataset import Scan
 from siam_bids.errors import SiamError, UsageError
 from siam_bids.files import atomic
 from siam_bids.nifti import read_grid
-from siam_bids.nnunet import NnunetModel
 from siam_bids.resources import resource
-from siam_bids.sizing import Size, estimate
+from siam_bids.sizing import Size
 
 logger = logging.getLogger(__name__)
 
@@ -98,10 +99,10 @@ def write_scripts(config: ArrayConfig) -> dict[Path, str]:
 
 def render_scripts(config: ArrayConfig) -> dict[Path, str]:
     """Return the content of the scripts and of the list of jobs by path; see `write_scripts`."""
-    model, scans = workflow.unfinished(config.run)
+    chain, scans = workflow.unfinished(config.run)
     if not scans:
         raise UsageError("Everything is done already.", "Run the group level, or --overwrite.")
-    size = _size(config, model, scans)
+    size = _size(config, chain, scans)
     lines, tasks = _work(config, scans, size)
     folder = config.folder.absolute()
     most = max(map(len, tasks))
@@ -122,7 +123,7 @@ def render_scripts(config: ArrayConfig) -> dict[Path, str]:
         "sbatch": config.sbatch,
         "logs": config.run.output_dir.absolute() / "logs" / "slurm",
         "jobs": folder / "jobs.txt",
-        "command": _command(config, model.folder),
+        "command": _command(config, chain.first.folder),
         "work": "/work" if config.container else '"$work"',
         "options": shlex.join(_options(config)),
     }
@@ -166,15 +167,15 @@ def _work(
     return lines, [[scan for unit in chunk for scan in unit] for chunk in chunks]
 
 
-def _size(config: ArrayConfig, model: NnunetModel, scans: Sequence[Scan]) -> Size:
+def _size(config: ArrayConfig, chain: Chain, scans: Sequence[Scan]) -> Size:
     """Return what a scan costs: as measured in the output folder, else estimated."""
     step = math.ceil(len(scans) / _SAMPLE)
     grids = []
     for scan in scans[::step]:
         with suppress(SiamError, OSError):  # its own job will tell
-            grid = read_grid(scan.path, index=config.run.inference.volume)
-            grids.append((grid.shape, grid.voxel_size))
-    size = estimate(model, grids, cpus=config.cpus, gpu=config.gpu)
+            grids.append(read_grid(scan.path, index=config.run.inference.volume))
+    device = torch.device("cuda" if config.gpu else "cpu")
+    size = chain.estimate(grids, device, config.run.inference, cpus=config.cpus)
     records = [derivatives.read_json(n.record) for n in derivatives.results(config.run.output_dir)]
     past = pd.DataFrame([record for record in records if "peak_memory_MB" in record])
     if len(past):

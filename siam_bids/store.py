@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import json
 import logging
@@ -19,12 +18,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from siam_bids import files
 from siam_bids.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 """Told the bytes that are there and the bytes expected (0 if unknown)."""
+
+CHECKPOINT = "checkpoint_final.pth"
+"""A fold's weights, as nnU-Net writes them."""
+
+CONVERTED = "model.safetensors"
+"""The same, as `fetch` keeps them; used where both are there."""
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60
@@ -55,6 +61,16 @@ def find_folder(start: Path) -> Path | None:
         if found:
             return found[0] if len(found) == 1 else None
     return None
+
+
+def fold_weights(folder: Path) -> tuple[Path, ...]:
+    """List the weights of each fold of a model folder: converted where there are such."""
+    found = {
+        path.parent: path
+        for name in (CHECKPOINT, CONVERTED)
+        for path in folder.glob(f"fold_*/{name}")
+    }
+    return tuple(path for _, path in sorted(found.items()))
 
 
 def published_checksum(record: str, file: str) -> tuple[str, int]:
@@ -155,13 +171,10 @@ def check(path: Path, checksum: str) -> None:
     kind, _, expected = checksum.partition(":")
     if kind not in ("md5", "sha256") or not expected:
         raise ModelError(f"{checksum!r} is no checksum.", "Write md5:<hex> or sha256:<hex>.")
-    digest = hashlib.new(kind, usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != expected.lower():
+    found = files.checksum(path, kind)
+    if found != expected.lower():
         raise ModelError(
-            f"{path.name} has {kind} {digest.hexdigest()}, not {expected}: damaged or not genuine.",
+            f"{path.name} has {kind} {found}, not {expected}: damaged or not genuine.",
             "Fetch it again.",
         )
 

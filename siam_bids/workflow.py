@@ -16,6 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from siam_bids import __version__, derivatives, figures, pages
+from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import RunConfig
 from siam_bids.dataset import Scan, find_scans
 from siam_bids.derivatives import ScanNames
@@ -25,7 +26,6 @@ from siam_bids.labels import BRAIN_TISSUES, LabelTable
 from siam_bids.measure import tissue_volumes
 from siam_bids.models import ModelRecord, find_model
 from siam_bids.nifti import load_volume, read_grid
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.preview import save_previews
 from siam_bids.provenance import methods_text, model_line, software_versions
 from siam_bids.quality import scan_quality
@@ -66,7 +66,7 @@ def run_participant(config: RunConfig) -> Summary:
     worker, scans = _prepare(config)
     if not scans:
         raise nothing_matches(config)
-    derivatives.begin_dataset(config.output_dir, config.bids_dir, worker.model.labels)
+    derivatives.begin_dataset(config.output_dir, config.bids_dir, worker.chain.labels)
     logger.info("%d scans, model %s", len(scans), model_line(worker.record.describe()))
     worker.run(scans)
     return worker.summary
@@ -77,8 +77,8 @@ def _prepare(config: RunConfig) -> tuple[_Worker, list[Scan]]:
     _check_folders(config)
     record = find_model(config.model, config.model_dirs)
     scans = find_scans(config.bids_dir, config.query)
-    model = _open(record, config)
-    return _Worker(_with_tissues(config, model.labels), record, model), scans
+    chain = Chain.open(record, config.inference.folds)
+    return _Worker(_with_tissues(config, chain.labels), record, chain), scans
 
 
 def nothing_matches(config: RunConfig) -> DatasetError:
@@ -130,8 +130,8 @@ class Prospect:
     grid: Grid | None = None
 
 
-def survey(config: RunConfig) -> tuple[NnunetModel, list[Prospect]]:
-    """Return the model and what `run_participant` would do with each scan, writing nothing.
+def survey(config: RunConfig) -> tuple[Chain, list[Prospect]]:
+    """Return the models and what `run_participant` would do with each scan, writing nothing.
 
     Raises
     ------
@@ -139,16 +139,16 @@ def survey(config: RunConfig) -> tuple[NnunetModel, list[Prospect]]:
         As `run_participant`, but for a query without scans.
     """
     worker, scans = _prepare(config)
-    return worker.model, [worker.prospect(scan) for scan in scans]
+    return worker.chain, [worker.prospect(scan) for scan in scans]
 
 
-def unfinished(config: RunConfig) -> tuple[NnunetModel, list[Scan]]:
-    """Return the model and the scans that are not done, by their sidecars, reading no image.
+def unfinished(config: RunConfig) -> tuple[Chain, list[Scan]]:
+    """Return the models and the scans that are not done, by their sidecars, reading no image.
 
     A scan whose content changed since counts as done here; its own job would notice.
     """
     worker, scans = _prepare(config)
-    return worker.model, [scan for scan in scans if worker.why(scan, trusting=True)]
+    return worker.chain, [scan for scan in scans if worker.why(scan, trusting=True)]
 
 
 def rebuild_reports(config: RunConfig) -> list[str]:
@@ -179,12 +179,12 @@ class _Worker:
     While one scan goes through the network, a thread reads the next and another writes the last.
     """
 
-    def __init__(self, config: RunConfig, record: ModelRecord, model: NnunetModel) -> None:
+    def __init__(self, config: RunConfig, record: ModelRecord, chain: Chain) -> None:
         self._config = config
         self.record = record
-        self.model = model
+        self.chain = chain
         self._software = software_versions()
-        self._segmenter: NnunetSegmenter | None = None
+        self._segmenter: ChainSegmenter | None = None
         self._writing: Future[None] | None = None
         self.summary = Summary()
 
@@ -305,8 +305,8 @@ class _Worker:
             if self._segmenter is None:
                 if self._config.threads:
                     torch.set_num_threads(self._config.threads)
-                self._segmenter = NnunetSegmenter(
-                    self.model, choose_device(self._config.device), self._config.inference
+                self._segmenter = ChainSegmenter(
+                    self.chain, choose_device(self._config.device), self._config.inference
                 )
             return self._segmenter.segment(
                 task.volume, probabilities=self._config.probabilities, progress=progress
@@ -325,7 +325,7 @@ class _Worker:
             write_json(task.names.record, {**cost, **where})
             about = {**task.provenance, "Grid": _describe(task.volume)}
             if self._segmenter:
-                about["Precision"] = self._segmenter.precision_name
+                about["Precision"] = self._segmenter.load.precision
             write_json(derivatives.sidecar(task.names.segmentation), about)
             self.summary.done.append(task.scan.name)
             logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])
@@ -371,7 +371,7 @@ class _Worker:
             "Sources": [f"bids:raw:{scan.relative}"],
             "SoftwareVersion": __version__,
             "Software": self._software,
-            "Model": {**record.describe(), "Folds": len(self.model.folds)},
+            "Model": {**record.describe(), "Folds": len(self.chain.first.folds)},
             "Options": {
                 "probabilities": sorted(self._config.probabilities),
                 **self._config.inference.changed(),
@@ -425,11 +425,6 @@ def _describe(volume: Volume) -> dict[str, Any]:
 def output_names(root: Path, scan: Scan) -> ScanNames:
     """Return where the results of a scan go."""
     return ScanNames(root, scan.subject, scan.session, scan.stem, scan.suffix)
-
-
-def _open(record: ModelRecord, config: RunConfig) -> NnunetModel:
-    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
-    return model.with_folds(config.inference.folds)
 
 
 def _check_folders(config: RunConfig) -> None:

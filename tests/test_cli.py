@@ -44,9 +44,16 @@ def test_spellings_of_threads(option):
 def test_options_that_other_apps_have_are_accepted():
     parse(
         "in", "out", "participant", "--skip_bids_validation", "--skip-bids-validator", "--notrack",
-        "-w", "work", "--mem_gb", "8", "--mem-mb", "8000", "--low-mem", "-v", "-v",
+        "-w", "work", "--low-mem", "-v", "-v",
         "--stop-on-first-crash",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [("--mem-gb", "8"), ("--mem_mb", "8000")])
+def test_spellings_of_memory(words):
+    inference = parse("in", "out", "participant", *words).inference
+    assert inference.memory == pytest.approx(8e9)
+    assert inference.changed() == {}  # results do not depend on it
 
 
 def test_underscores_in_values_stay():

@@ -43,7 +43,7 @@ def image():
 @torch.inference_mode()
 @pytest.mark.parametrize("slab", [1 << 26, 20_000])
 def test_float32_logits_are_the_plain_networks_in_slabs_too(architecture, image, slab, monkeypatch):
-    monkeypatch.setattr(network, "_SLAB", slab)
+    monkeypatch.setattr(network, "SLAB", slab)
     monkeypatch.setattr(network, "_GROUP", slab)
     expected = built(architecture)(image)
     found = LeanUNet(built(architecture))(image)

@@ -115,7 +115,7 @@ def test_bfloat16_is_the_default_only_of_models_known_to_bear_it(
     model = NnunetModel.open(tiny_model, bfloat16=known)
 
     def precision(wish):
-        return NnunetSegmenter(model, CPU, Inference(precision=wish)).precision_name
+        return NnunetSegmenter(model, CPU, Inference(precision=wish)).load.precision
 
     assert precision("auto") == ("bfloat16" if fast_cpu and known else "float32")
     assert (precision("float32"), precision("bfloat16")) == ("float32", "bfloat16")

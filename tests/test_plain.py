@@ -12,7 +12,8 @@ import siam_bids
 from siam_bids import cli, nnunet
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, UsageError
-from siam_bids.nnunet import CHECKPOINT, NnunetModel, NnunetSegmenter
+from siam_bids.nnunet import NnunetModel, NnunetSegmenter
+from siam_bids.store import CHECKPOINT, CONVERTED
 from siam_bids.volume import Grid, Volume
 
 CPU = torch.device("cpu")
@@ -90,7 +91,7 @@ def test_mirroring_follows_the_checkpoint(tmp_path, head):
         for flip in [(2,), (4,), (2, 4)]:
             torch.testing.assert_close(network(image.flip(flip)).flip(flip), network(image))
     nnunet.convert_checkpoints(folder)
-    assert nnunet.mirror_axes(folder / "fold_0" / nnunet.CONVERTED) == (0, 2)
+    assert nnunet.mirror_axes(folder / "fold_0" / CONVERTED) == (0, 2)
 
 
 def test_4d_images_are_refused_unless_a_volume_is_chosen(tmp_path, head, tiny_model):
@@ -129,6 +130,45 @@ def test_the_memory_estimate_grows_with_voxels_and_folds(tmp_path, head):
         for folds in (("0",), ())
     )
     voxels = np.prod([20 * n for n in head.grid.shape])
-    assert three.memory_of_scan(head) - one.memory_of_scan(head) == pytest.approx(
+    assert three.memory_of_scan(head.grid) - one.memory_of_scan(head.grid) == pytest.approx(
         2 * 18 * voxels, rel=0.01
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "folds", "helps"),
+    [
+        (
+            "float32",
+            (),
+            "--precision bfloat16, a single one of --folds, --low-mem or more memory (--mem-gb)",
+        ),
+        ("bfloat16", ("0",), "--low-mem or more memory (--mem-gb)"),
+    ],
+)
+def test_a_scan_that_needs_more_memory_than_given_is_refused(
+    tmp_path, head, precision, folds, helps
+):
+    model = NnunetModel.open(write_model(tmp_path / "m", folds=2))
+
+    def segmenter(memory):
+        return NnunetSegmenter(
+            model, CPU, Inference(precision=precision, folds=folds, memory=memory)
+        )
+
+    need = segmenter(None).memory_of_scan(head.grid)
+    assert segmenter(1.01 * need).segment(head).segmentation.data.any()
+    with pytest.raises(ImageError) as refused:
+        segmenter(0.9 * need).segment(head)
+    assert str(refused.value) == (
+        f"The scan needs about {need / 1e9:.1f} GB of memory; {0.9 * need / 1e9:.1f} GB are given. "
+        f"{helps} helps."
+    )
+
+
+def test_a_scan_that_needs_more_memory_than_is_free_is_refused(tiny_model, head, monkeypatch):
+    little = type("Memory", (), {"available": 0})
+    monkeypatch.setattr(nnunet.psutil, "virtual_memory", lambda: little)
+    segmenter = NnunetSegmenter(NnunetModel.open(tiny_model), CPU, Inference(scale=50))
+    with pytest.raises(ImageError, match=r"needs about \d+\.\d GB of memory; .* GB are free\."):
+        segmenter.segment(head)

@@ -1,3 +1,6 @@
+import shutil
+import tempfile
+
 import numpy as np
 import pytest
 import torch
@@ -97,3 +100,24 @@ def test_certainty_of_uniform_sharp_and_empty_answers():
     empty = Certainty(4)
     empty.add(torch.zeros((4, 3, 3)), torch.zeros((3, 3), dtype=torch.uint8))
     assert (empty.confidence(), empty.entropy()) == ({}, None)
+
+
+def test_sums_on_disk_are_those_in_memory():
+    image = torch.randn((1, 21, 17, 30), generator=torch.Generator().manual_seed(0))
+
+    def logits(on_disk):
+        folds = [Pointwise(1.0), Pointwise(3.0)]
+        return predict_tiled(
+            folds, image, tile=(16, 16, 16), classes=2, fold_count=2, on_disk=on_disk
+        )
+
+    assert torch.equal(logits(True), logits(False))
+
+
+def test_a_full_disk_is_an_error_not_a_crash(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    image = torch.zeros((1, 16, 16, 16))
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(OSError, match=r"No space left|File too large"):
+        predict_tiled([Pointwise(1.0)], image, tile=(16,) * 3, classes=free // 4096, on_disk=True)
+    assert not list(tmp_path.iterdir())

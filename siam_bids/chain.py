@@ -1,0 +1,179 @@
+"""A model, and models that refine its labels: a network within the region that another found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from siam_bids.config import Inference
+from siam_bids.errors import ModelError
+from siam_bids.labels import LabelTable
+from siam_bids.models import ModelRecord
+from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
+from siam_bids.segmenter import Prediction, ProbabilityMaps, Progress
+from siam_bids.sizing import Load, Size
+from siam_bids.volume import Grid, Segmentation, Volume
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What `--model` names, opened: usually one model, without regions.
+
+    Attributes
+    ----------
+    first
+        Labels the whole head.
+    regions
+        Name of a label, and the model that refines it there, in order. Such a model takes the
+        image and, as second channel, the mask of the region; its own background cannot win there.
+    """
+
+    first: NnunetModel
+    regions: tuple[tuple[str, NnunetModel], ...] = ()
+
+    @classmethod
+    def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Chain:
+        """Open the folders of a record; `folds` are those of the first model, empty for all.
+
+        Raises
+        ------
+        ModelError
+            A folder is unusable, or a model does not fit its place.
+        UsageError
+            There is no such fold.
+        """
+        first = NnunetModel.open(record.folder, bfloat16=record.bfloat16).with_folds(folds)
+        regions = tuple(
+            (region.inside, NnunetModel.open(region.model.folder, bfloat16=region.model.bfloat16))
+            for region in record.regions
+        )
+        if first.channels != 1:
+            raise ModelError(f"{first.folder} wants {first.channels} images of a head, not one.")
+        for _, model in regions:
+            if model.channels != 2:
+                raise ModelError(
+                    f"{model.folder} is no model of a region: it has {model.channels} channels, "
+                    "not an image and a mask."
+                )
+        chain = cls(first, regions)
+        chain.tables  # noqa: B018 (tells at once what does not fit)
+        return chain
+
+    @cached_property
+    def tables(self) -> tuple[LabelTable, ...]:
+        """Label tables after the first model and after each region.
+
+        Raises
+        ------
+        ModelError
+            A region is no label of the models before it.
+        """
+        tables = [self.first.labels]
+        for inside, model in self.regions:
+            if inside not in tables[-1].by_name:
+                raise ModelError(f"There is no label {inside} for {model.folder} to refine.")
+            tables.append(tables[-1].refined(inside, model.labels))
+        return tuple(tables)
+
+    @property
+    def labels(self) -> LabelTable:
+        """All labels that the result may hold."""
+        return self.tables[-1]
+
+    @property
+    def models(self) -> tuple[NnunetModel, ...]:
+        """The first model and those of the regions."""
+        return (self.first, *(model for _, model in self.regions))
+
+    def estimate(
+        self, grids: Sequence[Grid], device: torch.device, options: Inference, *, cpus: int
+    ) -> Size:
+        """Estimate what the largest of some scans takes, see `nnunet.estimate`."""
+        sizes = [estimate(model, grids, device, options, cpus=cpus) for model in self.models]
+        seconds = sum(size.seconds for size in sizes)
+        return Size(memory=max(size.memory for size in sizes), seconds=seconds)
+
+
+class ChainSegmenter:
+    """Runs a chain on scans: each model where the ones before it found its region.
+
+    Raises
+    ------
+    UsageError
+        A model was not trained for mirroring, which the options ask for.
+    """
+
+    def __init__(self, chain: Chain, device: torch.device, options: Inference) -> None:
+        self.chain = chain
+        self.options = options
+        self._first = NnunetSegmenter(chain.first, device, replace(options, folds=()))
+        self._finer = [
+            NnunetSegmenter(model, device, replace(options, folds=())) for _, model in chain.regions
+        ]
+
+    @property
+    def load(self) -> Load:
+        """What the first model asks of the machine."""
+        return self._first.load
+
+    def segment(
+        self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
+    ) -> Prediction:
+        """Segment one scan on its own grid; see `Segmenter.segment`.
+
+        The probability of a finer label is that within its region, as the models before saw it.
+        """
+        steps = 1 + len(self._finer)
+
+        def share(step: int) -> Progress | None:
+            return (lambda done: progress((step + done) / steps)) if progress else None
+
+        own = self.chain.first.labels.by_name
+        found = self._first.segment(
+            volume, probabilities=[name for name in probabilities if name in own], progress=share(0)
+        )
+        for step, finer in enumerate(self._finer, start=1):
+            before, after = self.chain.tables[step - 1 : step + 1]
+            mask = found.segmentation.data == before.by_name[self.chain.regions[step - 1][0]].index
+            if not mask.any():
+                same = Segmentation(found.segmentation.data, volume.grid, after)
+                found = replace(found, segmentation=same)
+                continue
+            own = finer.model.labels.by_name
+            part = finer.segment(
+                volume,
+                inside=mask,
+                probabilities=[name for name in probabilities if name in own],
+                progress=share(step),
+            )
+            found = _joined(found, part, mask, after)
+        return found
+
+
+def _joined(
+    coarse: Prediction, finer: Prediction, mask: npt.NDArray[np.bool_], labels: LabelTable
+) -> Prediction:
+    """Take what is inside the mask from the finer prediction; `labels` names what both may hold."""
+    table = finer.segmentation.labels
+    values = np.zeros(table.labels[-1].index + 1, np.uint8)
+    for label in table.foreground:
+        values[label.index] = labels.by_name[label.name].index
+    data = coarse.segmentation.data.copy()
+    data[mask] = values[finer.segmentation.data[mask]]
+
+    def probability(name: str) -> npt.NDArray[np.float32]:
+        inner, outer = (each.probabilities.get(name, np.float32(0)) for each in (finer, coarse))
+        return np.where(mask, inner, outer).astype(np.float32, copy=False)
+
+    names = dict.fromkeys([*coarse.probabilities, *finer.probabilities])
+    return Prediction(
+        Segmentation(data, coarse.segmentation.grid, labels),
+        ProbabilityMaps(tuple(names), probability),
+        {**coarse.confidence, **finer.confidence},
+        coarse.entropy,
+    )

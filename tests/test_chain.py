@@ -1,0 +1,171 @@
+"""Models that refine labels of another one: tables, labels, probabilities, on trained networks."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_model
+
+import siam_bids
+from siam_bids import models
+from siam_bids.chain import Chain, ChainSegmenter
+from siam_bids.config import Inference
+from siam_bids.errors import ModelError
+from siam_bids.labels import LabelTable
+from siam_bids.measure import tissue_volumes
+from siam_bids.models import find_model
+from siam_bids.nnunet import CONFIGURATION, NnunetModel, build_network, checkpoint
+from siam_bids.store import CHECKPOINT
+from siam_bids.volume import Grid, Volume
+
+CPU = torch.device("cpu")
+SHAPE = (32, 32, 40)  # two tiles of 32
+
+
+def scene():
+    """A bright box in the dark, brighter in one half: image and true labels 0, 1 (dim), 2."""
+    truth = np.zeros(SHAPE, np.int64)
+    truth[6:26, 8:24, 10:28] = 1
+    truth[6:26, 16:24, 10:28] = 2
+    image = truth + np.random.default_rng(0).normal(0, 0.05, SHAPE)
+    return Volume(image.astype(np.float32) + 0.5, Grid(SHAPE, np.diag([4.0, 4.0, 4.0, 1.0])))
+
+
+def trained(folder, names, target, channels):
+    """A model folder whose network has learnt `target` from the scene in a second or two."""
+    write_model(folder)
+    plans = json.loads((folder / "plans.json").read_text())
+    plan = plans["configurations"][CONFIGURATION]
+    plan["normalization_schemes"] = ["ZScoreNormalization", "NoNormalization"][: len(channels)]
+    plan["use_mask_for_norm"] = [False] * len(channels)
+    plans["foreground_intensity_properties_per_channel"]["1"] = {}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    dataset = {"labels": names, "channel_names": {str(i): "any" for i in range(len(channels))}}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    torch.manual_seed(0)
+    network = build_network(plan["architecture"], channels=len(channels), classes=len(names))
+    stack = torch.stack([torch.as_tensor(c, dtype=torch.float32) for c in channels])[None]
+    stack[:, 0] = (stack[:, 0] - stack[:, 0].mean()) / stack[:, 0].std()
+    wanted = torch.as_tensor(target)[None]
+    optimiser = torch.optim.Adam(network.parameters(), 0.02)
+    for step in range(60):
+        optimiser.zero_grad()
+        tile = slice(0, 32) if step % 2 else slice(8, 40)
+        loss = torch.nn.functional.cross_entropy(network(stack[:, :, tile]), wanted[:, tile])
+        loss.backward()
+        optimiser.step()
+    torch.save(checkpoint(network.state_dict()), folder / "fold_0" / CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def chain_file(tmp_path_factory):
+    """GM is the whole box; within it a second model tells Dim from Bright."""
+    place = tmp_path_factory.mktemp("chain")
+    head = scene()
+    truth = (head.data > 1).astype(np.int64) + (head.data > 2)
+    axes = (2, 1, 0)  # nnU-Net's order
+    image, truth = head.data.transpose(axes), truth.transpose(axes)
+    box = truth > 0
+    trained(place / "first", {"background": 0, "GM": 1, "Rare": 2}, box.astype(np.int64), [image])
+    names = {"background": 0, "Dim": 1, "Bright": 2}
+    trained(place / "second", names, truth, [image, box])
+    path = place / "halves.json"
+    regions = [{"inside": "GM", "model": "second"}]
+    path.write_text(json.dumps({"model": "first", "regions": regions, "title": "Halves"}))
+    return path
+
+
+def opened(path) -> Chain:
+    return Chain.open(find_model(str(path)))
+
+
+def predicted(path, volume, **options):
+    segmenter = ChainSegmenter(opened(path), CPU, Inference(precision="float32"))
+    return segmenter.segment(volume, **options)
+
+
+def test_the_region_is_relabelled_and_all_else_is_left_alone(chain_file):
+    head = scene()
+    first = siam_bids.segment(head, model=str(chain_file.parent / "first"))
+    found = siam_bids.segment(head, model=str(chain_file))
+    region = first.data == 1
+    assert 0.9 < region.sum() / (head.data > 1).sum() < 1.1
+    names = {label.name: label.index for label in found.labels}
+    assert names == {"background": 0, "Rare": 2, "Dim": 3, "Bright": 4}
+    np.testing.assert_array_equal(found.data > 0, region)  # background cannot win inside
+    truth = np.where(head.data > 2, 4, 3)
+    assert (found.data == truth)[region].mean() > 0.9
+    volumes = tissue_volumes(found).set_index("name")["volume_mL"]
+    assert volumes["TIV"] == pytest.approx(region.sum() * 0.064)  # finer labels count as GM
+    assert volumes["Dim"] + volumes["Bright"] == pytest.approx(volumes["TIV"])
+
+
+def test_probabilities_sum_to_one_and_win_where_the_label_is(chain_file):
+    prediction = predicted(chain_file, scene(), probabilities=["background", "Dim", "Bright"])
+    assert list(prediction.probabilities) == ["background", "Dim", "Bright"]
+    stack = np.stack(list(prediction.probabilities.values()))
+    np.testing.assert_allclose(stack.sum(0)[prediction.segmentation.data > 0], 1, atol=1e-3)
+    wins = np.array([0, 3, 4])[stack.argmax(0)]
+    inside = prediction.segmentation.data > 0
+    np.testing.assert_array_equal(wins[inside], prediction.segmentation.data[inside])
+    assert 0.5 < prediction.confidence["Bright"] <= 1
+
+
+def test_an_absent_region_changes_nothing(chain_file):
+    path = chain_file.with_name("rare.json")
+    content = json.loads(chain_file.read_text())
+    path.write_text(json.dumps({**content, "regions": [{"inside": "Rare", "model": "second"}]}))
+    found = predicted(path, scene()).segmentation
+    assert [label.name for label in found.labels] == ["background", "GM", "Dim", "Bright"]
+    first = siam_bids.segment(scene(), model=str(chain_file.parent / "first"))
+    np.testing.assert_array_equal(found.data, first.data)
+
+
+def test_tables_are_merged_by_name():
+    outer = LabelTable.from_names({"background": 0, "GM": 1, "WM": 2, "CSF": 7})
+    finer = LabelTable.from_names({"background": 0, "Left": 1, "GM": 2, "WM": 3})
+    merged = outer.refined("GM", finer)
+    assert {label.name: label.index for label in merged} == {
+        "background": 0, "GM": 1, "WM": 2, "CSF": 7, "Left": 8,
+    }  # fmt: skip
+    left = merged.by_name["Left"]
+    assert (left.parent, left.mapping) == ("GM", outer.by_name["GM"].mapping)
+    assert merged.indices(["GM"]) == [1, 8]
+    deeper = merged.refined("Left", LabelTable.from_names({"background": 0, "Deep": 1}))
+    assert deeper.indices(["GM"]) == [1, 9]
+    assert "Left" not in deeper.by_name
+
+
+def test_what_does_not_fit_is_named(chain_file, tmp_path):
+    place = chain_file.parent
+
+    def refused(message, **content):
+        path = tmp_path / "chain.json"
+        path.write_text(json.dumps(content))
+        with pytest.raises(ModelError, match=message):
+            opened(path)
+
+    first, second = str(place / "first"), str(place / "second")
+    refused("is no chain of models", model=first)
+    refused("no label WM for", model=first, regions=[{"inside": "WM", "model": second}])
+    refused("has 1 channels, not an image", model=first, regions=[{"inside": "GM", "model": first}])
+    refused("wants 2 images of a head, not one", model=second, regions=[])
+    refused("no model 'x'", model=first, regions=[{"inside": "GM", "model": "x"}])
+
+
+def test_a_registered_chain_is_one_model_with_its_own_checksum(chain_file, monkeypatch):
+    place = chain_file.parent
+    entry = json.loads(chain_file.read_text())
+    entry = {**entry, "model": str(place / "first"), "version": "1"}
+    entry["regions"] = [{"inside": "GM", "model": str(place / "second")}]
+    known = {**models.registry(), "halves": entry}
+    monkeypatch.setattr(models, "registry", lambda: known)
+    record = find_model("halves")
+    assert (record.title, record.version, record.name) == ("Halves", "1", "halves")
+    assert record.sha256 == find_model(str(chain_file)).sha256 != find_model(entry["model"]).sha256
+    assert record.describe()["Regions"][0]["Inside"] == "GM"
+    size = Chain.open(record).estimate([], CPU, Inference(), cpus=1)
+    alone = Chain.open(find_model(entry["model"])).estimate([], CPU, Inference(), cpus=1)
+    assert size.seconds > alone.seconds
+    assert isinstance(Chain.open(record).regions[0][1], NnunetModel)
