@@ -9,10 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from siam_bids.errors import ImageError
 from siam_bids.sizing import BYTES_PER_VOXEL
+from siam_bids.usage import free_memory
 from siam_bids.volume import Grid, Volume
 
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.05, 25.0
@@ -83,7 +83,7 @@ def _grid(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
             "which is no head scan.",
             "Repair the voxel size in its header (in mm).",
         )
-    need, free = BYTES_PER_VOXEL * math.prod(shape), psutil.virtual_memory().available
+    need, free = BYTES_PER_VOXEL * math.prod(shape), free_memory()
     if need > free:
         raise ImageError(
             f"{path.name} has {' x '.join(map(str, shape))} voxels, which need about "

@@ -45,6 +45,7 @@ from siam_bids.segmenter import (
 )
 from siam_bids.sizing import Load, Size
 from siam_bids.store import CHECKPOINT, CONVERTED, fold_weights
+from siam_bids.usage import free_memory
 from siam_bids.volume import Grid, Reorientation, Segmentation, Volume
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
@@ -376,7 +377,7 @@ class NnunetSegmenter:
 
     def _check_memory(self, volume: Volume) -> None:
         need, given = self.memory_of_scan(volume.grid), self.options.memory
-        there = given or psutil.virtual_memory().available + psutil.Process().memory_info().rss
+        there = given or free_memory() + psutil.Process().memory_info().rss
         what = f"about {need / 1e9:.1f} GB of memory"
         limit = f"{there / 1e9:.1f} GB are {'given' if given else 'free'}"
         logger.info("Needs %s; %s.", what, limit)

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_GROUP = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
 
 
 class Meter:
@@ -47,6 +51,38 @@ def reset_peak_memory() -> None:
         _CLEAR.write_text("5")
     except OSError:
         return
+
+
+def free_memory() -> float:
+    """Return the bytes of main memory that this process may still take.
+
+    What the machine has free, or what the limit of a container or a cluster's job leaves: the
+    tightest cgroup v2 around the process (kernel documentation, admin-guide/cgroup-v2), whose
+    file cache counts as free.
+    """
+    free = [float(psutil.virtual_memory().available)]
+    for group in _cgroups():
+        try:
+            limit = float((group / "memory.max").read_text(encoding="ascii"))
+            lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        except (OSError, ValueError):  # no limit ("max"), or no such file
+            continue
+        held = dict(line.split() for line in lines)
+        free.append(limit - sum(float(held.get(kind, 0)) for kind in ("anon", "shmem", "kernel")))
+    return max(min(free), 0.0)
+
+
+def _cgroups() -> Iterator[Path]:
+    """Yield the folders of the cgroup v2 of this process and of those around it."""
+    try:
+        lines = _GROUP.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    inner = next((line[3:] for line in lines if line.startswith("0::")), "/")
+    group = _GROUPS / inner.lstrip("/")
+    while group != _GROUPS.parent:
+        yield group
+        group = group.parent
 
 
 def peak_memory() -> int:

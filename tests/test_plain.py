@@ -1,6 +1,7 @@
 """Files, folders and images without BIDS; and the options of inference."""
 
 import json
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -123,6 +124,34 @@ def test_out_of_memory_on_a_device_goes_on_on_the_cpu(tiny_model, head, monkeypa
     assert "Out of memory on mps: going on on the CPU." in caplog.text
 
 
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_a_gpus_free_memory_is_looked_at_before(share, tiny_model, head, monkeypatch, caplog):
+    """With a stand-in for a GPU: enough of its memory lets the network begin there."""
+    expected = labels_of(tiny_model, head)
+    segmenter = NnunetSegmenter(NnunetModel.open(tiny_model), CPU)
+    segmenter.device = torch.device("cuda")
+    segmenter.load = replace(segmenter.load, precision="float16", lean=False, on_cpu=False)
+    free = int(share * segmenter.load.network_memory())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 10**9))
+    real, begun = nnunet.predict_tiled, []
+
+    def predict(*args, **kwargs):
+        begun.append((segmenter.device.type, kwargs["autocast"]))
+        if begun == [("cuda", torch.float16)]:
+            raise torch.OutOfMemoryError  # another program was quicker
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(nnunet, "predict_tiled", predict)
+    np.testing.assert_array_equal(segmenter.segment(head).segmentation.data, expected)
+    assert segmenter.load.on_cpu
+    if share < 1:
+        assert begun == [("cpu", None)]
+        assert caplog.text.count("GB free, about") == 1
+    else:
+        assert begun == [("cuda", torch.float16), ("cpu", None)]
+        assert "Out of memory on cuda: going on on the CPU." in caplog.text
+
+
 def test_the_memory_estimate_grows_with_voxels_and_folds(tmp_path, head):
     folder = write_model(tmp_path / "m", folds=3)
     one, three = (
@@ -167,8 +196,7 @@ def test_a_scan_that_needs_more_memory_than_given_is_refused(
 
 
 def test_a_scan_that_needs_more_memory_than_is_free_is_refused(tiny_model, head, monkeypatch):
-    little = type("Memory", (), {"available": 0})
-    monkeypatch.setattr(nnunet.psutil, "virtual_memory", lambda: little)
+    monkeypatch.setattr(nnunet, "free_memory", lambda: 0.0)
     segmenter = NnunetSegmenter(NnunetModel.open(tiny_model), CPU, Inference(scale=50))
     with pytest.raises(ImageError, match=r"needs about \d+\.\d GB of memory; .* GB are free\."):
         segmenter.segment(head)

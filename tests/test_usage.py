@@ -2,8 +2,10 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 
+from siam_bids import usage
 from siam_bids.usage import Meter, peak_memory, reset_peak_memory
 
 
@@ -30,3 +32,35 @@ def test_stages_add_up():
     assert list(record["stages"]) == ["read", "segment"]
     assert record["stages"]["read"] >= 0.2
     assert record["seconds"] == pytest.approx(sum(record["stages"].values()), abs=0.1)
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """A tree of cgroups /job/step with memory.max and the bytes they hold."""
+
+    def make(**limits):
+        root = tmp_path / "cgroup"
+        for name, folder in (("job", root / "job"), ("step", root / "job" / "step")):
+            folder.mkdir(parents=True)
+            (folder / "memory.max").write_text(f"{limits[name]}\n")
+            (folder / "memory.stat").write_text("anon 300000000\nfile 900000000\nkernel 50000000\n")
+        (tmp_path / "self").write_text("0::/job/step\n")
+        monkeypatch.setattr(usage, "_GROUP", tmp_path / "self")
+        monkeypatch.setattr(usage, "_GROUPS", root)
+
+    return make
+
+
+def test_the_tightest_limit_around_the_process_counts_and_its_file_cache_does_not(groups):
+    groups(job=1_000_000_000, step=2_000_000_000)
+    assert usage.free_memory() == 650_000_000
+
+
+def test_a_group_over_its_limit_leaves_nothing(groups):
+    groups(job="max", step=200_000_000)
+    assert usage.free_memory() == 0
+
+
+def test_without_limits_it_is_what_the_machine_has(groups):
+    groups(job="max", step="max")
+    assert usage.free_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
