@@ -97,7 +97,11 @@ def _scan_report(
         labels=_base64(names.preview("labels")),
         volumes=tuple(
             report.TissueVolume(
-                **{key: value for key, value in asdict(label).items() if key != "mapping"},
+                **{
+                    key: value
+                    for key, value in asdict(label).items()
+                    if key not in ("mapping", "parent")
+                },
                 voxels=rows[label.name]["voxels"],
                 volume_ml=rows[label.name]["volume_mL"],
                 spread=report.Spread(**spreads[label.name]) if label.name in spreads else None,
