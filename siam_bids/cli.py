@@ -401,7 +401,7 @@ def _add_inference_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument("--mem-mb", type=_megabytes, dest="mem_gb", help=argparse.SUPPRESS)
     group.add_argument(
-        "--low-mem", action="store_true", help="keep what can be kept on disk there (--work-dir)"
+        "--low-mem", action="store_true", help="keep the sums of all classes on disk (--work-dir)"
     )
 
 
