@@ -78,7 +78,9 @@ def _guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     except OSError as error:
         print(f"siam-bids: error: {error}. Check the disk and permissions.", file=sys.stderr)
         return EXIT_DISK
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't start new thread" not in str(error):
+            raise
         print("siam-bids: error: Out of memory. Give the job more memory.", file=sys.stderr)
         return EXIT_SOME_SCANS_FAILED
     except Stopped as stop:
