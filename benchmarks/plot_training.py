@@ -19,11 +19,11 @@ def main() -> None:
     options = parser.parse_args()
     log = pd.read_csv(options.log)
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
-    for voxel, part in log.groupby("voxel_mm", sort=False):
+    for run, part in log.groupby("run", sort=False):
         smooth = part.rolling(5, min_periods=1, on="step").mean(numeric_only=True)
-        left.plot(part["step"], smooth["loss"], label=f"{voxel} mm")
+        left.plot(part["step"], smooth["loss"], label=run)
         for place, name in enumerate(SHOWN):
-            label = name if voxel == log["voxel_mm"].iloc[-1] else None
+            label = name if run == log["run"].iloc[-1] else None
             right.plot(part["step"], smooth[f"dice_{name}"], color=f"C{place}", label=label)
     left.set(xlabel="step", ylabel="loss of the training patches")
     left.legend()
