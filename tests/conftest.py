@@ -71,25 +71,35 @@ def head(anatomy) -> Volume:
     return Volume(image * 200, Grid(image.shape, affine))
 
 
-def write_model(folder: Path, *, patch=32, spacing=4.0, folds=1, features=(4, 8), names=()) -> Path:
-    """A valid model folder with seeded random weights; its labels are SIAM's unless named."""
+def write_model(
+    folder: Path, *, patch=32, spacing=4.0, folds=1, features=(4, 8), names=(), channels=1
+) -> Path:
+    """A valid model folder with seeded random weights; its labels are SIAM's unless named.
+
+    The first channel is the image, further ones masks.
+    """
     names = names or [label.name for label in siam_labels()]
     plans = compact_plans(
         name="Dataset999_Test", features=features, patch=(patch,) * 3, spacing=spacing
     )
+    plan = plans["configurations"][CONFIGURATION]
+    schemes = ("ZScoreNormalization", *["NoNormalization"] * (channels - 1))
+    plan["normalization_schemes"] = list(schemes)
+    plan["use_mask_for_norm"] = [False] * channels
+    for channel in range(1, channels):
+        plans["foreground_intensity_properties_per_channel"][str(channel)] = {}
     dataset = {
-        "channel_names": {"0": "any"},
+        "channel_names": {str(channel): "any" for channel in range(channels)},
         "labels": {name: index for index, name in enumerate(names)},
         "numTraining": 1,
         "file_ending": ".nii.gz",
     }
-    architecture = plans["configurations"][CONFIGURATION]["architecture"]
     folder.mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(json.dumps(dataset))
     for fold in range(folds):
         torch.manual_seed(fold)
-        network = build_network(architecture, channels=1, classes=len(names))
+        network = build_network(plan["architecture"], channels=channels, classes=len(names))
         (folder / f"fold_{fold}").mkdir()
         torch.save(
             checkpoint(network.state_dict()), folder / f"fold_{fold}" / "checkpoint_final.pth"

@@ -34,15 +34,8 @@ def scene():
 
 def trained(folder, names, target, channels):
     """A model folder whose network has learnt `target` from the scene in a second or two."""
-    write_model(folder)
-    plans = json.loads((folder / "plans.json").read_text())
-    plan = plans["configurations"][CONFIGURATION]
-    plan["normalization_schemes"] = ["ZScoreNormalization", "NoNormalization"][: len(channels)]
-    plan["use_mask_for_norm"] = [False] * len(channels)
-    plans["foreground_intensity_properties_per_channel"]["1"] = {}
-    (folder / "plans.json").write_text(json.dumps(plans))
-    dataset = {"labels": names, "channel_names": {str(i): "any" for i in range(len(channels))}}
-    (folder / "dataset.json").write_text(json.dumps(dataset))
+    write_model(folder, names=list(names), channels=len(channels))
+    plan = json.loads((folder / "plans.json").read_text())["configurations"][CONFIGURATION]
     torch.manual_seed(0)
     network = build_network(plan["architecture"], channels=len(channels), classes=len(names))
     stack = torch.stack([torch.as_tensor(c, dtype=torch.float32) for c in channels])[None]
@@ -67,9 +60,8 @@ def chain_file(tmp_path_factory):
     axes = (2, 1, 0)  # nnU-Net's order
     image, truth = head.data.transpose(axes), truth.transpose(axes)
     box = truth > 0
-    trained(place / "first", {"background": 0, "GM": 1, "Rare": 2}, box.astype(np.int64), [image])
-    names = {"background": 0, "Dim": 1, "Bright": 2}
-    trained(place / "second", names, truth, [image, box])
+    trained(place / "first", ("background", "GM", "Rare"), box.astype(np.int64), [image])
+    trained(place / "second", ("background", "Dim", "Bright"), truth, [image, box])
     path = place / "halves.json"
     regions = [{"inside": "GM", "model": "second"}]
     path.write_text(json.dumps({"model": "first", "regions": regions, "title": "Halves"}))

@@ -11,7 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import pytest
-from conftest import ROOT, write_dataset, write_scan
+from conftest import ROOT, write_dataset, write_model, write_scan
 
 from siam_bids import cli
 from siam_bids.resources import resource
@@ -75,6 +75,10 @@ def bench(tmp_path, monkeypatch, head, tiny_model):
     monkeypatch.setenv("SIAM_MODEL_DIR", str(tmp_path / "siam_params"))
     shutil.copytree(tiny_model, tmp_path / "siam_params" / "v0.3" / "pred_DS108_LcsfP_Ano")
     shutil.copytree(tiny_model, tmp_path / "RUN" / "model")
+    text = (DOCS / "siam.md").read_text(encoding="utf-8")
+    chain = re.search(r"^    {.*?^     .*?}$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "chain.json").write_text(chain[0])
+    write_model(tmp_path / "path/of/layers", names=("background", "one", "two"), channels=2)
     for root in ("BIDS_DIR", "IN"):
         write_scan(tmp_path / root / "sub-01/anat/sub-01_T1w.nii.gz", head)
         about = '{"Name": "D", "BIDSVersion": "1.10.0"}'
