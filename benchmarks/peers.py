@@ -1,0 +1,118 @@
+"""The compact model beside SAMSEG and deepbet, on one head that FreeSurfer has segmented.
+
+    python -m venv PEERS && PEERS/bin/pip install torch==2.13.0 samseg deepbet
+    python benchmarks/peers.py HEADS PEERS/bin [--threads 1] [--out benchmarks/peers.md]
+
+HEADS holds visualqc_id001_T1w.mgz and visualqc_id001_aparc+aseg.mgz. Every tool segments the same
+scan in a process of its own, one after the other, with the same number of threads. CPU seconds tell
+more than the wall's on a busy machine; memory is the peak of the largest process. A tool that is
+not installed is left out.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from quality import FREESURFER, INDEX, dice, markdown
+
+from siam_bids.labels import BRAIN_TISSUES
+from siam_bids.nifti import load_labels
+
+SCAN, REFERENCE = "visualqc_id001_T1w.mgz", "visualqc_id001_aparc+aseg.mgz"
+OURS = (sys.executable, "-c", "from siam_bids.cli import segment; raise SystemExit(segment())")
+Masks = Mapping[str, np.ndarray]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("heads", type=Path)
+    parser.add_argument("peers", type=Path, help="bin folder with run_samseg and deepbet-cli")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/peers.md"))
+    options = parser.parse_args()
+    reference, _ = load_labels(options.heads / REFERENCE)
+    truth = freesurfer_masks(reference)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        work = Path(scratch)
+        scan = work / "scan.nii.gz"
+        nib.save(nib.Nifti1Image.from_image(nib.load(options.heads / SCAN)), scan)
+        threads = str(options.threads)
+        samseg, deepbet = options.peers / "run_samseg", options.peers / "deepbet-cli"
+        commands = {
+            "siam-bids, compact": [*OURS, "--n-cpus", threads, scan, work / "ours.nii.gz"],
+            "SAMSEG": [samseg, "-i", scan, "-o", work / "samseg", "--threads", threads],
+            "deepbet": [
+                *(deepbet, "--no_gpu", "-i", scan),
+                *("-o", work / "brain.nii.gz", "-m", work / "mask.nii.gz"),
+            ],
+        }
+        for name, command in commands.items():
+            if not Path(command[0]).exists():
+                print(f"{name} is not installed")
+                continue
+            cost = measure([str(word) for word in command], options.threads)
+            scores = {part: dice(mask, truth[part]) for part, mask in found(name, work).items()}
+            rows.append({"": name, **scores, **cost})
+            print(rows[-1], flush=True)
+    table = pd.DataFrame(rows).set_index("")
+    mean = table[[part for part in FREESURFER if part in table]].mean(axis=1)
+    table.insert(0, "mean of the classes", mean)
+    options.out.write_text(report(table, options.threads), encoding="utf-8")
+
+
+def measure(command: Sequence[str], threads: int) -> dict[str, float]:
+    """Run a command; return its seconds and its peak of resident memory."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    begin = time.monotonic()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command[0]} failed with status {status}")
+    return {
+        "seconds": time.monotonic() - begin,
+        "CPU seconds": usage.ru_utime + usage.ru_stime,
+        "peak GB": usage.ru_maxrss / 1e6,
+    }
+
+
+def freesurfer_masks(labels: np.ndarray) -> Masks:
+    """Return the classes that FreeSurfer's coding draws, and the brain."""
+    masks = {name: np.isin(labels, values) for name, values in FREESURFER.items()}
+    return {**masks, "brain": np.logical_or.reduce(list(masks.values()))}
+
+
+def found(name: str, work: Path) -> Masks:
+    """Read what a tool wrote."""
+    if name == "SAMSEG":  # FreeSurfer's coding, on the grid of the scan
+        return freesurfer_masks(load_labels(work / "samseg" / "seg.mgz")[0])
+    if name == "deepbet":
+        return {"brain": load_labels(work / "mask.nii.gz")[0] > 0}
+    labels, _ = load_labels(work / "ours.nii.gz")
+    masks = {part: labels == INDEX[part] for part in FREESURFER}
+    brain = [INDEX[tissue] for tissue in BRAIN_TISSUES if tissue in INDEX]
+    return {**masks, "brain": np.isin(labels, brain)}
+
+
+def report(table: pd.DataFrame, threads: int) -> str:
+    """Return the committed table."""
+    cores = f"{threads} thread{'s' if threads > 1 else ''}"
+    return (
+        "# The compact model beside its peers\n\n"
+        f"`python benchmarks/peers.py HEADS PEERS/bin`, {cores}: Dice against FreeSurfer on "
+        "visualqc_id001 (T1w, 1 mm, older person), seconds, peak memory. deepbet draws the brain "
+        "mask alone.\n\n"
+        f"{markdown(table.T)}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
