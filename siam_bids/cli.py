@@ -18,7 +18,7 @@ from pathlib import Path
 
 from siam_bids import __version__
 from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query, RunConfig
-from siam_bids.errors import ModelError, SiamError, UsageError
+from siam_bids.errors import ModelError, SiamError, UsageError, out_of_memory
 from siam_bids.stopping import EXIT_INTERRUPTED, Stopped, stoppable
 from siam_bids.store import search_path
 
@@ -75,14 +75,14 @@ def _guarded(command: Callable[[list[str]], int], argv: list[str]) -> int:
     except SiamError as error:
         print(f"siam-bids: error: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            print("siam-bids: error: Out of memory. Give the job more memory.", file=sys.stderr)
+            return EXIT_SOME_SCANS_FAILED
+        if not isinstance(error, OSError):
+            raise
         print(f"siam-bids: error: {error}. Check the disk and permissions.", file=sys.stderr)
         return EXIT_DISK
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't start new thread" not in str(error):
-            raise
-        print("siam-bids: error: Out of memory. Give the job more memory.", file=sys.stderr)
-        return EXIT_SOME_SCANS_FAILED
     except Stopped as stop:
         print(f"siam-bids: {stop}; finished scans are kept, run again to go on.", file=sys.stderr)
         return stop.exit_code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class SiamError(Exception):
     """Base of all errors that are shown to the user as one line.
@@ -50,3 +52,13 @@ class ModelError(SiamError):
     """A model folder is missing, incomplete, corrupt or does not match its checksum."""
 
     exit_code = 6
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether memory was refused; torch says so in words only."""
+    words = ("not enough memory", "can't allocate memory", "bad_alloc", "can't start new thread")
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+    )

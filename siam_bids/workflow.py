@@ -20,7 +20,7 @@ from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import RunConfig
 from siam_bids.dataset import Scan, find_scans
 from siam_bids.derivatives import ScanNames
-from siam_bids.errors import DatasetError, ModelError, SiamError, UsageError
+from siam_bids.errors import DatasetError, ModelError, SiamError, UsageError, out_of_memory
 from siam_bids.files import atomic, sha256, write_json
 from siam_bids.labels import BRAIN_TISSUES, LabelTable
 from siam_bids.measure import tissue_volumes
@@ -461,21 +461,11 @@ def _disk_refuses(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in refusals
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Tell whether memory was refused; torch says so in words only."""
-    words = ("not enough memory", "can't allocate memory", "bad_alloc", "can't start new thread")
-    return (
-        isinstance(error, MemoryError)
-        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
-    )
-
-
 def _reason(error: Exception) -> str:
     """Say in one line what went wrong."""
     if isinstance(error, SiamError):
         return str(error)
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return "Out of memory. Give the job more memory or fewer scans at once."
     if isinstance(error, OSError) and error.strerror:
         place = f" ({Path(error.filename).name})" if error.filename else ""

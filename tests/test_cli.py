@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -150,3 +151,22 @@ def test_without_any_writable_folder_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (tmp_path / "no" / "such").mkdir())
     with pytest.raises(UsageError, match="Give a folder with --work-dir"):
         cli._place_caches(None)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "Out of memory"),
+        (MemoryError(), 1, "Out of memory"),
+        (RuntimeError("can't start new thread"), 1, "Out of memory"),
+        (OSError(errno.EIO, "Input/output error"), 7, "Check the disk"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_and_a_code(monkeypatch, capsys, error, code, words):
+    def refuse(argv):
+        raise error
+
+    monkeypatch.setattr(cli, "_models", refuse)
+    assert cli.models(["list"]) == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
