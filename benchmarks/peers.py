@@ -21,7 +21,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from quality import FREESURFER, INDEX, dice, markdown
+from quality import FREESURFER, INDEX, dice, freesurfer_masks, markdown
 
 from siam_bids.labels import BRAIN_TISSUES
 from siam_bids.nifti import load_labels
@@ -82,12 +82,6 @@ def measure(command: Sequence[str], threads: int) -> dict[str, float]:
         "CPU seconds": usage.ru_utime + usage.ru_stime,
         "peak GB": usage.ru_maxrss / 1e6,
     }
-
-
-def freesurfer_masks(labels: np.ndarray) -> Masks:
-    """Return the classes that FreeSurfer's coding draws, and the brain."""
-    masks = {name: np.isin(labels, values) for name, values in FREESURFER.items()}
-    return {**masks, "brain": np.logical_or.reduce(list(masks.values()))}
 
 
 def found(name: str, work: Path) -> Masks:

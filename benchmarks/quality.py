@@ -63,6 +63,12 @@ def dice(one: np.ndarray, two: np.ndarray) -> float:
     return 2 * int((one & two).sum()) / size if size else float("nan")
 
 
+def freesurfer_masks(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the classes that FreeSurfer's coding draws, and `brain`, all of them together."""
+    masks = {name: np.isin(labels, values) for name, values in FREESURFER.items()}
+    return {**masks, "brain": np.logical_or.reduce(list(masks.values()))}
+
+
 def hd95(one: np.ndarray, two: np.ndarray, voxel: float = 1.0) -> float:
     """95th percentile of the distances from each surface to the other, in mm."""
     if not (one.any() and two.any()):
@@ -185,11 +191,11 @@ class Bench:
         reference, _ = load_labels(self.heads / "visualqc_id001_aparc+aseg.mgz")
         volume = load_volume(self.heads / "visualqc_id001_T1w.mgz")
         segmentation = self.segmenter.segment(volume).segmentation
-        for name, values in FREESURFER.items():
-            score = dice(segmentation.mask((name,)), np.isin(reference, values))
-            yield *where, name, "dice", score
-        brain = np.isin(reference, [value for values in FREESURFER.values() for value in values])
-        yield *where, "brain mask", "dice", dice(segmentation.mask(BRAIN_TISSUES), brain)
+        truth = freesurfer_masks(reference)
+        for name in FREESURFER:
+            yield *where, name, "dice", dice(segmentation.mask((name,)), truth[name])
+        brain = dice(segmentation.mask(BRAIN_TISSUES), truth["brain"])
+        yield *where, "brain mask", "dice", brain
 
     def stroke(self) -> Rows:
         """Dice between the segmentations of three contrasts of one patient on one grid."""
