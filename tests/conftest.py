@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -118,6 +120,32 @@ def write_scan(path: Path, volume: Volume) -> Path:
     return path
 
 
+def describe(root: Path, **more: object) -> None:
+    """Write a dataset's description."""
+    about = {"Name": "Test", "BIDSVersion": "1.10.0", **more}
+    (root / "dataset_description.json").write_text(json.dumps(about))
+
+
+def write_raw(root: Path, volume: Volume, *stems: str) -> Path:
+    """A dataset of scans with these names (`sub-01_ses-a_T1w`), all of the same content."""
+    for stem in stems:
+        subject, *others = stem.split("_")
+        session = [word for word in others if word.startswith("ses-")]
+        write_scan(root.joinpath(subject, *session, "anat", f"{stem}.nii.gz"), volume)
+    describe(root)
+    return root
+
+
+def run_program(words: Sequence[object], place: Path, environment: Mapping[str, str]) -> str:
+    """Run a program to success; return all that it prints."""
+    done = subprocess.run(
+        list(map(str, words)), cwd=place, check=False, text=True, env=dict(environment),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def write_dataset(root: Path, head: Volume) -> Path:
     """Three subjects: one plain, one with two sessions and contrasts, one with a damaged scan."""
     for name in (
@@ -128,7 +156,7 @@ def write_dataset(root: Path, head: Volume) -> Path:
     ):
         write_scan(root / name, head)
     (root / "sub-03/anat/sub-03_T1w.nii.gz").write_bytes(b"\x1f\x8bthis is no gzip stream")
-    (root / "dataset_description.json").write_text('{"Name": "Test", "BIDSVersion": "1.10.0"}')
+    describe(root)
     (root / "participants.tsv").write_text(
         "participant_id\tage\tsex\nsub-01\t31\tF\nsub-02\tn/a\tM\n"
     )
@@ -260,7 +288,5 @@ def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="S
             path = raw / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
             path.write_text("\n".join(visits) + "\n")
     (raw / "participants.tsv").write_text("\n".join(lines) + "\n")
-    (raw / "dataset_description.json").write_text(
-        json.dumps({"Name": name, "BIDSVersion": "1.10.0"})
-    )
+    describe(raw, Name=name)
     return raw, out

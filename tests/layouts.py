@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from conftest import describe
 
 T1W, T2W = "sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_T2w.nii.gz"
 TAKEN, UNSEEN = "segment", ""
@@ -162,7 +163,7 @@ def write(layout: Layout, root: Path) -> None:
     for name, target in layout.links.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(target)
-    (root / "dataset_description.json").write_text('{"Name": "L", "BIDSVersion": "1.10.0"}')
+    describe(root)
 
 
 def as_markdown() -> str:

@@ -2,12 +2,11 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, write_scan
+from conftest import ROOT, run_program, write_raw
 
 from siam_bids.derivatives import results
 
@@ -23,10 +22,7 @@ def recipe(beginning: str) -> str:
 @pytest.fixture
 def place(tmp_path, head) -> Path:
     """A folder where BIDS_DIR holds two participants."""
-    root = tmp_path / "BIDS_DIR"
-    for label in "ab":
-        write_scan(root / f"sub-{label}/anat/sub-{label}_T1w.nii.gz", head)
-    (root / "dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.10.0"}')
+    write_raw(tmp_path / "BIDS_DIR", head, "sub-a_T1w", "sub-b_T1w")
     return tmp_path
 
 
@@ -34,12 +30,8 @@ def place(tmp_path, head) -> Path:
 def run(place, program):
     def run(*command, **more) -> None:
         path = f"{program.parent}:{os.environ['PATH']}"
-        done = subprocess.run(
-            list(map(str, command)), cwd=place, check=False, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **more},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
+        environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **more}
+        run_program(command, place, environment)
 
     return run
 

@@ -4,6 +4,7 @@ import json
 import logging
 
 import pytest
+from conftest import describe
 
 from siam_bids.config import Query
 from siam_bids.dataset import find_scans, read_filter_file
@@ -38,7 +39,7 @@ def tree(tmp_path):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    (root / "dataset_description.json").write_text('{"Name": "T", "BIDSVersion": "1.10.0"}')
+    describe(root)
     return root
 
 

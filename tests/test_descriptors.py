@@ -5,12 +5,11 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, write_scan
+from conftest import ROOT, run_program, write_raw
 
 from siam_bids import cli
 from siam_bids.derivatives import results
@@ -60,12 +59,7 @@ def tool(tools, program, tmp_path):
         environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
 
     def run(command, *words, **more) -> str:
-        done = subprocess.run(
-            [*shlex.split(command), *map(str, words)], cwd=tmp_path, check=False, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment | more,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout
-        return done.stdout
+        return run_program([*shlex.split(command), *words], tmp_path, environment | more)
 
     return run
 
@@ -73,11 +67,7 @@ def tool(tools, program, tmp_path):
 @pytest.fixture
 def raw(tmp_path, head) -> Path:
     """One participant with two sessions."""
-    root = tmp_path / "raw"
-    for session in "12":
-        write_scan(root / f"sub-a/ses-{session}/anat/sub-a_ses-{session}_T1w.nii.gz", head)
-    (root / "dataset_description.json").write_text('{"Name": "Two", "BIDSVersion": "1.10.0"}')
-    return root
+    return write_raw(tmp_path / "raw", head, "sub-a_ses-1_T1w", "sub-a_ses-2_T1w")
 
 
 def done(out: Path) -> list[str]:

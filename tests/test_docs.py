@@ -11,7 +11,7 @@ from typing import Any
 
 import nibabel as nib
 import pytest
-from conftest import ROOT, write_dataset, write_model, write_scan
+from conftest import ROOT, write_dataset, write_model, write_raw, write_scan
 
 from siam_bids import cli
 from siam_bids.resources import resource
@@ -80,9 +80,7 @@ def bench(tmp_path, monkeypatch, head, tiny_model):
     (tmp_path / "chain.json").write_text(chain[0])
     write_model(tmp_path / "path/of/layers", names=("background", "one", "two"), channels=2)
     for root in ("BIDS_DIR", "IN"):
-        write_scan(tmp_path / root / "sub-01/anat/sub-01_T1w.nii.gz", head)
-        about = '{"Name": "D", "BIDSVersion": "1.10.0"}'
-        (tmp_path / root / "dataset_description.json").write_text(about)
+        write_raw(tmp_path / root, head, "sub-01_T1w")
     for scan in ("SCAN.nii.gz", "scan.nii.gz", "FOLDER/a.nii.gz"):
         write_scan(tmp_path / scan, head)
     return tmp_path

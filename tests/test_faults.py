@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from checks import check_whole
-from conftest import checksums, run_config, write_model, write_scan
+from conftest import checksums, run_config, write_model, write_raw
 from machine import remount, run, small_disk
 
 from siam_bids import cli, workflow
@@ -19,10 +19,7 @@ from siam_bids.errors import ModelError
 @pytest.fixture(scope="module")
 def bids(tmp_path_factory, head):
     root = tmp_path_factory.mktemp("faults") / "bids"
-    for label in ("01", "02", "03"):
-        write_scan(root / f"sub-{label}/anat/sub-{label}_T1w.nii.gz", head)
-    (root / "dataset_description.json").write_text('{"Name": "F", "BIDSVersion": "1.10.0"}')
-    return root
+    return write_raw(root, head, *(f"sub-{label}_T1w" for label in ("01", "02", "03")))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import licences
 import pytest
-from conftest import ROOT, checksums, write_scan
+from conftest import ROOT, checksums, write_raw
 
 from siam_bids import cli
 
@@ -66,9 +66,7 @@ def traced(tmp_path, head, tiny_model):
     """System calls of both levels, with results asked for beside the data."""
     if not shutil.which("strace"):
         pytest.skip("strace is not installed")
-    bids = tmp_path / "bids"
-    write_scan(bids / "sub-01/anat/sub-01_T1w.nii.gz", head)
-    (bids / "dataset_description.json").write_text('{"Name": "S", "BIDSVersion": "1.10.0"}')
+    bids = write_raw(tmp_path / "bids", head, "sub-01_T1w")
     before = checksums(tmp_path / "bids"), checksums(tiny_model)
     common = [str(bids), str(tmp_path / "out")]
     options = ["--model", str(tiny_model), "-w", str(tmp_path / "work"), "--device", "cpu"]

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import write_scan
+from conftest import write_raw
 
 from siam_bids import cli, derivatives
 from siam_bids.files import sha256
@@ -21,12 +21,8 @@ MISSING = [name for name in PROGRAMS if not shutil.which(name, path="/usr/sbin:/
 @pytest.fixture
 def study(tmp_path, head) -> Path:
     """Four participants, two of them with two sessions."""
-    root = tmp_path / "study"
-    for name in ("sub-a/", "sub-b/", "sub-c/ses-1/", "sub-c/ses-2/", "sub-d/ses-1/"):
-        stem = name.strip("/").replace("/", "_")
-        write_scan(root / name / f"anat/{stem}_T1w.nii.gz", head)
-    (root / "dataset_description.json").write_text('{"Name": "Array", "BIDSVersion": "1.10.0"}')
-    return root
+    scans = ("sub-a", "sub-b", "sub-c_ses-1", "sub-c_ses-2", "sub-d_ses-1")
+    return write_raw(tmp_path / "study", head, *(f"{scan}_T1w" for scan in scans))
 
 
 def write(study, out, model, *words) -> Path:

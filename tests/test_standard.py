@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from checks import check_derivative, check_whole, validator_errors
-from conftest import run_config, write_dataset, write_model, write_scan
+from conftest import run_config, write_dataset, write_model, write_raw
 from jsonschema import ValidationError
 
 from siam_bids import derivatives, workflow
@@ -36,11 +36,8 @@ def mixed(tmp_path_factory, head, tiny_model):
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory, head, tiny_model):
     """Sessions for all, in the derivatives folder of the raw dataset; every tissue's map."""
-    raw = tmp_path_factory.mktemp("inside") / "bids"
-    for session, suffix in (("a", "T1w"), ("b", "T1w"), ("b", "acq-tse_run-1_T2w")):
-        stem = f"sub-01_ses-{session}"
-        write_scan(raw / "sub-01" / f"ses-{session}" / "anat" / f"{stem}_{suffix}.nii.gz", head)
-    (raw / "dataset_description.json").write_text('{"Name": "I", "BIDSVersion": "1.10.0"}')
+    stems = (f"sub-01_ses-{rest}" for rest in ("a_T1w", "b_T1w", "b_acq-tse_run-1_T2w"))
+    raw = write_raw(tmp_path_factory.mktemp("inside") / "bids", head, *stems)
     out = raw / "derivatives" / "siam-bids"
     workflow.run_participant(run_config(raw, out, tiny_model, write_probseg=True))
     run_group(run_config(raw, out, tiny_model))

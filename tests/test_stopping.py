@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from checks import check_whole
-from conftest import checksums, run_config, write_scan
+from conftest import checksums, run_config, write_raw
 from machine import FORK
 
 from siam_bids import derivatives, workflow
@@ -31,10 +31,7 @@ WRITERS = 64 if STRESS else 12
 def study(tmp_path_factory, head) -> Path:
     """As many subjects as writers, one scan each."""
     root = tmp_path_factory.mktemp("study")
-    for number in range(WRITERS):
-        write_scan(root / f"sub-{number:02d}/anat/sub-{number:02d}_T1w.nii.gz", head)
-    (root / "dataset_description.json").write_text('{"Name": "Many", "BIDSVersion": "1.10.0"}')
-    return root
+    return write_raw(root, head, *(f"sub-{number:02d}_T1w" for number in range(WRITERS)))
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from checks import check_whole
-from conftest import checksums, write_scan
+from conftest import checksums, write_raw
 from machine import run, small_disk
-from zoo import MACHINES, RUNS, SCANS, as_markdown, describe, write_scans
+from zoo import MACHINES, RUNS, SCANS, as_markdown, write_scans
 
 from siam_bids import cli
 
@@ -67,8 +67,7 @@ def test_a_scan_of_the_zoo(odd, outcome):
 
 @pytest.mark.parametrize("odd", RUNS, ids=lambda odd: odd.kind)
 def test_a_run_of_the_zoo(odd, tmp_path, head, tiny_model, capsys):
-    write_scan(tmp_path / "bids/sub-01/anat/sub-01_T1w.nii.gz", head)
-    describe(tmp_path / "bids")
+    write_raw(tmp_path / "bids", head, "sub-01_T1w")
     shutil.copytree(tiny_model, tmp_path / "model")
     words = odd.make(tmp_path)
     if not words or words[0].startswith("--"):
@@ -94,8 +93,7 @@ def test_a_run_of_the_zoo(odd, tmp_path, head, tiny_model, capsys):
 @pytest.mark.parametrize("odd", MACHINES, ids=lambda odd: odd.kind)
 def test_a_machine_of_the_zoo(odd, tmp_path, head, tiny_model):
     root = tmp_path
-    write_scan(root / "bids/sub-01/anat/sub-01_T1w.nii.gz", head)
-    describe(root / "bids")
+    write_raw(root / "bids", head, "sub-01_T1w")
     before = checksums(root / "bids")
     with small_disk(root / "disk", odd.disk) if odd.disk else nullcontext():
         (root / odd.out).mkdir()

@@ -19,6 +19,7 @@ from typing import Any
 import machine
 import nibabel as nib
 import numpy as np
+from conftest import describe
 
 from siam_bids.volume import Volume
 
@@ -208,11 +209,6 @@ SCANS = (
             name="sub-{label}_acq-" + "x" * 217 + "_T1w.nii.gz"),
 )  # fmt: skip
 """Odd scans; all lie in one dataset, `sub-000`, `sub-001`, ..."""
-
-
-def describe(root: Path, **more: object) -> None:
-    about = {"Name": "Zoo", "BIDSVersion": "1.10.0", **more}
-    (root / "dataset_description.json").write_text(json.dumps(about))
 
 
 def write_scans(root: Path, head: Volume) -> dict[str, str]:
