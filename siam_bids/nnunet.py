@@ -285,15 +285,14 @@ class NnunetSegmenter:
         self._intensities = plans.foreground_intensity_properties_per_channel
         self._build(device)
 
-    def _build(self, device: torch.device) -> None:
+    def _build(self, device: torch.device, *, lean: bool = False) -> None:
         self.device = device
-        self.load = load_of(self.model, device, self.options)
+        self.load = load_of(self.model, device, self.options, lean=lean)
         self._network = _sketch(self.model).to_empty(device=device)
         self._runner = self._network
         self._loaded: Path | None = None
         if self.load.lean:
-            half = self.load.precision == "bfloat16"
-            self._runner = LeanUNet(self._network, torch.bfloat16 if half else torch.float32)
+            self._runner = LeanUNet(self._network, getattr(torch, self.load.precision))
         if self._axes_mirrored:
             self._runner = Mirrored(self._runner, self._axes_mirrored)
 
@@ -383,7 +382,7 @@ class NnunetSegmenter:
         logger.info("Needs %s; %s.", what, limit)
         if need > there:
             leaner = []
-            if self.load.lean and self.load.precision == "float32":
+            if self.load.on_cpu and self.load.lean and self.load.precision == "float32":
                 leaner.append("--precision bfloat16")
             if len(self.model.folds) > 1:
                 leaner.append("a single one of --folds")
@@ -398,28 +397,41 @@ class NnunetSegmenter:
     def _predict(
         self, image: torch.Tensor, wanted: Sequence[slice] | None, progress: Progress | None
     ) -> torch.Tensor:
-        """Run all folds over an image (channels, I, J, K), on the CPU if the device is too small.
+        """Run all folds over an image (channels, I, J, K); see `_make_smaller` for small GPUs.
 
         Tiles outside the box `wanted` are left out.
         """
-        if self.device.type == "cuda":
-            need = self.load.network_memory()
-            free, _ = torch.cuda.mem_get_info(self.device)
-            if need > free:
-                logger.warning(
-                    "The GPU has %.1f GB free, about %.1f GB are needed: going on on the CPU.",
-                    free / 1e9,
-                    need / 1e9,
-                )
-                self._build(torch.device("cpu"))
-        try:
-            return self._predict_here(image, wanted, progress)
-        except torch.OutOfMemoryError:
-            if self.device.type == "cpu":
-                raise
-            logger.warning("Out of memory on %s: going on on the CPU.", self.device)
-        self._build(torch.device("cpu"))
-        return self._predict_here(image, wanted, progress)
+        while True:
+            trouble = self._lack_of_gpu_memory()
+            if not trouble:
+                try:
+                    return self._predict_here(image, wanted, progress)
+                except torch.OutOfMemoryError:
+                    if self.device.type == "cpu":
+                        raise
+                    trouble = f"Out of memory on {self.device}"
+            self._make_smaller(trouble)
+
+    def _lack_of_gpu_memory(self) -> str:
+        """Say what the GPU lacks, or nothing."""
+        if self.device.type != "cuda":
+            return ""
+        need = self.load.network_memory()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        free += torch.cuda.memory_reserved(self.device)  # by this network and its last scan
+        if need <= free:
+            return ""
+        return f"The GPU has {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB are needed"
+
+    def _make_smaller(self, trouble: str) -> None:
+        """Work in smaller pieces on the same device, or else on the CPU, from now on."""
+        pieces = not self.load.lean and is_unet(self._network)
+        way = "in smaller pieces" if pieces else "on the CPU"
+        logger.warning("%s: going on %s.", trouble, way)
+        del self._network, self._runner
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        self._build(self.device if pieces else torch.device("cpu"), lean=True)
 
     def _predict_here(
         self, image: torch.Tensor, wanted: Sequence[slice] | None, progress: Progress | None
@@ -430,7 +442,7 @@ class NnunetSegmenter:
             tile=self._plan.patch_size,
             classes=len(self.model.labels),
             fold_count=len(self.model.folds),
-            autocast=_reduced_precision(self.device),
+            autocast=None if self.load.lean else _reduced_precision(self.device),
             wanted=wanted,
             on_disk=self.options.low_memory,
             progress=progress,
@@ -505,14 +517,19 @@ def _sketch(model: NnunetModel) -> nn.Module:
         return build_network(architecture, channels=model.channels, classes=len(model.labels))
 
 
-def load_of(model: NnunetModel, device: torch.device, options: Inference) -> Load:
-    """Say what a model's network asks of a machine, without loading or computing anything."""
+def load_of(
+    model: NnunetModel, device: torch.device, options: Inference, *, lean: bool = False
+) -> Load:
+    """Say what a model's network asks of a machine, without loading or computing anything.
+
+    U-Nets run in pieces (`lean`) on a CPU, with `--low-mem`, and where a GPU is too small.
+    """
     network = _sketch(model)
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
-    lean = device.type == "cpu" and is_unet(network)
+    lean = (lean or device.type == "cpu" or options.low_memory) and is_unet(network)
     allowed = options.precision == "auto" and model.bfloat16 and has_fast_bfloat16()
     precision = "float16" if device.type == "cuda" else "float32"
-    if lean and (options.precision == "bfloat16" or allowed):
+    if lean and device.type == "cpu" and (options.precision == "bfloat16" or allowed):
         precision = "bfloat16"
     return Load(
         tile=tuple(model.plan.patch_size),

@@ -106,50 +106,81 @@ def test_4d_images_are_refused_unless_a_volume_is_chosen(tmp_path, head, tiny_mo
     np.testing.assert_array_equal(found.data, labels_of(tiny_model, head))
 
 
-def test_out_of_memory_on_a_device_goes_on_on_the_cpu(tiny_model, head, monkeypatch, caplog):
+@pytest.fixture
+def gpu(tiny_model, monkeypatch):
+    """A segmenter that takes the CPU for a GPU (`free` bytes), and the ways it tried to predict.
+
+    The first `failures` of them find no memory.
+    """
+    real_build, real_predict = torch.nn.Module.to_empty, nnunet.predict_tiled
+
+    def make(kind: str, free: float = 1e12, failures: int = 0):
+        monkeypatch.setattr(
+            torch.nn.Module, "to_empty", lambda self, device: real_build(self, device="cpu")
+        )
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 80 * 10**9))
+        segmenter, tried = NnunetSegmenter(NnunetModel.open(tiny_model), torch.device(kind)), []
+
+        def predict(*args, **kwargs):
+            load = segmenter.load
+            tried.append((segmenter.device.type, load.lean, load.precision))
+            assert (kwargs["autocast"] is not None) == (tried[-1] == ("cuda", False, "float16"))
+            if len(tried) <= failures:
+                raise torch.OutOfMemoryError
+            return real_predict(*args, **kwargs)
+
+        monkeypatch.setattr(nnunet, "predict_tiled", predict)
+        return segmenter, tried
+
+    return make
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("cuda", "float16"), ("mps", "float32")])
+def test_out_of_memory_on_a_gpu_goes_on_in_pieces_then_on_the_cpu(
+    gpu, kind, precision, tiny_model, head, caplog
+):
     expected = labels_of(tiny_model, head)
-    segmenter = NnunetSegmenter(NnunetModel.open(tiny_model), CPU)
-    segmenter.device = torch.device("mps")  # said to be one; the first try finds no memory
-    real, calls = nnunet.predict_tiled, []
-
-    def predict(*args, **kwargs):
-        calls.append(segmenter.device.type)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(nnunet, "predict_tiled", predict)
+    segmenter, tried = gpu(kind, failures=2)
     np.testing.assert_array_equal(segmenter.segment(head).segmentation.data, expected)
-    assert calls == ["mps", "cpu"]
-    assert "Out of memory on mps: going on on the CPU." in caplog.text
+    assert tried == [(kind, False, precision), (kind, True, precision), ("cpu", True, "float32")]
+    assert caplog.messages[-2:] == [
+        f"Out of memory on {kind}: going on in smaller pieces.",
+        f"Out of memory on {kind}: going on on the CPU.",
+    ]
+    segmenter.segment(head)
+    assert tried[3:] == [("cpu", True, "float32")], "it stays where it fits"
 
 
-@pytest.mark.parametrize("share", [0.9, 1.1])
-def test_a_gpus_free_memory_is_looked_at_before(share, tiny_model, head, monkeypatch, caplog):
-    """With a stand-in for a GPU: enough of its memory lets the network begin there."""
-    expected = labels_of(tiny_model, head)
-    segmenter = NnunetSegmenter(NnunetModel.open(tiny_model), CPU)
-    segmenter.device = torch.device("cuda")
-    segmenter.load = replace(segmenter.load, precision="float16", lean=False, on_cpu=False)
-    free = int(share * segmenter.load.network_memory())
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 10**9))
-    real, begun = nnunet.predict_tiled, []
+def test_a_gpu_in_pieces_gives_nearly_the_same_labels(gpu, tiny_model, head):
+    segmenter, tried = gpu("cuda", failures=1)
+    found = segmenter.segment(head).segmentation.data
+    assert tried[-1] == ("cuda", True, "float16")
+    assert (found == labels_of(tiny_model, head)).mean() > 0.99
 
-    def predict(*args, **kwargs):
-        begun.append((segmenter.device.type, kwargs["autocast"]))
-        if begun == [("cuda", torch.float16)]:
-            raise torch.OutOfMemoryError  # another program was quicker
-        return real(*args, **kwargs)
 
-    monkeypatch.setattr(nnunet, "predict_tiled", predict)
-    np.testing.assert_array_equal(segmenter.segment(head).segmentation.data, expected)
-    assert segmenter.load.on_cpu
-    if share < 1:
-        assert begun == [("cpu", None)]
-        assert caplog.text.count("GB free, about") == 1
-    else:
-        assert begun == [("cuda", torch.float16), ("cpu", None)]
-        assert "Out of memory on cuda: going on on the CPU." in caplog.text
+def test_a_gpus_free_memory_is_looked_at_before(gpu, head, caplog, monkeypatch):
+    """Between what the network needs as it is and in pieces, it begins in pieces; below, not."""
+    monkeypatch.setattr("siam_bids.sizing.SLAB", 1024)  # of a size with the tiny network
+    segmenter, _ = gpu("cuda")
+    whole = segmenter.load.network_memory()
+    pieces = replace(segmenter.load, lean=True).network_memory()
+    assert pieces < 0.8 * whole
+    for free, way in (
+        (whole, ("cuda", False, "float16")),
+        ((whole + pieces) / 2, ("cuda", True, "float16")),
+        (0.9 * pieces, ("cpu", True, "float32")),
+    ):
+        segmenter, tried = gpu("cuda", free)
+        segmenter.segment(head)
+        assert tried == [way]
+    assert caplog.text.count("GB free, about") == 3
+    assert caplog.messages[-1].endswith("are needed: going on on the CPU.")
+
+
+def test_low_memory_works_in_pieces_on_a_gpu_too(tiny_model):
+    options, cuda = Inference(low_memory=True), torch.device("cuda")
+    load = nnunet.load_of(NnunetModel.open(tiny_model), cuda, options)
+    assert (load.lean, load.precision, load.on_cpu) == (True, "float16", False)
 
 
 def test_the_memory_estimate_grows_with_voxels_and_folds(tmp_path, head):

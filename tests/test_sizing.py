@@ -32,6 +32,7 @@ def test_what_each_choice_saves():
     gpu = replace(SIAM, precision="float16", lean=False, on_cpu=False)
     assert whole - gpu.memory(*HEAD) > 2 * 4 * maps
     assert gpu.network_memory() < 12e9
+    assert replace(gpu, lean=True).network_memory() < 8e9
 
 
 def test_time_counts_tiles_and_folds():
