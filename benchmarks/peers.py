@@ -27,7 +27,7 @@ from siam_bids.labels import BRAIN_TISSUES
 from siam_bids.nifti import load_labels
 
 SCAN, REFERENCE = "visualqc_id001_T1w.mgz", "visualqc_id001_aparc+aseg.mgz"
-OURS = (sys.executable, "-c", "from siam_bids.cli import segment; raise SystemExit(segment())")
+OURS = (sys.executable, "-c", "from siam_bids.cli.segment import main; raise SystemExit(main())")
 Masks = Mapping[str, np.ndarray]
 
 

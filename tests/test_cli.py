@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 
 from siam_bids import __version__, cli
+from siam_bids.cli import app, console, models as models_command
 from siam_bids.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse(*words):
-    arguments = cli.parser().parse_args(cli._with_hyphens(words))
-    return cli._run_config(arguments, "")
+    arguments = app.parser().parse_args(console.with_hyphens(words))
+    return app.run_config(arguments, "")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_underscores_in_values_stay():
 
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
-        "import sys; from siam_bids.cli import parser; parser().format_help();"
+        "import sys; from siam_bids.cli.app import parser; parser().format_help();"
         "heavy = {'torch', 'nnunetv2', 'bids', 'pandas', 'numpy', 'nibabel'} & set(sys.modules);"
         "print(sorted(heavy))"
     )
@@ -128,8 +129,8 @@ def test_caches_go_to_the_work_folder_where_there_is_no_home(tmp_path, given):
     """With an unknown user and no HOME; without -w the folder is gone when the process ends."""
     code = (
         "import json, os, pathlib, sys, tempfile\n"
-        "from siam_bids.cli import _place_caches\n"
-        "_place_caches(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None)\n"
+        "from siam_bids.cli.console import place_caches\n"
+        "place_caches(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None)\n"
         "import matplotlib\n"
         "where = [matplotlib.get_cachedir(), os.environ['TORCH_HOME'], os.environ['HOME']]\n"
         "print(json.dumps([tempfile.gettempdir(), *where]))\n"
@@ -150,7 +151,7 @@ def test_without_any_writable_folder_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/nonexistent")
     monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (tmp_path / "no" / "such").mkdir())
     with pytest.raises(UsageError, match="Give a folder with --work-dir"):
-        cli._place_caches(None)
+        console.place_caches(None)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_what_the_machine_refuses_is_one_line_and_a_code(monkeypatch, capsys, er
     def refuse(argv):
         raise error
 
-    monkeypatch.setattr(cli, "_models", refuse)
-    assert cli.models(["list"]) == code
+    monkeypatch.setattr(models_command, "_run", refuse)
+    assert models_command.main(["list"]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line

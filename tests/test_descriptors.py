@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_program, write_raw
 
-from siam_bids import cli
+from siam_bids.cli import app
 from siam_bids.derivatives import results
 
 FOLDER = ROOT / "data" / "descriptors"
@@ -77,10 +77,10 @@ def done(out: Path) -> list[str]:
 def test_the_descriptor_offers_only_what_the_command_line_has():
     inputs = json.loads(DESCRIPTOR.read_text())["inputs"]
     assert [item["id"] for item in inputs] == list(INVOCATION)
-    ours = {word for action in cli.parser()._actions for word in action.option_strings}
+    ours = {word for action in app.parser()._actions for word in action.option_strings}
     flags = [item["command-line-flag"] for item in inputs if "command-line-flag" in item]
     assert set(flags) <= ours
-    (device,) = (action for action in cli.parser()._actions if action.dest == "device")
+    (device,) = (action for action in app.parser()._actions if action.dest == "device")
     assert inputs[8]["value-choices"] == list(device.choices)
 
 
@@ -92,7 +92,7 @@ def test_boutiques_accepts_it_makes_the_command_we_mean_and_runs_it(
     invocation.write_text(json.dumps(INVOCATION))
     said = tool("bosh exec simulate -i", invocation, DESCRIPTOR)
     (line,) = (line for line in said.splitlines() if line.startswith("siam-bids "))
-    arguments = cli.parser().parse_args(shlex.split(line)[1:])
+    arguments = app.parser().parse_args(shlex.split(line)[1:])
     assert arguments.participant_label == ["01", "02"]
     assert (arguments.bids_dir, arguments.output_dir) == (Path("in"), Path("out"))
     assert (arguments.threads, arguments.device, arguments.overwrite) == (2, "cpu", True)

@@ -14,6 +14,12 @@ import pytest
 from conftest import ROOT, write_dataset, write_model, write_raw, write_scan
 
 from siam_bids import cli
+from siam_bids.cli import (
+    app,
+    models as models_command,
+    segment as segment_command,
+    train as train_command,
+)
 from siam_bids.resources import resource
 
 DOCS = ROOT / "docs"
@@ -44,10 +50,10 @@ def test_the_label_list_is_that_of_the_code():
 
 def test_every_option_is_described():
     page = (DOCS / "options.md").read_text(encoding="utf-8")
-    for action in cli.parser()._actions:
+    for action in app.parser()._actions:
         for option in action.option_strings:
             assert f"`{option}" in page, option
-    known = {option for action in cli.parser()._actions for option in action.option_strings}
+    known = {option for action in app.parser()._actions for option in action.option_strings}
     assert set(re.findall(r"`(--[a-z-]+)", page)) <= known
 
 
@@ -90,13 +96,17 @@ def bench(tmp_path, monkeypatch, head, tiny_model):
     "page", ["README.md", *(f"docs/{name}.md" for name in ("options", "siam", "own_labels"))]
 )
 def test_commands_of_a_page_run_one_after_the_other(page, bench, tiny_model):
-    run = {"siam-bids": cli.main, "siam-bids-segment": cli.segment, "siam-bids-models": cli.models}
+    run = {
+        "siam-bids": cli.main,
+        "siam-bids-segment": segment_command.main,
+        "siam-bids-models": models_command.main,
+    }
     lines = commands(page)
     assert lines
     for line in lines:
         program, *words = shlex.split(line, comments=True)
         if program == "siam-bids-train":  # see test_training
-            assert cli._train_parser().parse_args(words)
+            assert train_command.parser().parse_args(words)
         elif words[0] != "fetch":  # see test_store
             few = words if "--model" in words or program == "siam-bids-models" else [
                 *words, "--model", str(tiny_model)]  # fmt: skip
@@ -113,7 +123,7 @@ def test_python_of_the_pages_runs(bench):
 
 @pytest.mark.parametrize("page", ["questions.md", "citing.md"])
 def test_options_named_in_running_text_exist(page):
-    known = {option for action in cli.parser()._actions for option in action.option_strings}
+    known = {option for action in app.parser()._actions for option in action.option_strings}
     text = (DOCS / page).read_text(encoding="utf-8")
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
 

@@ -13,6 +13,7 @@ from conftest import checksums, run_config, write_model, write_raw
 from machine import remount, run, small_disk
 
 from siam_bids import cli, workflow
+from siam_bids.cli import console
 from siam_bids.errors import ModelError
 
 
@@ -51,7 +52,7 @@ def test_a_disk_that_fills_up(kilobytes, bids, straight, tiny_model, tmp_path):
     with small_disk(tmp_path / "disk", kilobytes) as disk:
         out = disk / "out"
         code, lines = run(words(bids, out, tiny_model), tmp_path / "log")
-        assert code == cli.EXIT_DISK
+        assert code == console.EXIT_DISK
         assert "No space left on device" in lines[-1]
         check_whole(out)
         remount(disk, "size=40m")
@@ -64,7 +65,7 @@ def test_files_that_may_not_grow(limit, bids, straight, tiny_model, tmp_path):
     out = tmp_path / "out"
     limits = {resource.RLIMIT_FSIZE: limit}
     code, lines = run(words(bids, out, tiny_model), tmp_path / "log", limits=limits)
-    assert code == cli.EXIT_DISK
+    assert code == console.EXIT_DISK
     assert "File too large" in lines[-1]
     check_recovery(bids, out, tiny_model, straight)
 
@@ -72,7 +73,7 @@ def test_files_that_may_not_grow(limit, bids, straight, tiny_model, tmp_path):
 def test_memory_that_runs_out(bids, straight, tiny_model, tmp_path):
     out = tmp_path / "out"
     code, lines = run(words(bids, out, tiny_model), tmp_path / "log", memory=96_000_000)
-    assert code == cli.EXIT_SOME_SCANS_FAILED
+    assert code == console.EXIT_SOME_SCANS_FAILED
     assert "Out of memory." in lines[-1], lines
     assert all("Out of memory." in line for line in lines if " failed: " in line), lines
     assert not [line for line in lines if line.startswith("Traceback")]
@@ -96,7 +97,7 @@ def test_the_output_folder_is_deleted_in_the_middle(
 ):
     out = tmp_path / "out"
     before_scan(monkeypatch, "sub-03", lambda: shutil.rmtree(out, ignore_errors=True))
-    assert cli.main(list(map(str, words(bids, out, tiny_model)))) in (0, cli.EXIT_DISK)
+    assert cli.main(list(map(str, words(bids, out, tiny_model)))) in (0, console.EXIT_DISK)
     monkeypatch.undo()
     check_recovery(bids, out, tiny_model, straight)
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from siam_bids import derivatives
 from siam_bids.anatomy import source_table
-from siam_bids.cli import parser
+from siam_bids.cli.app import parser
 from siam_bids.dataset import read_filter_file
 from siam_bids.derivatives import ScanNames
 from siam_bids.errors import DatasetError, ImageError, LabelError

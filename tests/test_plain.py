@@ -10,7 +10,8 @@ import torch
 from conftest import write_model, write_scan
 
 import siam_bids
-from siam_bids import cli, nnunet
+from siam_bids import nnunet
+from siam_bids.cli import segment as segment_command
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, UsageError
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
@@ -30,10 +31,10 @@ def test_a_file_a_folder_and_an_image_give_the_same(tmp_path, head, tiny_model, 
     write_scan(tmp_path / "in" / "c.nii", head)
     (tmp_path / "in" / "bad.nii.gz").write_bytes(b"nothing")
     model = ["--model", str(tiny_model), "--n-cpus", "1"]
-    assert cli.segment([*model, str(scan), str(tmp_path / "one.nii.gz")]) == 0
+    assert segment_command.main([*model, str(scan), str(tmp_path / "one.nii.gz")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'one.nii.gz'}\n"
     pred = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-m", str(tiny_model)]
-    assert cli.segment([*pred, "-device", "cpu", "-nbthread", "1"]) == 1
+    assert segment_command.main([*pred, "-device", "cpu", "-nbthread", "1"]) == 1
     assert "FAILED bad.nii.gz: " in capsys.readouterr().err
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
@@ -51,12 +52,12 @@ def test_a_file_a_folder_and_an_image_give_the_same(tmp_path, head, tiny_model, 
 
 
 def test_wrong_words_are_one_line(tmp_path, capsys):
-    assert cli.segment([str(tmp_path)]) == 2
+    assert segment_command.main([str(tmp_path)]) == 2
     assert "One input and one output are needed" in capsys.readouterr().err
-    assert cli.segment([str(tmp_path), "out"]) == 4
+    assert segment_command.main([str(tmp_path), "out"]) == 4
     assert "holds no image" in capsys.readouterr().err
-    assert cli.segment(["a", "b", "--no-interpolation", "--scale", "1.4"]) == 2
-    assert cli.segment(["a", "b", "-m", "0"]) == 6
+    assert segment_command.main(["a", "b", "--no-interpolation", "--scale", "1.4"]) == 2
+    assert segment_command.main(["a", "b", "-m", "0"]) == 6
     assert "siam-bids-models fetch siam-v0.3" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import write_raw
 
 from siam_bids import cli, derivatives
+from siam_bids.cli import slurm as slurm_command
 from siam_bids.files import sha256
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
@@ -27,7 +28,7 @@ def study(tmp_path, head) -> Path:
 
 def write(study, out, model, *words) -> Path:
     command = [str(study), str(out), "--model", str(model), *words]
-    assert cli.slurm(command) == 0
+    assert slurm_command.main(command) == 0
     return out / "code" / "slurm"
 
 
@@ -58,7 +59,7 @@ def test_what_is_done_is_left_out(study, tmp_path, tiny_model, capsys):
     assert lines == ["--participant-label", "b", "--participant-label", "d"]
     assert cli.main([*common, "--n-cpus", "1"]) == 0
     capsys.readouterr()
-    assert cli.slurm([str(study), str(out), "--model", str(tiny_model)]) == 2
+    assert slurm_command.main([str(study), str(out), "--model", str(tiny_model)]) == 2
     assert "Everything is done already." in capsys.readouterr().err
 
 
@@ -69,13 +70,13 @@ def test_options_for_the_tasks_decide_what_is_done(study, tmp_path, tiny_model, 
     done = [str(study), str(out), "participant", *model, "--participant-label", "a", *otherwise]
     assert cli.main([*done, "--device", "cpu", "--n-cpus", "1"]) == 0
     common = [str(study), str(out), *model, "--participant-label", "sub-a"]
-    assert cli.slurm([*common, "--", *otherwise]) == 2
+    assert slurm_command.main([*common, "--", *otherwise]) == 2
     for options in ([], ["--scale", "1.2"], [*otherwise, "--overwrite"]):
-        assert cli.slurm([*common, "--", *options]) == 0
+        assert slurm_command.main([*common, "--", *options]) == 0
     assert "--scale 1.4 --overwrite" in (out / "code/slurm/participant.sbatch").read_text()
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        cli.slurm([*common, "--", "--no-such-option"])
+        slurm_command.main([*common, "--", "--no-such-option"])
     assert "--no-such-option" in capsys.readouterr().err
 
 
@@ -108,7 +109,7 @@ def test_sessions_gpu_container_and_own_options(study, tmp_path, tiny_model, cap
 def test_dry_run_prints_and_writes_nothing(study, tmp_path, tiny_model, capsys):
     out = tmp_path / "out"
     words = [str(study), str(out), "--model", str(tiny_model), "--dry-run"]
-    assert cli.slurm(words) == 0
+    assert slurm_command.main(words) == 0
     assert "#SBATCH --requeue" in capsys.readouterr().out
     assert not out.exists()
 

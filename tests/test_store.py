@@ -15,7 +15,8 @@ import pytest
 import torch
 from conftest import write_model
 
-from siam_bids import cli, models, store
+from siam_bids import models, store
+from siam_bids.cli import models as models_command
 from siam_bids.errors import ModelError
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, convert_checkpoints
 
@@ -116,9 +117,9 @@ def published(server, archive, monkeypatch, tmp_path):
 
 
 def test_a_fetched_model_answers_as_the_original_does(published, original, head, capsys):
-    assert cli.models(["list"]) == 0
+    assert models_command.main(["list"]) == 0
     assert capsys.readouterr().out == "siam-t\tnot fetched\n"
-    assert cli.models(["fetch", "siam-t"]) == 0
+    assert models_command.main(["fetch", "siam-t"]) == 0
     folder = published / FOLDER
     assert capsys.readouterr().out == f"{folder}\n"
     assert not list(folder.rglob("*.pth"))
@@ -131,16 +132,16 @@ def test_a_fetched_model_answers_as_the_original_does(published, original, head,
     )
     np.testing.assert_array_equal(ours, theirs)
 
-    assert cli.models(["verify", "siam-t"]) == 0
+    assert models_command.main(["verify", "siam-t"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "ok\tfold_1/model.safetensors"
     with (folder / "plans.json").open("a") as stream:
         stream.write(" ")
-    assert cli.models(["verify", "siam-t"]) == 6
+    assert models_command.main(["verify", "siam-t"]) == 6
     assert "CHANGED\tplans.json" in capsys.readouterr().out
-    assert cli.models(["remove", "siam-t"]) == 0
+    assert models_command.main(["remove", "siam-t"]) == 0
     assert not folder.exists()
     capsys.readouterr()
-    assert cli.models(["where", "siam-t"]) == 6
+    assert models_command.main(["where", "siam-t"]) == 6
     assert capsys.readouterr().err == (
         "siam-bids: error: The model siam-t is not here. "
         "Get it with: siam-bids-models fetch siam-t\n"
@@ -184,20 +185,20 @@ def test_a_server_that_never_answers_is_given_up_in_one_line(server, tmp_path):
 
 def test_a_wrong_checksum_installs_nothing(server, published, capsys):
     server.files["siam.tar.gz"] += b"x"
-    assert cli.models(["fetch", "siam-t", "--checksum", "md5:" + "0" * 32]) == 6
+    assert models_command.main(["fetch", "siam-t", "--checksum", "md5:" + "0" * 32]) == 6
     assert "damaged or not genuine" in capsys.readouterr().err
     assert [p.name for p in published.rglob("*") if p.is_file()] == [".siam-t.lock"]
 
 
 def test_mirrors_and_archives_on_disk(server, published, archive, tmp_path):
     server.files["mirror/siam.tar.gz"] = server.files.pop("siam.tar.gz")
-    assert cli.models(["fetch", "siam-t", "--mirror", server.url + "mirror/"]) == 0
-    assert cli.models(["remove", "siam-t"]) == 0
+    assert models_command.main(["fetch", "siam-t", "--mirror", server.url + "mirror/"]) == 0
+    assert models_command.main(["remove", "siam-t"]) == 0
     server.files.clear()
     (tmp_path / "by_hand.tar.gz").write_bytes(archive)
     checksum = f"sha256:{hashlib.sha256(archive).hexdigest()}"
     words = ["--archive", str(tmp_path / "by_hand.tar.gz"), "--checksum", checksum]
-    assert cli.models(["fetch", "siam-t", *words]) == 0
+    assert models_command.main(["fetch", "siam-t", *words]) == 0
     assert (tmp_path / "by_hand.tar.gz").exists()
 
 
@@ -214,7 +215,7 @@ def test_two_at_once_download_once(server, published):
 
 def test_too_little_space_is_said_before(published, monkeypatch):
     monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("D", (), {"free": 1000}))
-    assert cli.models(["fetch", "siam-t"]) == 6
+    assert models_command.main(["fetch", "siam-t"]) == 6
     assert not (published / ".download").exists()
 
 
@@ -278,7 +279,7 @@ def test_a_malicious_checkpoint_in_an_archive_runs_nothing_and_is_not_installed(
     torch.save(evil, folder / "fold_0" / "checkpoint_final.pth")
     server.files["siam.tar.gz"] = archived(folder)
     checksum = f"md5:{hashlib.md5(server.files['siam.tar.gz']).hexdigest()}"
-    assert cli.models(["fetch", "siam-t", "--checksum", checksum]) == 6
+    assert models_command.main(["fetch", "siam-t", "--checksum", checksum]) == 6
     assert "is no usable checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "owned").exists()
     assert not (published / FOLDER).exists()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from siam_bids import cli
 from siam_bids.anatomy import source_table
+from siam_bids.cli import train as train_command
 from siam_bids.errors import UsageError
 from siam_bids.labels import siam_labels
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights, mirror_axes
@@ -156,7 +156,7 @@ def test_fine_tuning_on_own_segmentations_starts_from_the_model(tmp_path, label_
     model = tmp_path / "first" / "model"
     argv = ["--maps", str(label_map), "--table", str(table), "--from", str(model)]
     argv += ["--minutes", "0.0001", "--learning_rate", "1e-9"]
-    assert cli.train([str(tmp_path / "tuned"), *argv]) == 0
+    assert train_command.main([str(tmp_path / "tuned"), *argv]) == 0
     tuned = load_weights(tmp_path / "tuned" / "model" / "fold_0" / "checkpoint_final.pth")
     name = "encoder.stages.0.0.convs.0.conv.weight"
     torch.testing.assert_close(tuned[name], begun.average[name].half(), rtol=0, atol=1e-3)
@@ -166,7 +166,7 @@ def test_fine_tuning_on_own_segmentations_starts_from_the_model(tmp_path, label_
 
 
 def test_maps_without_a_table_are_refused(tmp_path, label_map, capsys):
-    assert cli.train([str(tmp_path), "--maps", str(label_map)]) == 2
+    assert train_command.main([str(tmp_path), "--maps", str(label_map)]) == 2
     assert "--maps and --table belong together" in capsys.readouterr().err
 
 

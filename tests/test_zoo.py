@@ -13,6 +13,7 @@ from machine import run, small_disk
 from zoo import MACHINES, RUNS, SCANS, as_markdown, write_scans
 
 from siam_bids import cli
+from siam_bids.cli import console
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_the_page_about_the_zoo_is_up_to_date():
 
 
 def test_a_run_over_everything_ends_with_some_scans_failed(outcome):
-    assert outcome[0] == cli.EXIT_SOME_SCANS_FAILED
+    assert outcome[0] == console.EXIT_SOME_SCANS_FAILED
 
 
 @pytest.mark.parametrize("odd", SCANS, ids=lambda odd: odd.kind)

@@ -1,0 +1,200 @@
+"""`siam-bids`: the BIDS App."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from siam_bids import __version__
+from siam_bids.cli.arguments import (
+    add_folders,
+    add_inference_options,
+    add_query,
+    inference_of,
+    query_of,
+    threads_of,
+)
+from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, place_caches, start_logging
+from siam_bids.config import RunConfig
+from siam_bids.stopping import stoppable
+from siam_bids.store import search_path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids`; return the exit code.
+
+    0: all asked for exists. 1: some scans failed, the others are complete. 2 and more: nothing
+    could be done, see `siam_bids.errors`; 7 is a disk or a permission that fails. 75 and 130:
+    stopped by a scheduler or Ctrl-C, see `siam_bids.stopping`.
+    """
+    with stoppable():
+        return guarded(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+    start_logging(arguments.verbose)
+    place_caches(arguments.work_dir)
+    config = run_config(arguments, shlex.join(["siam-bids", *argv]))
+
+    if config.level == "group" and not (arguments.boilerplate_only or config.dry_run):
+        from siam_bids.group import run_group  # heavy, but without torch
+
+        wide = run_group(config)
+        print(f"{len(wide)} scans: {config.output_dir / 'group.html'}")
+        return 0
+
+    from siam_bids import workflow  # heavy: torch, nnunetv2, pybids
+
+    if arguments.boilerplate_only:
+        print(workflow.boilerplate(config))
+        return 0
+    if config.dry_run:
+        return _dry_run(config)
+    if config.reports_only:
+        for label in workflow.rebuild_reports(config):
+            print(config.output_dir / f"sub-{label}.html")
+        return 0
+    summary = workflow.run_participant(config)
+    for line in summary.lines():
+        print(line)
+    return EXIT_SOME_SCANS_FAILED if summary.failed else 0
+
+
+def _dry_run(config: RunConfig) -> int:
+    from siam_bids import planning, workflow
+
+    steps = planning.plan(config)
+    print(planning.HEADER)
+    for step in steps:
+        print(step.line())
+    if all(step.action == "skip" for step in steps):
+        raise workflow.nothing_matches(config)
+    print(planning.summary(steps), file=sys.stderr)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of `siam-bids`, spelled as BIDS Apps are."""
+    top = argparse.ArgumentParser(
+        prog="siam-bids",
+        description="Segment the head MRI scans of a BIDS dataset, any contrast, any resolution.",
+        epilog="Every option may be spelled with hyphens or underscores.",
+        allow_abbrev=False,
+    )
+    add_folders(top)
+    top.add_argument(
+        "analysis_level",
+        choices=("participant", "group"),
+        help="participant: segment scans; group: tables and page over all that is segmented",
+    )
+    top.add_argument("--version", action="version", version=f"siam-bids {__version__}")
+
+    add_query(top)
+    how = top.add_argument_group("how")
+    how.add_argument(
+        "--model", default="compact", help="name of a model or path of an nnU-Net v2 model folder"
+    )
+    how.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    how.add_argument(
+        "--n-cpus",
+        "--nprocs",
+        "--nthreads",
+        "--omp-nthreads",
+        dest="threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="CPU threads (default: all)",
+    )
+    how.add_argument(
+        "--probabilities",
+        nargs="+",
+        default=[],
+        metavar="TISSUE",
+        help="also write probability maps of these tissues, for example GM WM CSF",
+    )
+    how.add_argument("--write-probseg", action="store_true", help="also write those of all tissues")
+    add_inference_options(how)
+    again = how.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume",
+        action="store_true",
+        help="do only what is missing or was made from another input, model or options (default)",
+    )
+    again.add_argument("--overwrite", action="store_true", help="segment all of them anew")
+    how.add_argument(
+        "-w", "--work-dir", type=Path, metavar="DIR", help="scratch files and caches of libraries"
+    )
+    how.add_argument(
+        "--viewer", action="store_true", help="put a viewer of scan and labels into the pages"
+    )
+    how.add_argument("--stop-on-first-crash", action="store_true", help="stop at a failing scan")
+
+    group = top.add_argument_group("group level")
+    group.add_argument(
+        "--formula",
+        default="",
+        metavar="FORMULA",
+        help='model every tissue, for example "GM ~ age + C(sex) + ICV"',
+    )
+    group.add_argument(
+        "--adjust-for",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="regress these out before looking for outliers, for example age sex TIV",
+    )
+    group.add_argument(
+        "--ratings",
+        type=Path,
+        metavar="FILE",
+        help="ratings exported from the group page (default: OUTPUT_DIR/group_ratings.tsv)",
+    )
+
+    what = top.add_argument_group("instead of segmenting")
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="list what would be done, why, and what it takes; write nothing",
+    )
+    what.add_argument("--reports-only", action="store_true", help="write the pages anew")
+    what.add_argument("--boilerplate-only", action="store_true", help="print the methods text")
+
+    top.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
+    accepted = top.add_argument_group("accepted for compatibility, without effect")
+    for name in ("--skip-bids-validation", "--skip-bids-validator", "--notrack"):
+        accepted.add_argument(name, action="store_true", help=argparse.SUPPRESS)
+    accepted.description = "--skip-bids-validation, --notrack"
+    return top
+
+
+def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
+    """Return all choices of a run; `command` is what was typed."""
+    return RunConfig(
+        bids_dir=arguments.bids_dir,
+        output_dir=arguments.output_dir,
+        level=arguments.analysis_level,
+        query=query_of(arguments),
+        model=arguments.model,
+        model_dirs=search_path(os.environ),
+        inference=inference_of(arguments),
+        device=arguments.device,
+        threads=threads_of(arguments),
+        probabilities=tuple(arguments.probabilities),
+        write_probseg=arguments.write_probseg,
+        overwrite=arguments.overwrite,
+        dry_run=arguments.dry_run,
+        reports_only=arguments.reports_only,
+        stop_on_first_crash=arguments.stop_on_first_crash,
+        viewer=arguments.viewer,
+        formula=arguments.formula,
+        adjust=tuple(arguments.adjust_for),
+        ratings=arguments.ratings,
+        progress=sys.stderr.isatty(),
+        command=command,
+    )

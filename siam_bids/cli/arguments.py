@@ -1,0 +1,178 @@
+"""Arguments that several commands have, and what they mean."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query
+from siam_bids.errors import UsageError
+
+
+def add_folders(top: argparse.ArgumentParser) -> None:
+    """Add the input and the output folder."""
+    top.add_argument("bids_dir", type=Path, help="root of the BIDS dataset")
+    top.add_argument("output_dir", type=Path, help="folder of the derivative dataset")
+
+
+def add_query(top: argparse.ArgumentParser) -> None:
+    """Add what chooses scans."""
+    which = top.add_argument_group("which scans")
+    which.add_argument(
+        "--participant-label",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="participants, with or without sub-",
+    )
+    which.add_argument(
+        "--session-label",
+        "--session-id",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="sessions, with or without ses-",
+    )
+    which.add_argument(
+        "--suffix",
+        nargs="+",
+        default=list(DEFAULT_SUFFIXES),
+        help=f"BIDS suffixes of the images (default: {' '.join(DEFAULT_SUFFIXES)})",
+    )
+    which.add_argument(
+        "--bids-filter-file",
+        type=Path,
+        metavar="FILE",
+        help='JSON with pybids filters per suffix, for example {"t1w": {"acquisition": "mprage"}}',
+    )
+    which.add_argument(
+        "--bids-database-dir", type=Path, metavar="DIR", help="pybids index to make and reuse"
+    )
+
+
+def query_of(arguments: argparse.Namespace) -> Query:
+    """Return the choice of scans."""
+    filters = {}
+    if arguments.bids_filter_file:
+        from siam_bids.dataset import read_filter_file
+
+        filters = read_filter_file(arguments.bids_filter_file)
+    return Query(
+        participants=tuple(_bare(arguments.participant_label, "sub-")),
+        sessions=tuple(_bare(arguments.session_label, "ses-")),
+        suffixes=tuple(arguments.suffix),
+        filters=filters,
+        database=arguments.bids_database_dir,
+    )
+
+
+def add_inference_options(group: argparse._ActionsContainer) -> None:
+    """Add what changes how a network is run."""
+    group.add_argument(
+        "--voxel-size",
+        "-voxelsize",
+        type=_positive,
+        metavar="MM",
+        help="pretend that voxels have this isotropic size",
+    )
+    group.add_argument(
+        "--scale",
+        type=_positive,
+        default=1.0,
+        metavar="FACTOR",
+        help="pretend that voxels are larger by this factor; 1.4 for newborns",
+    )
+    group.add_argument(
+        "--no-interpolation",
+        action="store_true",
+        help="take the voxels as they are, whatever the model's voxel size",
+    )
+    group.add_argument(
+        "--folds", nargs="+", default=[], metavar="N", help="average these folds only"
+    )
+    group.add_argument(
+        "--mirror", action="store_true", help="average over mirrored tiles too, if trained for it"
+    )
+    group.add_argument(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="on a CPU (default: bfloat16 where the CPU has it and the model is known to bear it)",
+    )
+    group.add_argument(
+        "--volume", type=int, metavar="N", help="take volume N (from 0) of 4-D images"
+    )
+    group.add_argument(
+        "--mem-gb",
+        type=_gigabytes,
+        metavar="GB",
+        help="refuse scans that need more memory than this (default: than is free)",
+    )
+    group.add_argument("--mem-mb", type=_megabytes, dest="mem_gb", help=argparse.SUPPRESS)
+    group.add_argument(
+        "--low-mem", action="store_true", help="keep the sums of all classes on disk (--work-dir)"
+    )
+
+
+def inference_of(arguments: argparse.Namespace) -> Inference:
+    """Return how to run a network.
+
+    Raises
+    ------
+    UsageError
+        Options contradict each other.
+    """
+    if arguments.volume is not None and arguments.volume < 0:
+        raise UsageError(f"--volume {arguments.volume} is negative.", "Volumes count from 0.")
+    if arguments.no_interpolation and (arguments.voxel_size or arguments.scale != 1):
+        raise UsageError(
+            "--no-interpolation contradicts --voxel-size and --scale.", "Give one of them."
+        )
+    return Inference(
+        voxel_size=arguments.voxel_size,
+        scale=arguments.scale,
+        interpolate=not arguments.no_interpolation,
+        folds=tuple(_bare(arguments.folds, "fold-")),
+        mirror=arguments.mirror,
+        precision=arguments.precision,
+        volume=arguments.volume,
+        memory=1e9 * arguments.mem_gb if arguments.mem_gb else None,
+        low_memory=arguments.low_mem,
+    )
+
+
+def threads_of(arguments: argparse.Namespace) -> int:
+    """Return the number of CPU threads; 0 means all."""
+    if arguments.threads < 0:
+        raise UsageError(f"--n-cpus {arguments.threads} is negative.", "Give 1 or more.")
+    return int(arguments.threads)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1000:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1000")
+    return value
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def _megabytes(text: str) -> float:
+    return _gigabytes(text) / 1000
+
+
+def _bare(labels: Sequence[str], prefix: str) -> list[str]:
+    """Strip an optional prefix and split what was given as one comma or space separated word."""
+    found = [word for label in labels for word in words(label)]
+    return list(dict.fromkeys(word.removeprefix(prefix) for word in found))
+
+
+def words(text: str) -> list[str]:
+    """Split what commas or spaces separate."""
+    return text.replace(",", " ").split()

@@ -1,0 +1,97 @@
+"""What all commands share when they begin and end: exit codes, logging, spelling, caches."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from siam_bids.errors import SiamError, UsageError, out_of_memory
+from siam_bids.stopping import EXIT_INTERRUPTED, Stopped
+
+EXIT_SOME_SCANS_FAILED = 1
+EXIT_DISK = 7
+
+_CACHES = {
+    "MPLCONFIGDIR": "matplotlib",
+    "XDG_CACHE_HOME": "cache",  # fontconfig and others
+    "TORCH_HOME": "torch",
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "NUMBA_CACHE_DIR": "numba",
+}
+"""Where libraries keep caches: environment variable and folder within the work folder."""
+
+
+def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
+    """Run a command on its arguments (None: those of the process); turn errors into exit codes."""
+    try:
+        return command(with_hyphens(sys.argv[1:] if argv is None else argv))
+    except SiamError as error:
+        print(f"siam-bids: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (OSError, MemoryError, RuntimeError) as error:
+        if out_of_memory(error):
+            print("siam-bids: error: Out of memory. Give the job more memory.", file=sys.stderr)
+            return EXIT_SOME_SCANS_FAILED
+        if not isinstance(error, OSError):
+            raise
+        print(f"siam-bids: error: {error}. Check the disk and permissions.", file=sys.stderr)
+        return EXIT_DISK
+    except Stopped as stop:
+        print(f"siam-bids: {stop}; finished scans are kept, run again to go on.", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def with_hyphens(argv: Sequence[str]) -> list[str]:
+    """Let `--participant_label` mean `--participant-label`, for every option."""
+    spelled = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        spelled.append(name.replace("_", "-") + equals + value if word.startswith("--") else word)
+    return spelled
+
+
+def place_caches(work: Path | None) -> None:
+    """Send the caches of all libraries to the work folder; to a passing one if HOME is no use.
+
+    A cluster's container has a read-only system, any user number and often no HOME.
+    """
+    home = Path(os.environ.get("HOME") or "/nonexistent")
+    usable = home.is_dir() and os.access(home, os.W_OK)
+    if usable and work is None:
+        return
+    try:
+        if work is None:
+            work = Path(tempfile.mkdtemp(prefix="siam-bids-"))
+            atexit.register(shutil.rmtree, work, ignore_errors=True)
+        work = work.absolute()
+        work.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=work).close()
+    except OSError as error:
+        raise UsageError(
+            f"No scratch file can be written: {error}.", "Give a folder with --work-dir."
+        ) from error
+    for name, folder in _CACHES.items():
+        os.environ[name] = str(work / folder)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(work)
+    if not usable:
+        os.environ["HOME"] = str(work)
+    os.environ.setdefault("LOGNAME", "siam-bids")  # users without a name have no passwd entry
+
+
+def start_logging(verbosity: int = 1) -> None:
+    """Log to stderr; from verbosity 2 on with tracebacks."""
+    level = logging.DEBUG if verbosity > 1 else logging.INFO
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("siam_bids").setLevel(level)

@@ -1,0 +1,79 @@
+"""`siam-bids-segment`: files and folders without BIDS."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from siam_bids import __version__
+from siam_bids.cli.arguments import add_inference_options, inference_of, threads_of
+from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, start_logging
+from siam_bids.errors import UsageError
+from siam_bids.store import search_path
+
+_SIAM_PRED_MODELS = {"0": "siam-v0.3", "1": "siam-v0.1", "2": "siam-v0.2"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids-segment`; return the exit code."""
+    return guarded(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+    start_logging()
+    named = [arguments.other_input, arguments.other_output]
+    free = [path for path in (arguments.input, arguments.output) if path]
+    source, target = (each or (free.pop(0) if free else None) for each in named)
+    if source is None or target is None or free:
+        raise UsageError("One input and one output are needed.", "See siam-bids-segment --help.")
+
+    from siam_bids.plain import segment_files  # heavy: torch, nnunetv2
+
+    written, failed = segment_files(
+        source,
+        target,
+        model=_SIAM_PRED_MODELS.get(arguments.model, arguments.model),
+        model_dirs=search_path(os.environ),
+        device=arguments.device,
+        threads=threads_of(arguments),
+        inference=inference_of(arguments),
+    )
+    for path in written:
+        print(path)
+    for name, reason in failed.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    return EXIT_SOME_SCANS_FAILED if failed else 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of `siam-bids-segment`."""
+    top = argparse.ArgumentParser(
+        prog="siam-bids-segment",
+        description="Segment head MRI files without BIDS: one image, or all images of a folder. "
+        "siam-pred's spellings are understood too.",
+        usage="siam-bids-segment [options] INPUT OUTPUT",
+        allow_abbrev=False,
+    )
+    top.add_argument("input", nargs="?", type=Path, help="NIfTI or MGH file, or a folder of them")
+    top.add_argument("output", nargs="?", type=Path, help="NIfTI file to write, or a folder")
+    top.add_argument("-i", dest="other_input", type=Path, help=argparse.SUPPRESS)
+    top.add_argument("-o", dest="other_output", type=Path, help=argparse.SUPPRESS)
+    top.add_argument(
+        "--model",
+        "-m",
+        default="compact",
+        help="name of a model or path of an nnU-Net v2 model folder; siam-pred's numbers 0, 1 and "
+        "2 are siam-v0.3, siam-v0.1 and siam-v0.2",
+    )
+    top.add_argument("--device", "-device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    top.add_argument(
+        "--n-cpus", "-nbthread", dest="threads", type=int, default=0, metavar="N",
+        help="CPU threads (default: all)",
+    )  # fmt: skip
+    add_inference_options(top)
+    top.add_argument("--version", action="version", version=f"siam-bids {__version__}")
+    return top

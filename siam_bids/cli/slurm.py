@@ -1,0 +1,126 @@
+"""`siam-bids-slurm`: scripts for an array of jobs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from siam_bids.cli import app
+from siam_bids.cli.arguments import add_folders, add_query, query_of
+from siam_bids.cli.console import guarded, start_logging
+from siam_bids.config import DEFAULT_SUFFIXES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids-slurm`; return the exit code."""
+    return guarded(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    if "--" in argv:
+        argv, options = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+    else:
+        options = []
+    arguments = parser().parse_args(argv)
+    start_logging()
+
+    from siam_bids.slurm import ArrayConfig, render_scripts, write_scripts  # heavy
+
+    query = query_of(arguments)
+    forward = ["--suffix", *query.suffixes] if query.suffixes != DEFAULT_SUFFIXES else []
+    if arguments.bids_filter_file:
+        forward += ["--bids-filter-file", str(arguments.bids_filter_file.absolute())]
+    if arguments.probabilities:
+        forward += ["--probabilities", *arguments.probabilities]
+    if arguments.write_probseg:
+        forward += ["--write-probseg"]
+    if query.sessions and not arguments.sessions:
+        forward += ["--session-label", *query.sessions]
+    folder = arguments.folder or arguments.output_dir / "code" / "slurm"
+    # What is still to do depends on every option, so it is asked of the run that tasks will be.
+    words = [str(arguments.bids_dir), str(arguments.output_dir), "participant"]
+    words += ["--model", _absolute_folder(arguments.model)]
+    words += ["--participant-label", *query.participants] if query.participants else []
+    words += ["--session-label", *query.sessions] if query.sessions else []
+    config = ArrayConfig(
+        run=app.run_config(app.parser().parse_args([*words, *forward, *options]), ""),
+        folder=folder,
+        options=(*forward, *options),
+        sessions=arguments.sessions,
+        per_task=arguments.per_task,
+        throttle=arguments.throttle,
+        cpus=arguments.cpus,
+        gpu=arguments.gpu,
+        container=arguments.container,
+        program=arguments.program,
+        memory_mb=arguments.mem_mb,
+        minutes=arguments.minutes,
+        sbatch=tuple(arguments.sbatch),
+        templates=arguments.templates,
+    )
+    if arguments.dry_run:
+        for path, text in render_scripts(config).items():
+            print(f"----- {path}\n{text}")
+        return 0
+    for path in write_scripts(config):
+        print(path)
+    print(f"Look at them, then: {folder / 'submit.sh'}")
+    return 0
+
+
+def _absolute_folder(model: str) -> str:
+    path = Path(model).expanduser()
+    return str(path.absolute()) if path.is_dir() else model
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of `siam-bids-slurm`."""
+    top = argparse.ArgumentParser(
+        prog="siam-bids-slurm",
+        description="Write sbatch scripts that segment what is still to do of a BIDS dataset.",
+        epilog="What follows a lone -- is handed to every siam-bids, for example -- --low-mem.",
+        allow_abbrev=False,
+    )
+    add_folders(top)
+    add_query(top)
+    how = top.add_argument_group("how")
+    how.add_argument("--model", default="compact", help="as for siam-bids")
+    how.add_argument("--probabilities", nargs="+", default=[], metavar="TISSUE")
+    how.add_argument("--write-probseg", action="store_true")
+    how.add_argument("--gpu", action="store_true", help="one GPU a task, --device cuda")
+    how.add_argument("--container", type=Path, metavar="IMAGE.sif", help="run it by Apptainer")
+    how.add_argument(
+        "--program", default="siam-bids", help="the command without container (default: siam-bids)"
+    )
+    shape = top.add_argument_group("the array")
+    shape.add_argument("--sessions", action="store_true", help="a task per session")
+    shape.add_argument(
+        "--per-task",
+        type=int,
+        default=0,
+        metavar="N",
+        help="participants of one task (default: what fills a third of the time limit)",
+    )
+    shape.add_argument("--throttle", type=int, default=0, metavar="N", help="tasks at once")
+    shape.add_argument("--cpus", type=int, default=2, metavar="N", help="CPUs of a task")
+    shape.add_argument(
+        "--mem-mb", type=int, default=0, metavar="MB", help="memory (default: estimated)"
+    )
+    shape.add_argument(
+        "--minutes", type=int, default=0, metavar="N", help="time limit (default: estimated)"
+    )
+    shape.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="further #SBATCH option, may be repeated: --sbatch=--account=lab",
+    )
+    what = top.add_argument_group("the scripts")
+    what.add_argument("--folder", type=Path, help="where they go (default: OUTPUT_DIR/code/slurm)")
+    what.add_argument(
+        "--templates", type=Path, metavar="DIR", help="your copies of templates/slurm/*.jinja"
+    )
+    what.add_argument("--dry-run", action="store_true", help="print them, write nothing")
+    return top

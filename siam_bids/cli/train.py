@@ -1,0 +1,113 @@
+"""`siam-bids-train`: train the compact model, or fine-tune a model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from siam_bids.cli.arguments import words
+from siam_bids.cli.console import guarded, start_logging
+from siam_bids.errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids-train`; return the exit code."""
+    return guarded(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    arguments = parser().parse_args(argv)
+    start_logging()
+
+    from siam_bids.models import find_model
+    from siam_bids.training import TrainingConfig, shape_of, train as run
+
+    if bool(arguments.maps) != bool(arguments.table):
+        raise UsageError("--maps and --table belong together.", "Give both or neither.")
+    maps = [(path, "synthseg") for path in arguments.synthseg]
+    maps += [(path, "siam") for path in arguments.siam]
+    maps += [(path, str(arguments.table)) for path in arguments.maps]
+    start = find_model(arguments.start).folder if arguments.start else None
+    chosen = shape_of(start) if start else {}
+    for name in ("features", "patch", "voxel", "learning_rate"):
+        if getattr(arguments, name):
+            chosen[name] = getattr(arguments, name)
+    trainer = run(
+        TrainingConfig(
+            maps=tuple(maps),
+            folder=arguments.folder,
+            minutes=arguments.minutes,
+            cooldown=arguments.cooldown,
+            seed=arguments.seed,
+            device=arguments.device,
+            compile=arguments.compile,
+            start=start,
+            dice_weight=arguments.dice_weight,
+            **chosen,
+        )
+    )
+    print(f"step {trainer.step}: {arguments.folder / 'model'}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line of `siam-bids-train`."""
+    top = argparse.ArgumentParser(
+        prog="siam-bids-train",
+        description="Train the compact model on label maps; resumes what lies in FOLDER.",
+        allow_abbrev=False,
+    )
+    top.add_argument("folder", type=Path, help="state, log and model folder of the run")
+    for source in ("synthseg", "siam"):
+        top.add_argument(
+            f"--{source}",
+            nargs="+",
+            type=Path,
+            default=[],
+            metavar="MAP",
+            help=f"label maps in the coding of data/labels/source_{source}.tsv",
+        )
+    top.add_argument(
+        "--maps",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="MAP",
+        help="label maps of your own, for example corrected *_dseg.nii.gz",
+    )
+    top.add_argument(
+        "--table",
+        type=Path,
+        help="what the values of --maps mean: a BIDS label table (index, name) with SIAM's names, "
+        "or a table with the columns value, name, tissue, target",
+    )
+    top.add_argument(
+        "--from",
+        dest="start",
+        metavar="MODEL",
+        help="begin with the weights of this model (name or folder): fine-tuning; with one more "
+        "--features and half the --voxel, the network grows by a finer stage",
+    )
+    top.add_argument("--features", type=_channels, help="channels of each stage: 16,32,64")
+    top.add_argument("--patch", type=int, help="edge of patches and tiles, in voxels")
+    top.add_argument("--voxel", type=int, help="voxel size in mm")
+    top.add_argument("--learning-rate", type=float, help="peak of the learning rate")
+    top.add_argument(
+        "--dice-weight",
+        type=float,
+        default=1.0,
+        help="weight of the Dice term; 0 in a last leg sets volumes and probabilities right",
+    )
+    top.add_argument("--minutes", type=float, default=30, help="length of this leg")
+    top.add_argument(
+        "--cooldown", action="store_true", help="last leg: the learning rate falls to zero"
+    )
+    top.add_argument("--device", default="cpu")
+    top.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
+    top.add_argument("--seed", type=int, default=0)
+    return top
+
+
+def _channels(text: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in words(text))
