@@ -7,9 +7,13 @@ import io
 import json
 import logging
 import re
+import sqlite3
+import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,14 @@ from bids.layout import BIDSLayout, BIDSLayoutIndexer, Query as Match
 
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
+from siam_bids.files import SCRATCH
 from siam_bids.labels import read_rows
 
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".nii.gz", ".nii")
 _NO_ANATOMY = ("phase", "real", "imag")
+_INDEX = "layout_index.sqlite"  # the name that pybids gives it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
     Raises
     ------
     DatasetError
-        Not a dataset, an unknown participant, or an unreadable filter.
+        Not a dataset, an unknown participant, an unreadable filter, or an index of something else.
     """
     present = subjects(root)
     missing = sorted(set(query.participants) - set(present))
@@ -98,6 +104,8 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
             f"No folder for participant {', '.join('sub-' + label for label in missing)} in {root}."
         )
     layout = _layout(root, query)
+    if query.database:
+        _warn_of_newcomers(layout, set(query.participants or present), query.database)
     found: dict[Path, Scan] = {}
     for suffix in query.suffixes:
         filters = _filters_for(suffix, query)
@@ -147,11 +155,50 @@ def _layout(root: Path, query: Query) -> BIDSLayout:
     wanted = "[^/]+" if everyone else "|".join(map(re.escape, query.participants))
     ignore = re.compile(rf"^/(?!(sub-({wanted})(/ses-[^/]+)?(/anat(/[^/]+)?)?)?$)")
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[ignore])
+    make = partial(BIDSLayout, root.absolute(), validate=False, indexer=indexer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return BIDSLayout(
-            root.absolute(), validate=False, indexer=indexer, database_path=query.database
+        if not query.database:
+            return make()
+        _keep_index(query.database, make)
+        _check_index(query.database, root)
+        return make(database_path=query.database)
+
+
+def _keep_index(folder: Path, make: Callable[..., BIDSLayout]) -> None:
+    """Make the index unless it is there; complete or absent, whoever makes it at the same time."""
+    if (folder / _INDEX).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
+        make(database_path=scratch)
+        (Path(scratch) / _INDEX).replace(folder / _INDEX)
+
+
+def _check_index(folder: Path, root: Path) -> None:
+    path = folder / _INDEX
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as index:
+            (indexed,) = index.execute("SELECT root FROM layout_info").fetchone()
+    except (sqlite3.Error, TypeError) as error:
+        raise DatasetError(
+            f"{path} is no index of pybids: {error}.", "Delete it; the next run makes it anew."
+        ) from error
+    if Path(indexed) != root.absolute():
+        raise DatasetError(
+            f"The index {path} is of {indexed}, not of {root.absolute()}.",
+            "Give another --bids-database-dir.",
         )
+
+
+def _warn_of_newcomers(layout: BIDSLayout, wanted: set[str], folder: Path) -> None:
+    """Say whom an index does not know: it is as old as its dataset was then."""
+    unknown = sorted(wanted - set(layout.get_subjects()))
+    if unknown:
+        logger.warning(
+            "The index %s lacks %d participants, sub-%s first. If they are new, delete it.",
+            folder, len(unknown), unknown[0],
+        )  # fmt: skip
 
 
 def _filters_for(suffix: str, query: Query) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class ArrayConfig:
     run
         What each task does: folders, query, model, options.
     options
-        Further options of `siam-bids participant`, as typed.
+        Further options of `siam-bids` for both levels, as typed.
     sessions
         One line of work per session instead of per participant.
     per_task
@@ -194,11 +194,13 @@ def _options(config: ArrayConfig) -> list[str]:
 
 def _command(config: ArrayConfig, model: Path) -> str:
     source, target = config.run.bids_dir.absolute(), config.run.output_dir.absolute()
+    folders = [str(source), str(target)]
     if not config.container:
-        return shlex.join([*shlex.split(config.program), str(source), str(target)])
+        return shlex.join([*shlex.split(config.program), *folders])
     words = ["apptainer", "run", "--cleanenv", "--containall"]
     words += ["--nv"] if config.gpu else []
-    binds = [f"{source}:/data:ro", f"{target}:/out"]
+    # Folders keep their names: outputs link to the dataset, and an index of pybids holds its path.
+    binds = [f"{source}:{source}:ro", f"{target}:{target}"]
     binds += [f"{path}:{path}:ro" for path in _mentioned(config)]
     for root in config.run.model_dirs:
         if root in model.parents:
@@ -207,7 +209,7 @@ def _command(config: ArrayConfig, model: Path) -> str:
     for bind in binds:
         words += ["--bind", bind]
     image = str(config.container.absolute())
-    return shlex.join(words) + ' --bind "$work":/work ' + shlex.join([image, "/data", "/out"])
+    return shlex.join(words) + ' --bind "$work":/work ' + shlex.join([image, *folders])
 
 
 def _mentioned(config: ArrayConfig) -> list[Path]:

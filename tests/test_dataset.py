@@ -94,6 +94,46 @@ def test_a_database_serves_later_queries_too(tree, tmp_path):
     assert [scan.name for scan in later] == ALL[7:]
 
 
+def test_a_database_is_complete_or_absent(tree, tmp_path, monkeypatch):
+    """One that was left in the middle must not pass for the whole dataset."""
+    from bids.layout import BIDSLayoutIndexer
+
+    everything = Query(database=tmp_path / "index")
+    index_file = BIDSLayoutIndexer._index_file
+
+    def torn(self, path, entities):
+        if "sub-03" in str(path):
+            raise KeyboardInterrupt
+        return index_file(self, path, entities)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BIDSLayoutIndexer, "_index_file", torn)
+        with pytest.raises(KeyboardInterrupt):
+            find_scans(tree, everything)
+    assert list(everything.database.iterdir()) == []
+    assert [scan.name for scan in find_scans(tree, everything)] == ALL
+    assert [path.name for path in everything.database.iterdir()] == ["layout_index.sqlite"]
+
+
+def test_a_database_of_something_else_is_refused(tree, tmp_path):
+    query = Query(database=tmp_path / "index")
+    find_scans(tree, query)
+    tree.rename(tmp_path / "moved")
+    with pytest.raises(DatasetError, match=f"is of {tree}, not of {tmp_path}/moved"):
+        find_scans(tmp_path / "moved", query)
+    (query.database / "layout_index.sqlite").write_text("no database")
+    with pytest.raises(DatasetError, match="is no index of pybids: file is not a database"):
+        find_scans(tmp_path / "moved", query)
+
+
+def test_who_is_not_in_the_database_is_named(tree, tmp_path, caplog):
+    query = Query(participants=("01", "04"), database=tmp_path / "index")
+    (tree / "sub-04").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert [scan.name for scan in find_scans(tree, query)] == ALL[:2]
+    assert "lacks 1 participants, sub-04 first" in caplog.text
+
+
 def test_of_twins_the_packed_one_counts(tree, caplog):
     (tree / "sub-01/anat/sub-01_T1w.nii").touch()
     with caplog.at_level(logging.WARNING):

@@ -98,12 +98,32 @@ def test_sessions_gpu_container_and_own_options(study, tmp_path, tiny_model, cap
     assert (asked["gres"], asked["account"]) == ("gpu:1", "lab")
     assert (asked["time"], asked["mem"]) == ("20", "3000M")
     assert "apptainer run --cleanenv --containall --nv" in script
-    assert f"--bind {study}:/data:ro" in script
+    assert f"--bind {study}:{study}:ro --bind {tmp_path}/out:{tmp_path}/out" in script
     assert f"--bind {tiny_model}:{tiny_model}:ro" in script
-    assert '--bind "$work":/work /images/s.sif /data /out participant' in script
+    assert f'--bind "$work":/work /images/s.sif {study} {tmp_path}/out participant' in script
     assert f"--model {tiny_model} --device cuda --probabilities GM" in script
     for name in ("participant.sbatch", "group.sbatch", "submit.sh"):
         subprocess.run(["bash", "-n", str(folder / name)], check=True)
+
+
+def test_tasks_get_the_index_and_paths_that_hold_elsewhere(
+    study, tmp_path, tiny_model, monkeypatch
+):
+    """The index is made once, here; options after -- go to both levels."""
+    (tmp_path / "ratings.tsv").touch()
+    monkeypatch.chdir(tmp_path)
+    folder = write(
+        study, tmp_path / "out", tiny_model, "--container", "image.sif", "--bids_database_dir",
+        "index", "--", "--adjust-for", "age", "--ratings", "ratings.tsv",
+    )  # fmt: skip
+    assert (tmp_path / "index" / "layout_index.sqlite").exists()
+    told = f"--bids-database-dir {tmp_path}/index --adjust-for age --ratings {tmp_path}/ratings.tsv"
+    for name in ("participant.sbatch", "group.sbatch"):
+        script = (folder / name).read_text()
+        assert told in script
+        for path in (tmp_path / "index", tmp_path / "ratings.tsv"):
+            assert f"--bind {path}:{path}:ro" in script
+        assert f"{tmp_path}/image.sif {study}" in script
 
 
 def test_dry_run_prints_and_writes_nothing(study, tmp_path, tiny_model, capsys):

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if "--" in argv:
-        argv, options = argv[: argv.index("--")], argv[argv.index("--") + 1 :]
+        argv, options = argv[: argv.index("--")], _absolute_paths(argv[argv.index("--") + 1 :])
     else:
         options = []
     arguments = parser().parse_args(argv)
@@ -31,6 +31,8 @@ def _run(argv: list[str]) -> int:
     forward = ["--suffix", *query.suffixes] if query.suffixes != DEFAULT_SUFFIXES else []
     if arguments.bids_filter_file:
         forward += ["--bids-filter-file", str(arguments.bids_filter_file.absolute())]
+    if query.database:
+        forward += ["--bids-database-dir", str(query.database.absolute())]
     if arguments.probabilities:
         forward += ["--probabilities", *arguments.probabilities]
     if arguments.write_probseg:
@@ -40,7 +42,7 @@ def _run(argv: list[str]) -> int:
     folder = arguments.folder or arguments.output_dir / "code" / "slurm"
     # What is still to do depends on every option, so it is asked of the run that tasks will be.
     words = [str(arguments.bids_dir), str(arguments.output_dir), "participant"]
-    words += ["--model", _absolute_folder(arguments.model)]
+    words += ["--model", _absolute(arguments.model)]
     words += ["--participant-label", *query.participants] if query.participants else []
     words += ["--session-label", *query.sessions] if query.sessions else []
     config = ArrayConfig(
@@ -69,9 +71,20 @@ def _run(argv: list[str]) -> int:
     return 0
 
 
-def _absolute_folder(model: str) -> str:
-    path = Path(model).expanduser()
-    return str(path.absolute()) if path.is_dir() else model
+def _absolute(word: str) -> str:
+    """Make a path absolute; what is none, such as the name of a model, stays as it is."""
+    path = Path(word).expanduser()
+    return str(path.absolute()) if path.exists() else word
+
+
+def _absolute_paths(options: Sequence[str]) -> list[str]:
+    """Make paths within options absolute, since jobs run in another folder."""
+    paths = ("--model", "--bids-filter-file", "--bids-database-dir", "--ratings")
+    before = ("", *options)
+    return [
+        _absolute(word) if option in paths else word
+        for option, word in zip(before, options, strict=False)
+    ]
 
 
 def parser() -> argparse.ArgumentParser:
