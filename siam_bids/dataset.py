@@ -104,8 +104,6 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
             f"No folder for participant {', '.join('sub-' + label for label in missing)} in {root}."
         )
     layout = _layout(root, query)
-    if query.database:
-        _warn_of_newcomers(layout, set(query.participants or present), query.database)
     found: dict[Path, Scan] = {}
     for suffix in query.suffixes:
         filters = _filters_for(suffix, query)
@@ -161,7 +159,7 @@ def _layout(root: Path, query: Query) -> BIDSLayout:
         if not query.database:
             return make()
         _keep_index(query.database, make)
-        _check_index(query.database, root)
+        _check_index(query.database / _INDEX, root, query.participants)
         return make(database_path=query.database)
 
 
@@ -175,11 +173,13 @@ def _keep_index(folder: Path, make: Callable[..., BIDSLayout]) -> None:
         (Path(scratch) / _INDEX).replace(folder / _INDEX)
 
 
-def _check_index(folder: Path, root: Path) -> None:
-    path = folder / _INDEX
+def _check_index(path: Path, root: Path, participants: Sequence[str]) -> None:
+    """Refuse an index of something else; say whom it lacks, being as old as it is."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as index:
             (indexed,) = index.execute("SELECT root FROM layout_info").fetchone()
+            known = index.execute("SELECT DISTINCT _value FROM tags WHERE entity_name = 'subject'")
+            lacking = sorted(set(participants or subjects(root)) - {label for (label,) in known})
     except (sqlite3.Error, TypeError) as error:
         raise DatasetError(
             f"{path} is no index of pybids: {error}.", "Delete it; the next run makes it anew."
@@ -189,15 +189,10 @@ def _check_index(folder: Path, root: Path) -> None:
             f"The index {path} is of {indexed}, not of {root.absolute()}.",
             "Give another --bids-database-dir.",
         )
-
-
-def _warn_of_newcomers(layout: BIDSLayout, wanted: set[str], folder: Path) -> None:
-    """Say whom an index does not know: it is as old as its dataset was then."""
-    unknown = sorted(wanted - set(layout.get_subjects()))
-    if unknown:
+    if lacking:
         logger.warning(
             "The index %s lacks %d participants, sub-%s first. If they are new, delete it.",
-            folder, len(unknown), unknown[0],
+            path, len(lacking), lacking[0],
         )  # fmt: skip
 
 
