@@ -1,5 +1,6 @@
 """The image, built by buildah and run with a read-only system, a user without name, no HOME, no
-network, 1 MB of /tmp and of /dev/shm. Takes minutes and 10 GB of disk: SIAM_BIDS_IMAGE=1 asks.
+network, 1 MB of /tmp and of /dev/shm; then as a SLURM task in Apptainer, where that is installed.
+Takes minutes and 10 GB of disk: SIAM_BIDS_IMAGE=1 asks.
 """
 
 import json
@@ -11,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_program
 
+from siam_bids import cli
 from siam_bids.derivatives import results
 
 MISSING = [name for name in ("buildah", "bwrap", "debootstrap") if not shutil.which(name)]
@@ -87,3 +89,33 @@ def test_the_image_says_what_it_is(run):
     assert config["User"] == "1000"
     assert config["Healthcheck"]["Test"] == ["CMD", "siam-bids", "--version"]
     assert config["Labels"]["org.opencontainers.image.title"] == "siam-bids"
+
+
+@pytest.mark.skipif(not shutil.which("apptainer"), reason="needs apptainer")
+def test_slurm_scripts_run_the_image_in_apptainer(run, tmp_path):
+    """As `docs/clusters.md` says: archive, SIF, `siam-bids-slurm --container`, a task, the group."""
+    environment = {
+        **os.environ, **BUILDAH, "APPTAINER_USERNS": "1", "APPTAINER_CACHEDIR": str(tmp_path),
+        "APPTAINER_TMPDIR": str(tmp_path), "SLURM_ARRAY_TASK_ID": "1",
+    }  # fmt: skip
+
+    def call(*command):
+        run_program(command, tmp_path, environment)
+
+    call("buildah", "push", "--quiet", "siam-bids", "oci-archive:siam-bids.tar")
+    call("apptainer", "build", "siam-bids.sif", "oci-archive://siam-bids.tar")
+    (tmp_path / "siam-bids.tar").unlink()
+    study = tmp_path / "study"
+    shutil.copytree(ROOT / "data" / "sample_bids", study)
+    out = study / "derivatives" / "siam-bids"
+    words = ["--container", tmp_path / "siam-bids.sif", "--bids-database-dir", tmp_path / "index"]
+    words += ["--participant-label", "colin27", "--", "--probabilities", "GM"]
+    assert cli.slurm([str(study), str(out), *map(str, words)]) == 0
+    call("bash", out / "code/slurm/participant.sbatch")
+    call("bash", out / "code/slurm/group.sbatch")
+    (names,) = results(out)
+    assert names.name == "sub-colin27_T1w"
+    assert names.probability("GM").exists()
+    about = json.loads((out / "dataset_description.json").read_text())
+    assert about["DatasetLinks"]["raw"] == study.as_uri()
+    assert len((out / "group_desc-wide_volumes.tsv").read_text().splitlines()) == 2
