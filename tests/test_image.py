@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_program
 
-from siam_bids import cli
+from siam_bids.cli import slurm
 from siam_bids.derivatives import results
 
 MISSING = [name for name in ("buildah", "bwrap", "debootstrap") if not shutil.which(name)]
@@ -93,7 +93,7 @@ def test_the_image_says_what_it_is(run):
 
 @pytest.mark.skipif(not shutil.which("apptainer"), reason="needs apptainer")
 def test_slurm_scripts_run_the_image_in_apptainer(run, tmp_path):
-    """As `docs/clusters.md` says: archive, SIF, `siam-bids-slurm --container`, a task, the group."""
+    """Archive, SIF, `siam-bids-slurm`, a task and the group: as `docs/clusters.md` says."""
     environment = {
         **os.environ, **BUILDAH, "APPTAINER_USERNS": "1", "APPTAINER_CACHEDIR": str(tmp_path),
         "APPTAINER_TMPDIR": str(tmp_path), "SLURM_ARRAY_TASK_ID": "1",
@@ -110,7 +110,7 @@ def test_slurm_scripts_run_the_image_in_apptainer(run, tmp_path):
     out = study / "derivatives" / "siam-bids"
     words = ["--container", tmp_path / "siam-bids.sif", "--bids-database-dir", tmp_path / "index"]
     words += ["--participant-label", "colin27", "--", "--probabilities", "GM"]
-    assert cli.slurm([str(study), str(out), *map(str, words)]) == 0
+    assert slurm.main([str(study), str(out), *map(str, words)]) == 0
     call("bash", out / "code/slurm/participant.sbatch")
     call("bash", out / "code/slurm/group.sbatch")
     (names,) = results(out)
