@@ -27,6 +27,8 @@ BOUNDARIES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cerebellar surface inward": (("CSF",), ("cerGM",)),
     "ventricles wider": (("CSFv",), ("WM",)),
     "ventricles narrower": (("WM",), ("CSFv",)),
+    "hippocampus smaller": (("CSFv", "CSF"), ("Hippo", "Amyg")),
+    "caudate smaller": (("CSFv",), ("Caud", "Accu")),
     "nuclei larger": (NUCLEI, ("WM",)),
     "nuclei smaller": (("WM",), NUCLEI),
     "scalp thicker": (("Head",), ("background",)),

@@ -195,17 +195,26 @@ def _draw_intensities(
 
 
 def _draw_boundaries(rng: np.random.Generator, difficulty: float) -> tuple[BoundaryMove, ...]:
-    """Draw up to three boundary moves; sulci as wide as old age makes them in 4 of 10 heads."""
-    moves = []
-    if rng.random() < 0.4 * difficulty:
-        depth = 2 if rng.random() < 0.25 else 1
-        moves.append(BoundaryMove("pial surface inward", depth, float(rng.uniform(0.3, 1))))
+    """Draw up to three boundary moves, after those of old age in 4 of 10 heads."""
+    moves = _draw_atrophy(rng) if rng.random() < 0.4 * difficulty else []
     for name in rng.permutation(list(BOUNDARIES))[: rng.integers(0, 4)]:
         deep = 4 if name.startswith(("ventricles wider", "scalp")) else 1
         if rng.random() < difficulty:
             share = float(rng.uniform(0.1, 0.6))
             moves.append(BoundaryMove(str(name), int(rng.integers(1, deep + 1)), share))
     return tuple(moves)
+
+
+def _draw_atrophy(rng: np.random.Generator) -> list[BoundaryMove]:
+    """Draw wide sulci, and each in every other head: wide ventricles, shrunken nuclei."""
+    depth = 2 if rng.random() < 0.25 else 1
+    moves = [BoundaryMove("pial surface inward", depth, float(rng.uniform(0.3, 1)))]
+    others = {"ventricles wider": 4, "hippocampus smaller": 3, "caudate smaller": 1}
+    for name, deep in others.items():
+        if rng.random() < 0.5:
+            share = float(rng.uniform(0.4, 1))
+            moves.append(BoundaryMove(name, int(rng.integers(1, deep + 1)), share))
+    return moves
 
 
 def _draw_radii(rng: np.random.Generator, lesions: str) -> tuple[float, ...]:

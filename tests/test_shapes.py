@@ -54,6 +54,18 @@ def test_cortex_gets_thinner_by_a_voxel_and_its_neighbours_grow(codes, anatomy):
     assert count(moved, "CSF") - count(codes, "CSF") == lost
 
 
+def test_a_hippocampus_shrinks_from_the_temporal_horn(anatomy):
+    """A block of 10 mm beside fluid loses the 3 mm there, and nothing elsewhere."""
+    codes = torch.full((32, 32, 32), INDEX["WM"], dtype=torch.uint8)
+    codes[8:24, 8:18, 8:18] = INDEX["Hippo"]
+    codes[8:24, 18:20, 8:18] = INDEX["CSFv"]
+    move = BoundaryMove("hippocampus smaller", 3, 0.999)
+    moved = move_boundary(codes, anatomy.table, move, seeded())
+    changed = moved != codes
+    assert changed[8:24, 15:18, 8:18].float().mean() > 0.9
+    assert changed.sum() == changed[8:24, 15:18, 8:18].sum()
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_patches_cover_their_share(share):
     covered = [
