@@ -50,6 +50,18 @@ EFFECTS = {
     "white surface outward": moves("white surface outward"),
     "ventricles wider, 4 mm": moves("ventricles wider", depth=4),
     "nuclei smaller": moves("nuclei smaller"),
+    "old age": replace(
+        PLAIN,
+        boundaries=tuple(
+            BoundaryMove(name, depth, 0.95)
+            for name, depth in (
+                ("pial surface inward", 1),
+                ("ventricles wider", 4),
+                ("hippocampus smaller", 3),
+                ("caudate smaller", 1),
+            )
+        ),
+    ),
     "skull thicker": moves("skull thicker", "scalp thicker", depth=2),
     "MS lesions": replace(prior("FLAIR"), lesions="ms", lesion_radii=(4.0,) * 20),
     "stroke": replace(prior("T2w"), lesions="stroke", lesion_radii=(18.0,)),

@@ -27,7 +27,7 @@ from scipy import ndimage
 
 from siam_bids.anatomy import Anatomy, prepare_anatomy, source_table
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
-from siam_bids.models import find_model
+from siam_bids.models import ModelRecord, find_model
 from siam_bids.nifti import load_labels, load_volume
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import model_line
@@ -55,6 +55,13 @@ NUCLEI = ("Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo")
 
 Rows = Iterator[tuple[str, str, str, str, float]]
 """Set, scan, class, measure, value."""
+
+
+def open_model(name: str, device: str = "cpu") -> tuple[ModelRecord, NnunetSegmenter]:
+    """Return what is known of a model, and what runs it as the app does."""
+    record = find_model(name)
+    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
+    return record, NnunetSegmenter(model, torch.device(device))
 
 
 def dice(one: np.ndarray, two: np.ndarray) -> float:
@@ -331,9 +338,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/quality"))
     options = parser.parse_args()
-    record = find_model(options.model)
-    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
-    segmenter = NnunetSegmenter(model, torch.device(options.device))
+    record, segmenter = open_model(options.model, options.device)
     bench = Bench(segmenter, options.label_maps, options.heads, options.count)
     few = max(1, options.count // 4)
     begin = time.monotonic()
