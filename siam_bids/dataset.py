@@ -28,6 +28,10 @@ from siam_bids.labels import read_rows
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".nii.gz", ".nii")
+FOLDERS = ("anat", "ct", "CT")
+"""Where images of heads lie: as BIDS has it, and CT as BIDS extension proposal 24 and labs do."""
+
+_CT = ("ct", "CT")
 _NO_ANATOMY = ("phase", "real", "imag")
 _INDEX = "layout_index.sqlite"  # the name that pybids gives it
 
@@ -88,8 +92,8 @@ def subjects(root: Path) -> list[str]:
 def find_scans(root: Path, query: Query) -> list[Scan]:
     """Return the scans that match a query, ordered by path.
 
-    Only the folders of the wanted subjects (and of those their `anat`) are indexed. Of images
-    that come in parts (`part-`), only magnitude counts as anatomy unless a filter asks for
+    Only `FOLDERS` of the wanted subjects are indexed; those of CT are for the suffix `ct` only. Of
+    images that come in parts (`part-`), only magnitude counts as anatomy unless a filter asks for
     another part.
 
     Raises
@@ -112,6 +116,8 @@ def find_scans(root: Path, query: Query) -> list[Scan]:
             if "part" not in filters and entities.get("part") in _NO_ANATOMY:
                 continue
             path = Path(item.path)
+            if path.parent.name != "anat" and not {suffix, path.parent.name} <= {*_CT}:
+                continue
             found[path] = Scan(
                 path=path,
                 relative=path.relative_to(root.absolute()).as_posix(),
@@ -145,13 +151,14 @@ def _check_description(path: Path) -> None:
 
 
 def _layout(root: Path, query: Query) -> BIDSLayout:
-    """Index the `anat` folders of the wanted subjects, without metadata and validation.
+    """Index `FOLDERS` of the wanted subjects, without metadata and validation.
 
     A database serves later queries too, so it holds all subjects.
     """
     everyone = query.database or not query.participants
     wanted = "[^/]+" if everyone else "|".join(map(re.escape, query.participants))
-    ignore = re.compile(rf"^/(?!(sub-({wanted})(/ses-[^/]+)?(/anat(/[^/]+)?)?)?$)")
+    folder = "|".join(FOLDERS)
+    ignore = re.compile(rf"^/(?!(sub-({wanted})(/ses-[^/]+)?(/({folder})(/[^/]+)?)?)?$)")
     indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[ignore])
     make = partial(BIDSLayout, root.absolute(), validate=False, indexer=indexer)
     with warnings.catch_warnings():
@@ -199,7 +206,6 @@ def _check_index(path: Path, root: Path, participants: Sequence[str]) -> None:
 def _filters_for(suffix: str, query: Query) -> dict[str, Any]:
     """Turn a query into pybids filters for one suffix; filter-file entries refine it."""
     filters: dict[str, Any] = {
-        "datatype": "anat",
         "suffix": suffix,
         "extension": list(EXTENSIONS),
         "scope": "raw",
@@ -227,7 +233,7 @@ def _wish(value: Any) -> Any:
 
 
 def left_out(root: Path, query: Query, scans: Sequence[Scan]) -> list[tuple[str, str]]:
-    """Return what lies in the `anat` folders of the wanted subjects and is no scan of the query.
+    """Return what lies in `FOLDERS` of the wanted subjects and is no scan of the query.
 
     Returns
     -------
@@ -239,8 +245,9 @@ def left_out(root: Path, query: Query, scans: Sequence[Scan]) -> list[tuple[str,
         folder = root.absolute() / f"sub-{label}"
         files = [
             path
-            for pattern in ("anat", "ses-*/anat")
+            for pattern in ("*", "ses-*/*")
             for place in sorted(folder.glob(pattern))
+            if place.name in FOLDERS and place.is_dir()
             for path in sorted(place.iterdir())
             if not path.name.endswith((".json", ".tsv")) and not path.name.startswith(".")
         ]
@@ -249,16 +256,16 @@ def left_out(root: Path, query: Query, scans: Sequence[Scan]) -> list[tuple[str,
         for path in files:
             if path not in taken:
                 place = path.relative_to(root.absolute()).as_posix()
-                rest.append((place, _why_left_out(path, query)))
+                rest.append((place, _why_left_out(path, query, taken)))
     return rest
 
 
-def _why_left_out(path: Path, query: Query) -> str:
+def _why_left_out(path: Path, query: Query, taken: set[Path]) -> str:
     name, _, extension = path.name.partition(".")
     if path.is_dir() or f".{extension}" not in EXTENSIONS:
         return "no .nii.gz or .nii file"
-    if path.with_name(path.name + ".gz").exists():
-        return "the same name exists as .nii.gz"
+    if twin := next((rival for rival in _rivals(path) if rival in taken), None):
+        return f"{twin.parent.name}/{twin.name} is taken instead"
     *entities, suffix = name.split("_")
     labels = dict(entity.partition("-")[::2] for entity in entities)
     if query.sessions and labels.get("ses") not in query.sessions:
@@ -271,15 +278,24 @@ def _why_left_out(path: Path, query: Query) -> str:
 
 
 def _without_twins(scans: list[Scan]) -> list[Scan]:
-    """Drop `x.nii` where `x.nii.gz` exists: both would give the same outputs."""
-    packed = {scan.path for scan in scans if scan.path.name.endswith(".gz")}
+    """Drop scans that give the same outputs as another one, see `_rivals`."""
+    taken = {scan.path for scan in scans}
     kept = []
     for scan in scans:
-        if scan.path.with_name(scan.path.name + ".gz") in packed:
-            logger.warning("%s is skipped: the same name exists as .nii.gz.", scan.relative)
+        twin = next((path for path in _rivals(scan.path) if path in taken), None)
+        if twin:
+            logger.warning("%s is skipped: %s is taken instead.", scan.relative, twin.name)
         else:
             kept.append(scan)
     return kept
+
+
+def _rivals(path: Path) -> list[Path]:
+    """Return the paths of the same name that go before this one: packed ones, those in `anat`."""
+    name = path.name.partition(".")[0]
+    places = dict.fromkeys((path.parents[1] / "anat", path.parent))
+    ranked = [place / f"{name}{extension}" for place in places for extension in EXTENSIONS]
+    return ranked[: ranked.index(path)]
 
 
 def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:

@@ -102,11 +102,25 @@ LAYOUTS = (
         "sub-01/anat/sub-01_T1map.nii.gz": unlisted("T1map"),
         "sub-01/anat/sub-01_defacemask.nii.gz": unlisted("defacemask"),
     }),
-    Layout("CT in anat", each(anat("01", "ct", "acq-bone_ct"), TAKEN), options=("--suffix", "ct")),
-    Layout("CT in a folder of its own", {
-        **each(anat("02", "T1w"), TAKEN),
-        "sub-01/ct/sub-01_ct.nii.gz": UNSEEN, "sub-01": "skip: no image in anat",
+    Layout("CT in anat", {
+        **each(anat("01", "T1w"), TAKEN), **each(anat("01", "ct", "acq-bone_ct"), unlisted("ct")),
+        **each(anat("02", "CT"), unlisted("CT")),
     }),
+    Layout("CT in anat, asked for", {
+        **each(anat("01", "T1w"), unlisted("T1w")), **each(anat("01", "ct", "acq-bone_ct"), TAKEN),
+        **each(anat("02", "CT"), TAKEN),
+    }, options=("--suffix", "ct", "CT")),
+    Layout("CT in a folder of its own", {
+        **each(anat("02", "T1w"), TAKEN), "sub-01/ct/sub-01_ct.nii.gz": unlisted("ct"),
+        "sub-02/CT/sub-02_CT.nii.gz": unlisted("CT"),
+    }),
+    Layout("CT in a folder of its own, asked for", {
+        **each(anat("02", "T1w"), TAKEN), "sub-01/ct/sub-01_ct.nii.gz": TAKEN,
+        "sub-02/ses-1/ct/sub-02_ses-1_acq-bone_ct.nii.gz": TAKEN,
+        "sub-03/CT/sub-03_CT.nii.gz": TAKEN, "sub-03/CT/sub-03_scout.nii.gz": unlisted("scout"),
+        **each(anat("04", "ct"), TAKEN),
+        "sub-04/ct/sub-04_ct.nii.gz": "skip: anat/sub-04_ct.nii.gz is taken instead",
+    }, options=("--suffix", "T1w", "ct", "CT")),
     Layout("Participants without anatomy", {
         **each(anat("01", "T1w"), TAKEN),
         "sub-02/func/sub-02_task-rest_bold.nii.gz": UNSEEN, "sub-02": "skip: no image in anat",
@@ -124,7 +138,7 @@ LAYOUTS = (
     Layout("Uncompressed, and the same scan twice", {
         "sub-01/anat/sub-01_acq-a_T1w.nii": TAKEN,
         "sub-01/anat/sub-01_acq-b_T1w.nii.gz": TAKEN,
-        "sub-01/anat/sub-01_acq-b_T1w.nii": "skip: the same name exists as .nii.gz",
+        "sub-01/anat/sub-01_acq-b_T1w.nii": "skip: anat/sub-01_acq-b_T1w.nii.gz is taken instead",
     }),
     Layout("Files that are no BIDS images", {
         **each([T1W], TAKEN),
@@ -171,9 +185,9 @@ def as_markdown() -> str:
     lines = [
         "# Layouts of datasets",
         "",
-        "`--dry-run` prints a table: for each image in `anat` whether it would be segmented, is",
-        "done, cannot be read, or is skipped, and why, with the seconds and the memory it would",
-        "take. It reads headers, no voxels, so it cannot foresee every failure.",
+        "`--dry-run` prints a table: for each image in `anat`, and each CT, whether it would be",
+        "segmented, is done, cannot be read, or is skipped, and why, with the time and memory it",
+        "would take. It reads headers, no voxels, so it cannot foresee every failure.",
         "The trees below are made by `tests/layouts.py`, and `tests/test_layouts.py` checks that",
         "`--dry-run` says just this of them. This page is written by `python tests/layouts.py`.",
     ]

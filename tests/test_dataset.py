@@ -27,6 +27,8 @@ sub-02/ses-b/anat/sub-02_ses-b_rec-norm_FLAIR.nii.gz
 sub-02/ses-b/anat/sub-02_ses-b_desc-x_mask.nii.gz
 sub-03/ses-b/anat/sub-03_ses-b_inplaneT2.nii.gz
 sub-03/ses-b/anat/sub-03_ses-b_PDT2.nii.gz
+sub-03/ses-b/ct/sub-03_ses-b_ct.nii.gz
+sub-03/ses-b/ct/sub-03_ses-b_T1w.nii.gz
 derivatives/other/sub-01/anat/sub-01_T1w.nii.gz
 sourcedata/sub-01/anat/sub-01_T1w.nii.gz
 """
@@ -62,6 +64,8 @@ ALL = [
         (Query(suffixes=("MP2RAGE",)),
          ["sub-02_ses-b_inv-1_MP2RAGE", "sub-02_ses-b_inv-2_MP2RAGE"]),
         (Query(suffixes=("MEGRE",)), ["sub-02_ses-a_echo-1_MEGRE"]),
+        (Query(suffixes=("ct", "T1w"), sessions=("b",)), ["sub-03_ses-b_ct"]),
+        (Query(suffixes=("ct",), filters={"ct": {"acquisition": "bone"}}), []),
         (Query(suffixes=("T1w",), filters={"t1w": {"run": 2}}), [ALL[4]]),
         (Query(suffixes=("T1w",), filters={"t1w": {"session": None}}), [ALL[0]]),
         (Query(suffixes=("T1w",), filters={"T1w": {"session": "Query.ANY"}}), ALL[3:5]),
@@ -139,7 +143,7 @@ def test_of_twins_the_packed_one_counts(tree, caplog):
     with caplog.at_level(logging.WARNING):
         scans = find_scans(tree, Query(participants=("01",), suffixes=("T1w",)))
     assert [scan.path.name for scan in scans] == ["sub-01_T1w.nii.gz"]
-    assert "sub-01_T1w.nii is skipped" in caplog.text
+    assert "sub-01_T1w.nii is skipped: sub-01_T1w.nii.gz is taken instead." in caplog.text
 
 
 def test_only_wanted_subjects_are_indexed(tree, monkeypatch):

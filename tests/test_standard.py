@@ -11,11 +11,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from checks import check_derivative, check_whole, validator_errors
-from conftest import run_config, write_dataset, write_model, write_raw
+from conftest import run_config, write_dataset, write_model, write_raw, write_scan
 from jsonschema import ValidationError
 
 from siam_bids import derivatives, workflow
-from siam_bids.config import Query
+from siam_bids.config import Inference, Query
 from siam_bids.group import run_group
 from siam_bids.labels import LabelTable, siam_labels
 
@@ -55,7 +55,27 @@ def foreign(tmp_path_factory, head):
     return raw, place / "out"
 
 
-CONFIGURATIONS = ("mixed", "inside", "foreign")
+@pytest.fixture(scope="module")
+def refined(tmp_path_factory, head):
+    """A chain of models, a CT in a folder of its own, one volume of a 4-D image."""
+    place = tmp_path_factory.mktemp("refined")
+    write_model(place / "first", names=("background", "GM", "Skull"))
+    write_model(place / "second", names=("background", "layer_1", "layer_2"), channels=2)
+    chain = place / "chain.json"
+    regions = [{"inside": "GM", "model": "second"}]
+    chain.write_text(json.dumps({"model": "first", "regions": regions}))
+    raw = write_raw(place / "bids", head, "sub-01_T2w")
+    write_scan(raw / "sub-01/ct/sub-01_ct.nii.gz", head)
+    series = nib.Nifti1Image(np.stack([head.data, head.data], -1), head.grid.affine)
+    nib.save(series, raw / "sub-01/anat/sub-01_T2starw.nii.gz")
+    run = {"query": Query(suffixes=("T2w", "T2starw", "ct")), "inference": Inference(volume=1)}
+    config = run_config(raw, place / "out", chain, probabilities=("layer_1",), **run)
+    assert len(workflow.run_participant(config).done) == 3
+    run_group(config)
+    return raw, place / "out"
+
+
+CONFIGURATIONS = ("mixed", "inside", "foreign", "refined")
 
 
 @pytest.fixture(params=CONFIGURATIONS)
@@ -113,7 +133,7 @@ def lookup(path: Path, pattern: str) -> dict[int, tuple[str, tuple[int, ...]]]:
     return {int(row["i"]): (row["name"], tuple(map(int, row["rgb"].split()))) for row in rows}
 
 
-@pytest.mark.parametrize("configuration", ["mixed", "foreign"])
+@pytest.mark.parametrize("configuration", ["mixed", "foreign", "refined"])
 def test_itksnap_and_freesurfer_get_the_names_and_colours(configuration, request):
     _, out = request.getfixturevalue(configuration)
     labels = derivatives.read_label_table(out)
