@@ -1,5 +1,6 @@
 """The recipes of docs/clusters.md for other schedulers, run as they stand there."""
 
+import json
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from conftest import ROOT, run_program, write_raw
 from siam_bids.derivatives import results
 
 PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-RECIPES = dict(re.findall(r"\n([^\n]+)\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+RECIPES = dict(re.findall(r"\n\n([^\n]+(?:\n[^\n]+)*)\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
 
 
 def recipe(beginning: str) -> str:
@@ -28,10 +29,10 @@ def place(tmp_path, head) -> Path:
 
 @pytest.fixture
 def run(place, program):
-    def run(*command, **more) -> None:
+    def run(*command, **more) -> str:
         path = f"{program.parent}:{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **more}
-        run_program(command, place, environment)
+        return run_program(command, place, environment)
 
     return run
 
@@ -63,3 +64,23 @@ def test_snakemake(run, place, tools):
     run(tools / "snakemake", "--cores", "2", HOME=str(place))
     assert done(place) == ["a", "b"]
     assert (place / "OUT" / "group_desc-wide_volumes.tsv").read_text().count("\n") == 3
+
+
+PARSE = """
+import json, sys
+from reftrace import Module
+print(Module.from_file(sys.argv[1]).to_json())
+"""
+
+
+def test_nextflow(run, place, tools):
+    """Nextflow is not on PyPI: a parser of its language, and the commands of the two processes."""
+    script = recipe("[Nextflow]")
+    (place / "main.nf").write_text(script)
+    module = json.loads(run(tools / "python", "-c", PARSE, place / "main.nf"))
+    assert [process["name"] for process in module["processes"]] == ["participant", "group"]
+    values = {"params.bids": "BIDS_DIR", "params.out": "OUT", "label": "sub-b", "task.cpus": "1"}
+    for command in re.findall(r'"""\n *(.*?)\n *"""', script):
+        run("sh", "-euc", re.sub(r"\$\{([\w.]+)\}", lambda name: values[name[1]], command))
+    assert done(place) == ["b"]
+    assert (place / "OUT" / "group_desc-wide_volumes.tsv").read_text().count("\n") == 2
