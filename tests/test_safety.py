@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, checksums, write_raw
 
 from siam_bids import cli
+from siam_bids.files import SCRATCH
 
 MODULES = sorted((ROOT / "siam_bids").glob("*.py"))
 
@@ -78,7 +79,7 @@ def traced(tmp_path, head, tiny_model):
     log = tmp_path / "strace"
     strace = ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-o", str(log), "-e"]
     done = subprocess.run(
-        [*strace, "trace=%file,%network,execve", sys.executable, "-B", "-c", code],
+        [*strace, "trace=%file,%network,execve,flock,fcntl", sys.executable, "-B", "-c", code],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "ptrace" in done.stderr:
@@ -101,7 +102,7 @@ def written(line: str) -> list[str]:
     return [str(Path(folder[1] if folder else "/") / name) for name in names]
 
 
-def test_a_run_writes_nowhere_else_and_connects_to_nobody(traced):
+def test_a_run_writes_nowhere_else_locks_nothing_and_connects_to_nobody(traced):
     place, lines = traced
     failed = re.compile(r"= -1 E")
     own = (str(place / "out"), str(place / "work"), "/dev/null", "/dev/shm/", "/proc/")
@@ -113,6 +114,17 @@ def test_a_run_writes_nowhere_else_and_connects_to_nobody(traced):
     ]
     assert any(path.endswith("dataset_description.json") for path in changes)
     assert [path for path in changes if not path.startswith(own)] == []
+    # On NFS, locks may be absent and a write may be seen half done: there is only the renaming.
+    assert [line for line in lines if re.search(r"flock\(|F_(OFD_)?SETLK", line)] == []
+    opened = [
+        Path(path).name
+        for line in lines
+        if re.search(r" openat?\(.*(O_WRONLY|O_RDWR|O_CREAT)", line) and not failed.search(line)
+        for path in written(line)
+        if path.startswith(str(place / "out"))
+    ]
+    assert len(opened) > 20
+    assert [name for name in opened if not name.startswith(SCRATCH)] == []
     talk = [line for line in lines if re.search(r"(connect|sendto|bind)\(", line)]
     assert [line for line in talk if "AF_INET" in line] == []
     programs = {
