@@ -184,7 +184,7 @@ def test_reports_only_writes_the_page_and_leaves_the_tables(config):
     assert not table.exists()
 
 
-def test_a_partial_dataset_says_what_is_missing(config):
+def test_a_partial_dataset_says_what_is_missing(config, caplog):
     (config.bids_dir / "sub-13").mkdir()
     record = config.output_dir / "logs" / "sub-12" / "sub-12_FLAIR.json"
     record.parent.mkdir(parents=True)
@@ -192,7 +192,9 @@ def test_a_partial_dataset_says_what_is_missing(config):
     next(config.output_dir.glob("sub-04/anat/*_qc.tsv")).unlink()
     for path in config.output_dir.glob("sub-05/figures/*"):
         path.unlink()
-    wide = run_group(config).set_index("scan")
+    with caplog.at_level("WARNING"):
+        wide = run_group(config).set_index("scan")
+    assert "1 participants have no result yet: sub-13" in caplog.text
     assert pd.isna(wide.loc["sub-04_T1w", "flag"])
     page = (config.output_dir / "group.html").read_text()
     assert "sub-13" in page

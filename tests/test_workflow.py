@@ -55,6 +55,25 @@ def test_a_failing_scan_among_good_ones_stops_nobody(run, bids):
     assert len(list(config.output_dir.glob("sub-03/anat/*desc-T2w_dseg.nii.gz"))) == 1
 
 
+def test_what_each_scan_took_is_on_record_and_in_a_table(run):
+    config, _ = run
+    records = [json.loads(n.record.read_text()) for n in derivatives.results(config.output_dir)]
+    assert len(records) == len(GOOD)
+    for record in records:
+        assert list(record["stages"]) == ["read", "segment", "write"]
+        assert record["seconds"] == pytest.approx(sum(record["stages"].values()), abs=0.1)
+        assert 100 < record["peak_memory_MB"] < 10_000
+        assert (record["device"], record["threads"]) == ("cpu", 1)
+        assert record["command"] == config.command
+    derivatives.save_resources(config.output_dir)
+    table = pd.read_csv(config.output_dir / "logs" / "resources.tsv", sep="\t")
+    assert table["scan"].tolist() == GOOD
+    assert [*table] == [
+        "scan", "seconds", "peak_memory_MB", "device", "threads", "command",
+        "read_s", "segment_s", "write_s",
+    ]  # fmt: skip
+
+
 def test_no_scratch_files_stay_and_the_input_is_untouched(config, bids):
     before = checksums(bids)
     workflow.run_participant(config)
