@@ -6,10 +6,11 @@ import re
 import shutil
 import subprocess
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import write_raw
+from conftest import run_program, write_raw
 
 from siam_bids import cli, derivatives
 from siam_bids.cli import slurm as slurm_command
@@ -104,6 +105,39 @@ def test_sessions_gpu_container_and_own_options(study, tmp_path, tiny_model, cap
     assert f"--model {tiny_model} --device cuda --probabilities GM" in script
     for name in ("participant.sbatch", "group.sbatch", "submit.sh"):
         subprocess.run(["bash", "-n", str(folder / name)], check=True)
+
+
+def test_a_container_gets_the_words_and_the_gpu_of_its_task(study, tmp_path, tiny_model):
+    """The script as bash runs it, with a program that notes its words in place of apptainer."""
+    folder = write(
+        study, tmp_path / "out", tiny_model, "--gpu", "--container", "/images/s.sif",
+        "--per-task", "2", "--", "--formula", "GM ~ age",
+    )  # fmt: skip
+    apptainer = tmp_path / "bin" / "apptainer"
+    apptainer.parent.mkdir()
+    apptainer.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/words\nenv > {tmp_path}/env\n'
+    )
+    apptainer.chmod(0o755)
+    environment = {
+        "PATH": f"{apptainer.parent}:{os.environ['PATH']}", "TMPDIR": str(tmp_path),
+        "SLURM_ARRAY_TASK_ID": "2", "CUDA_VISIBLE_DEVICES": "3",
+    }  # fmt: skip
+    run_program(["bash", folder / "participant.sbatch"], tmp_path, environment)
+    words = (tmp_path / "words").read_text().splitlines()
+    binds = [word for option, word in pairwise(words) if option == "--bind"]
+    assert words[:4] == ["run", "--cleanenv", "--containall", "--nv"]
+    assert binds[:3] == [
+        f"{study}:{study}:ro", f"{tmp_path}/out:{tmp_path}/out", f"{tiny_model}:{tiny_model}:ro"
+    ]  # fmt: skip
+    assert re.fullmatch(rf"{tmp_path}/siam-bids\.\w+:/work", binds[3])
+    assert words[words.index("/images/s.sif") :] == [
+        "/images/s.sif", str(study), f"{tmp_path}/out", "participant", "-w", "/work",
+        "--n-cpus", "2", "--model", str(tiny_model), "--device", "cuda", "--formula", "GM ~ age",
+        "--participant-label", "c", "d",
+    ]  # fmt: skip
+    assert "APPTAINERENV_CUDA_VISIBLE_DEVICES=3" in (tmp_path / "env").read_text().splitlines()
+    assert not list(tmp_path.glob("siam-bids.*"))  # scratch is swept
 
 
 def test_tasks_get_the_index_and_paths_that_hold_elsewhere(
