@@ -164,26 +164,35 @@ def ours(name: str, model: Path, volume: Any, forward: Forward) -> tuple[Any, di
 
 
 def table(folder: Path) -> str:
-    """All runs of a folder as a Markdown table."""
+    """All runs of a folder as a Markdown table; ratios are to stock."""
     records = {
         name: json.loads((folder / f"{name}.json").read_text())
         for name in RUNS
         if (folder / f"{name}.json").exists()
     }
-    columns = ("run", "wall s", "CPU s", "tiles", "wall / forward passes", "peak GB",
-               "estimated GB", "voxels as stock", "classes")  # fmt: skip
+    columns = ("run", "wall s", "ratio", "CPU s", "ratio", "wall / forward passes", "peak GB",
+               "ratio", "estimated GB", "voxels as stock", "worst class Dice")  # fmt: skip
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    labels = {name: np.load(folder / f"{name}.npy") for name in records}
+    first = records["stock"]
+    truth = np.load(folder / "stock.npy")
     for name, record in records.items():
-        same = (labels[name] == labels["stock"]).mean() if "stock" in labels else float("nan")
+        labels = np.load(folder / f"{name}.npy")
+        dice = [
+            2 * np.sum((labels == value) & (truth == value))
+            / (np.sum(labels == value) + np.sum(truth == value))
+            for value in np.unique(truth)
+        ]  # fmt: skip
+        ratio = {key: record[key] / first[key] for key in ("seconds", "cpu_seconds", "peak_memory")}
         guess = f"{record['estimate'] / 1e9:.1f}" if "estimate" in record else ""
         rows.append(
-            f"| {RUNS[name]} | {record['seconds']:.0f} | {record['cpu_seconds']:.0f} | "
-            f"{record['tiles']} | {record['seconds'] / record['forward_seconds']:.2f} | "
-            f"{record['peak_memory'] / 1e9:.1f} | {guess} | {same:.3%} | "
-            f"{len(np.unique(labels[name]))} |"
+            f"| {RUNS[name]} | {record['seconds']:.0f} | {ratio['seconds']:.2f} | "
+            f"{record['cpu_seconds']:.0f} | {ratio['cpu_seconds']:.2f} | "
+            f"{record['seconds'] / record['forward_seconds']:.2f} | "
+            f"{record['peak_memory'] / 1e9:.1f} | {ratio['peak_memory']:.2f} | {guess} | "
+            f"{(labels == truth).mean():.4%} | {min(dice):.4f} |"
         )
-    return "\n".join(rows)
+    tiles, extent = first["tiles"], first["extent"]
+    return "\n".join([f"{tiles} tiles, {extent} mm, {len(np.unique(truth))} classes.", "", *rows])
 
 
 if __name__ == "__main__":

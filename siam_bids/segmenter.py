@@ -17,6 +17,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from siam_bids.errors import UsageError
+from siam_bids.usage import release_memory
 from siam_bids.volume import Segmentation, Volume
 
 Progress = Callable[[float], None]
@@ -184,13 +185,11 @@ def predict_tiled(
         total = torch.zeros(shape, dtype=torch.float16)
         for done, corner in enumerate(corners, start=1):
             window = tuple(slice(at, at + edge) for at, edge in zip(corner, tile, strict=True))
+            release_memory()
             patch = image[(slice(None), *window)][None].to(device)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                answer = network(patch)[0].cpu()
-            for part, logit in zip(answer, logits[(slice(None), *window)], strict=True):
-                logit.add_(part.mul_(weight))  # class by class: torch copies what it converts
+                _add_weighted(logits[(slice(None), *window)], network(patch)[0].cpu(), weight)
             total[window] += weight
-            del answer
             let_go()
             if progress:
                 progress((fold + done / len(corners)) / fold_count)
@@ -202,6 +201,15 @@ def predict_tiled(
     if mean is None:
         raise ValueError("no fold to predict with")
     return mean.div_(fold_count) if fold_count > 1 else mean
+
+
+def _add_weighted(sums: torch.Tensor, answer: torch.Tensor, weight: torch.Tensor) -> None:
+    """Add a tile's logits, overwriting them, class by class: torch copies what it converts.
+
+    No name for any part of them outlives the call, so that they are gone when the next tile comes.
+    """
+    for whole, part in zip(sums, answer, strict=True):
+        whole.add_(part.mul_(weight))
 
 
 def _touches(corner: Sequence[int], tile: Sequence[int], box: Sequence[slice]) -> bool:

@@ -1,5 +1,6 @@
 import shutil
 import tempfile
+import weakref
 
 import numpy as np
 import pytest
@@ -40,6 +41,26 @@ class Pointwise(torch.nn.Module):
 
     def forward(self, image):
         return torch.cat([image * self.factor, -image], 1)
+
+
+class Watched(Pointwise):
+    """Counts, at each call, the earlier answers that somebody still holds."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+        self.answers, self.held = [], []
+
+    def forward(self, image):
+        self.held.append(sum(answer() is not None for answer in self.answers))
+        answer = super().forward(image).numpy().copy()
+        self.answers.append(weakref.ref(answer))
+        return torch.from_numpy(answer)
+
+
+def test_a_tiles_logits_are_gone_when_the_next_comes():
+    network = Watched()
+    predict_tiled([network], torch.ones((1, 16, 16, 40)), tile=(16,) * 3, classes=2)
+    assert network.held == [0] * 4
 
 
 def test_tiling_a_pointwise_network_changes_nothing_and_folds_are_averaged():

@@ -1,3 +1,4 @@
+import os
 import sys
 import time
 
@@ -6,7 +7,7 @@ import psutil
 import pytest
 
 from siam_bids import usage
-from siam_bids.usage import Meter, peak_memory, reset_peak_memory
+from siam_bids.usage import Meter, peak_memory, release_memory, reset_peak_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux forgets a peak")
@@ -64,3 +65,14 @@ def test_a_group_over_its_limit_leaves_nothing(groups):
 def test_without_limits_it_is_what_the_machine_has(groups):
     groups(job="max", step="max")
     assert usage.free_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what is freed")
+def test_freed_memory_goes_back_to_the_system():
+    """Every other of many pieces is freed; those between keep the C library's heap as long."""
+    resident = psutil.Process().memory_info
+    pieces = [os.urandom(100_000) for _ in range(1000)]
+    del pieces[::2]
+    before = resident().rss
+    release_memory()
+    assert before - resident().rss > 40e6
