@@ -112,8 +112,8 @@ def source_table(source: str) -> SourceTable:
     ----------
     source
         `synthseg` or `siam`, which are shipped; or the path of a table of your own, with the
-        columns value, name, tissue, target; or of a BIDS label table (index, name) that uses
-        SIAM's names, as siam-bids writes beside its segmentations.
+        columns value, name, tissue, target; or of a BIDS label table (index, name) with SIAM's
+        names as names or abbreviations, as siam-bids writes it.
 
     Raises
     ------
@@ -141,8 +141,12 @@ def _read_table(path: Path, siam: SourceTable) -> SourceTable:
             f"{path} has the columns {', '.join(columns)}.",
             "Needed: value, name, tissue, target; or index, name.",
         )
-    rows = {row["name"]: int(row["index"]) for row in read_rows(path)}
-    unknown = sorted(set(rows) - set(siam_labels().by_name))
+    known = set(siam_labels().by_name)
+    rows = {
+        name if (name := row.get("abbreviation")) in known else row["name"]: int(row["index"])
+        for row in read_rows(path)
+    }
+    unknown = sorted(set(rows) - known)
     if unknown:
         raise LabelError(
             f"{path} names {', '.join(unknown[:5])}, which SIAM does not know.",

@@ -4,13 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from server import Server, serving
 
 from siam_bids.anatomy import Anatomy, source_table
 from siam_bids.config import RunConfig
@@ -193,6 +194,15 @@ def program(tmp_path) -> Path:
     path.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m siam_bids "$@"\n')
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    """Where models are published, on this machine."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

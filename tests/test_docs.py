@@ -1,34 +1,33 @@
 """The documentation builds, says what the code says, and its commands run."""
 
 import csv
+import hashlib
+import json
 import re
-import shlex
+import runpy
 import shutil
 import subprocess
 import sys
-import textwrap
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import documentation
 import nibabel as nib
+import numpy as np
 import pytest
-from conftest import ROOT, write_dataset, write_model, write_raw, write_scan
+from conftest import ROOT, head_labels, write_model, write_raw, write_scan
+from containers import Containers
+from documentation import PAGES, blocks, commands, fenced
+from server import archived
 
-from siam_bids import cli
-from siam_bids.cli import (
-    app,
-    models as models_command,
-    segment as segment_command,
-    train as train_command,
-)
+from siam_bids import cli, derivatives, models
+from siam_bids.cli import app, models as models_command, segment, slurm, train
+from siam_bids.labels import siam_labels
 from siam_bids.resources import resource
 
 DOCS = ROOT / "docs"
-
-
-def commands(page: str) -> list[str]:
-    """Return the command lines of a page's code blocks, continued lines joined."""
-    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    return [line.strip() for line in re.findall(r"^    (siam-bids[\w-]* .*)$", text, re.MULTILINE)]
 
 
 def test_the_site_builds_without_warnings(tmp_path):
@@ -57,70 +56,6 @@ def test_every_option_is_described():
     assert set(re.findall(r"`(--[a-z-]+)", page)) <= known
 
 
-@pytest.mark.parametrize("line", commands("docs/tutorial.md"))
-def test_commands_of_the_tutorial_run(line, tmp_path, monkeypatch, tiny_model):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "sample_bids").symlink_to(resource("data", "sample_bids"))
-    words = shlex.split(line)[1:]
-    if words[2] == "group":
-        first = [*words[:2], "participant", "--participant-label", "seg3d"]
-        assert cli.main([*first, "--model", str(tiny_model)]) == 0
-    elif "--participant-label" not in words and "--dry-run" not in words:
-        words += ["--participant-label", "synth01"]  # the others run in test_sample
-    if words[2] == "participant":
-        words += ["--model", str(tiny_model)]
-    assert cli.main(words) == 0
-    assert (tmp_path / "out").exists() != ("--dry-run" in words)
-
-
-@pytest.fixture
-def bench(tmp_path, monkeypatch, head, tiny_model):
-    """A folder where what the pages name lies: a dataset, scans, SIAM's model (a small one)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SIAM_MODEL_DIR", str(tmp_path / "siam_params"))
-    shutil.copytree(tiny_model, tmp_path / "siam_params" / "v0.3" / "pred_DS108_LcsfP_Ano")
-    shutil.copytree(tiny_model, tmp_path / "RUN" / "model")
-    text = (DOCS / "siam.md").read_text(encoding="utf-8")
-    chain = re.search(r"^    {.*?^     .*?}$", text, re.MULTILINE | re.DOTALL)
-    (tmp_path / "chain.json").write_text(chain[0])
-    write_model(tmp_path / "path/of/layers", names=("background", "one", "two"), channels=2)
-    for root in ("BIDS_DIR", "IN"):
-        write_raw(tmp_path / root, head, "sub-01_T1w")
-    for scan in ("SCAN.nii.gz", "scan.nii.gz", "FOLDER/a.nii.gz"):
-        write_scan(tmp_path / scan, head)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "page", ["README.md", *(f"docs/{name}.md" for name in ("options", "siam", "own_labels"))]
-)
-def test_commands_of_a_page_run_one_after_the_other(page, bench, tiny_model):
-    run = {
-        "siam-bids": cli.main,
-        "siam-bids-segment": segment_command.main,
-        "siam-bids-models": models_command.main,
-    }
-    lines = commands(page)
-    assert lines
-    for line in lines:
-        program, *words = shlex.split(line, comments=True)
-        if program == "siam-bids-train":  # see test_training
-            assert train_command.parser().parse_args(words)
-        elif words[0] != "fetch":  # see test_store
-            few = words if "--model" in words or program == "siam-bids-models" else [
-                *words, "--model", str(tiny_model)]  # fmt: skip
-            assert run[program](few) == 0, line
-
-
-def test_python_of_the_pages_runs(bench):
-    text = (DOCS / "siam.md").read_text(encoding="utf-8")
-    code = re.search(r"((?:^    .*\n)*^    labels = .*\n(?:^    .*\n)*)", text, re.MULTILINE)[1]
-    names: dict[str, Any] = {}
-    exec(textwrap.dedent(code), names)
-    assert names["labels"].data.shape == nib.load("scan.nii.gz").shape
-
-
 @pytest.mark.parametrize("page", ["questions.md", "citing.md"])
 def test_options_named_in_running_text_exist(page):
     known = {option for action in app.parser()._actions for option in action.option_strings}
@@ -128,9 +63,213 @@ def test_options_named_in_running_text_exist(page):
     assert set(re.findall(r"`(--[a-z-]+)", text)) <= known
 
 
-def test_a_citing_command_prints_a_paragraph(tmp_path, head, capsys):
-    write_dataset(tmp_path / "IN", head)
-    line = next(iter(re.findall(r"`siam-bids (.*?)`", (DOCS / "citing.md").read_text())))
-    words = [str(tmp_path / word) if word in ("IN", "OUT") else word for word in line.split()]
-    assert cli.main(words) == 0
-    assert "nnU-Net" in capsys.readouterr().out
+ELSEWHERE = {
+    "mkdocs serve": "test_docs.py: test_the_site_builds_without_warnings",
+    "python tests/zoo.py": "test_zoo.py: test_the_page_about_the_zoo_is_up_to_date",
+    "python tests/layouts.py": "test_layouts.py: test_the_page_about_layouts_is_up_to_date",
+    "python tests/licences.py": "test_safety.py: test_the_page_of_licences_names_all",
+    "HYPOTHESIS_PROFILE=long pytest tests/test_fuzz.py": "test_fuzz.py: test_a_damaged_image",
+    "nipoppy pipeline install data/descriptors/nipoppy": "test_descriptors.py: test_nipoppy",
+    "pip install -c constraints.txt .": "test_sample.py: def sample(",
+    "pip wheel -c constraints.txt -w wheels .": "test_sample.py: def sample(",
+    "pip install --no-index --find-links wheels siam-bids": "test_sample.py: def sample(",
+}
+"""Commands that other tests run, and where."""
+
+RECORDER = """#!/bin/sh
+echo "${0##*/} $*" >> "$RECORD"
+if [ "$1 $2" = "-m venv" ]; then
+    mkdir -p "$3/bin"
+    for program in python siam-bids ruff mypy lint-imports pytest; do
+        cp "$0" "$3/bin/$program"
+    done
+fi
+"""
+"""In place of python3 and of what would be installed: tells how it was called."""
+
+
+SELECTING = {"--participant-label", "--suffix", "--dry-run"}
+
+
+class Shell:
+    """Runs lines as a reader would type them, after bash has read them.
+
+    What differs: a model of 4 mm stands in for the embedded one, the sample data are coarse,
+    training takes a second, and of all participants one is segmented.
+    """
+
+    def __init__(self, place: Path, model: Path) -> None:
+        self.place, self.model = place, model
+        containers = Containers(self.app)
+        self.programs: dict[str, Callable[[list[str]], int]] = {
+            "siam-bids": self.app,
+            "siam-bids-segment": lambda words: segment.main(self.small(words)),
+            "siam-bids-models": models_command.main,
+            "siam-bids-slurm": lambda words: slurm.main(self.small(words)),
+            "siam-bids-train": self.train,
+            "docker": containers.docker,
+            "buildah": containers.buildah,
+            "apptainer": containers.apptainer,
+            "python": self.benchmark,
+        }
+
+    def type(self, line: str) -> None:
+        line = re.sub(r"(?<= )(?=(?:DATA|OUT|WORK):/)", f"{self.place}/", line)
+        line = re.sub(r"\(same maps[^)]*\)", "", line)
+        said = self.bash(f"printf '%s\\0' {line}").stdout
+        program, *words = said.rstrip("\0").split("\0")
+        if program in self.programs:
+            assert self.programs[program](words) == 0, line
+        else:
+            self.bash(line)
+
+    def bash(self, text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-euc", text], cwd=self.place, check=True, stdout=subprocess.PIPE, text=True
+        )
+
+    def small(self, words: list[str]) -> list[str]:
+        return words if "--model" in words else [*words, "--model", str(self.model)]
+
+    def app(self, words: list[str]) -> int:
+        if words[2] == "participant" and not SELECTING & {*words}:
+            words = [*words, "--participant-label", "seg3d" if "sample" in words[0] else "01"]
+        return cli.main(self.small(words))
+
+    def train(self, words: list[str]) -> int:
+        arguments = train.parser().parse_args(words)
+        if not arguments.maps:  # the shipped model's training, for hours
+            return 0
+        return train.main([*words, "--from", str(self.model), "--minutes", "0.001"])
+
+    def benchmark(self, words: list[str]) -> int:
+        """Let a script read its arguments, and stop there: it would take long."""
+        parse = ArgumentParser.parse_args
+
+        def parse_only(parser: ArgumentParser) -> None:
+            parse(parser)
+            raise SystemExit(0)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", words)
+            patch.setattr(ArgumentParser, "parse_args", parse_only)
+            try:
+                runpy.run_path(str(ROOT / words[0]), run_name="__main__")
+            except SystemExit as end:
+                return int(end.code)
+        return 1
+
+
+@pytest.fixture(scope="module")
+def small_sample(tmp_path_factory) -> Path:
+    """The sample data, of three voxels one in each direction."""
+    root = tmp_path_factory.mktemp("sample") / "sample_bids"
+    shutil.copytree(resource("data", "sample_bids"), root)
+    for path in root.rglob("*.nii.gz"):
+        image = nib.load(path)
+        nib.save(image.slicer[::3, ::3, ::3], path)
+    return root
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch, head, small_sample, tiny_model, server) -> Shell:
+    """A folder where all that the pages name lies, SIAM's model published on this machine."""
+    monkeypatch.chdir(tmp_path)
+    for root in ("BIDS_DIR", "IN", "DATA"):
+        write_raw(tmp_path / root, head, "sub-01_T1w", "sub-02_T1w")
+    for scan in ("SCAN.nii.gz", "scan.nii.gz", "FOLDER/a.nii.gz"):
+        write_scan(tmp_path / scan, head)
+    for folder in ("OUT", "WORK"):
+        (tmp_path / folder).mkdir()
+    shutil.copytree(small_sample, tmp_path / "data/sample_bids")
+    for name in ("Dockerfile", "pyproject.toml", "constraints.txt", "Makefile", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    _corrected_segmentation(tmp_path)
+    _published_model(server, tiny_model, monkeypatch, tmp_path)
+    shutil.copytree(tiny_model, tmp_path / "NAME")
+    write_model(tmp_path / "path/of/layers", names=("background", "one", "two"), channels=2)
+    (chain,) = (block for block in blocks("docs/siam.md") if block.startswith("{"))
+    (tmp_path / "chain.json").write_text(chain)
+    _stand_ins(tmp_path / "bin", monkeypatch)
+    return Shell(tmp_path, tiny_model)
+
+
+def _corrected_segmentation(place: Path) -> None:
+    (place / "fixed").mkdir()
+    (place / "out").mkdir()
+    image = nib.Nifti1Image(head_labels().astype(np.uint8), np.diag([4.0, 4.0, 4.0, 1.0]))
+    nib.save(image, place / "fixed/sub-01_dseg.nii.gz")
+    derivatives.save_label_table(place / "out/seg-siam_dseg.tsv", siam_labels())
+
+
+def _published_model(server, model, monkeypatch, place: Path) -> None:
+    known = json.loads(json.dumps(models.registry()).replace("https://zenodo.org/", server.url))
+    source = known["siam-v0.3"]["archive"]
+    archive = archived(model, "pred_DS108_LcsfP_Ano")
+    file = {"key": source["url"].rpartition("/")[2], "size": len(archive)}
+    file["checksum"] = f"md5:{hashlib.md5(archive).hexdigest()}"
+    server.files[source["url"].removeprefix(server.url)] = archive
+    server.files[source["record"].removeprefix(server.url)] = json.dumps({"files": [file]}).encode()
+    monkeypatch.setattr(models, "registry", lambda: known)
+    monkeypatch.setenv("SIAM_MODEL_DIR", str(place / "siam_params"))
+
+
+def _stand_ins(folder: Path, monkeypatch) -> None:
+    """Put python3 and sbatch on the PATH that only tell how they are called."""
+    folder.mkdir()
+    for name in ("python3", "sbatch"):
+        (folder / name).write_text(RECORDER)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("RECORD", str(folder.parent / "record"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)])
+def test_commands_of_a_page_run_one_after_the_other_and_its_python(page, shell):
+    for line in commands(page):
+        if without_comment(line) not in ELSEWHERE:
+            shell.type(line)
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        if block.startswith("import "):
+            exec(block, names)
+    if "wide" in names:
+        assert names["wide"]["scan"].tolist() == ["sub-colin27_T1w", "sub-seg3d_T1w"]
+    if "labels" in names:
+        assert names["labels"].data.shape == nib.load("scan.nii.gz").shape
+
+
+def without_comment(line: str) -> str:
+    return line.partition("  #")[0].strip()
+
+
+def test_what_other_tests_run_is_in_the_pages_and_in_these_tests():
+    printed = {without_comment(line) for page in PAGES for line in commands(page)}
+    assert set(ELSEWHERE) <= printed
+    for there in ELSEWHERE.values():
+        file, _, test = there.partition(": ")
+        assert test in (ROOT / "tests" / file).read_text(encoding="utf-8"), there
+    assert [page for page in PAGES if fenced(page)] == ["docs/clusters.md"]  # see test_clusters
+
+
+def test_every_block_of_code_is_of_a_kind_that_is_tested():
+    kinds = ("import ", "{", "OUTPUT_DIR/\n")  # Python, a chain of models, a tree of outputs
+    for page in PAGES:
+        for block in blocks(page):
+            assert documentation.is_command(block) or block.startswith(kinds), block
+
+
+def test_make_sets_up_runs_the_sample_and_checks(shell):
+    shell.type("make demo")
+    shell.type("make test")
+    record = (shell.place / "record").read_text().splitlines()
+    pip = "python -m pip install --quiet --constraint constraints.txt --editable "
+    assert record[:4] == [
+        "python3 -m venv .venv",
+        f"{pip}.[dev]",
+        "siam-bids data/sample_bids out/sample participant",
+        "siam-bids data/sample_bids out/sample group",
+    ]
+    assert [line.split()[0] for line in record[4:]] == [
+        "ruff", "ruff", "mypy", "lint-imports", "pytest",
+    ]  # fmt: skip

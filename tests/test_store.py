@@ -1,19 +1,17 @@
 """Fetching models from a local server: resume, checksums, hostile archives, two at once."""
 
 import hashlib
-import io
 import json
 import tarfile
-import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_model
+from server import archived
 
 from siam_bids import models, store
 from siam_bids.cli import models as models_command
@@ -23,70 +21,9 @@ from siam_bids.nnunet import NnunetModel, NnunetSegmenter, convert_checkpoints
 FOLDER = "v0.3/pred_test"
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `files` by path; breaks off after `break_after` bytes, once for each in `breaks`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.breaks: list[int] = []
-        self.ranges: list[str | None] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        content = self.server.files.get(self.path.lstrip("/"))
-        if content is None:
-            self.send_error(404)
-            return
-        wanted = self.headers.get("Range")
-        self.server.ranges.append(wanted)
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-        if start >= len(content) > 0 and wanted:
-            self.send_error(416)
-            return
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        part = content[start:]
-        if self.server.breaks:
-            part = part[: self.server.breaks.pop(0)]
-        self.wfile.write(part)
-        self.close_connection = True
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
     monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
-
-
-def archived(folder: Path, name="pred_test") -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
-        tar.add(folder, name)
-    return stream.getvalue()
 
 
 @pytest.fixture(scope="module")

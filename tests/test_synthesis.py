@@ -6,6 +6,7 @@ import torch
 from scipy.ndimage import distance_transform_edt
 
 from siam_bids.anatomy import CONTRASTS, Anatomy, prepare_anatomy, source_table, tissues
+from siam_bids.derivatives import save_label_table
 from siam_bids.errors import LabelError
 from siam_bids.labels import siam_labels
 from siam_bids.shapes import BOUNDARIES, LESIONS
@@ -122,6 +123,13 @@ def test_source_tables_know_siams_labels():
     merged = {target for target in synthseg.target if len(target) > 1}
     assert merged == {(0, 15)}
     assert synthseg.ignored == (136, 137, 163, 164)
+
+
+def test_the_label_table_that_siam_bids_writes_is_a_source_table(tmp_path):
+    save_label_table(tmp_path / "seg-siam_dseg.tsv", siam_labels())
+    table, siam = source_table(str(tmp_path / "seg-siam_dseg.tsv")), source_table("siam")
+    assert (table.values, table.target) == (siam.values, siam.target)
+    assert table.tissue.tolist() == siam.tissue.tolist()
 
 
 def test_a_bids_label_table_with_siams_names_is_a_source_table(tmp_path):
