@@ -7,8 +7,9 @@ VENV := .venv
 TOOLS := .venv-tools
 BIN := $(VENV)/bin
 OUT ?= out/sample
+OSV ?= https://api.osv.dev/v1/query
 
-.PHONY: demo test setup tools clean
+.PHONY: demo test setup tools audit clean
 
 setup: $(VENV)/ready
 
@@ -36,6 +37,11 @@ $(TOOLS)/ready: tests/tools.txt
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --no-deps --requirement tests/tools.txt
 	touch $@
+
+# Known vulnerabilities of the packages that are installed with the app, as osv.dev tells them.
+audit: $(TOOLS)/ready
+	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip \
+		--progress-spinner off --vulnerability-service osv --osv-url $(OSV)
 
 clean:
 	rm -rf $(VENV) $(TOOLS) out

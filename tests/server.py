@@ -1,22 +1,29 @@
 """A web server of this machine, in place of where models are published."""
 
 import io
+import json
 import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `files` by path; breaks off after so many bytes, once for each in `breaks`."""
+    """Serves `files` by path; breaks off after so many bytes, once for each in `breaks`.
+
+    Asked about the security of packages, it says what `vulnerable` holds and keeps their names.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.breaks: list[int] = []
         self.ranges: list[str | None] = []
+        self.vulnerable: dict[str, dict[str, Any]] = {}
+        self.asked: list[str] = []
 
     @property
     def url(self) -> str:
@@ -45,6 +52,18 @@ class Handler(BaseHTTPRequestHandler):
             part = part[: self.server.breaks.pop(0)]
         self.wfile.write(part)
         self.close_connection = True
+
+    def do_POST(self) -> None:
+        """Answer as osv.dev does about a package: what `vulnerable` holds of it."""
+        question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        name = question["package"]["name"]
+        self.server.asked.append(name)
+        found = self.server.vulnerable.get(name)
+        answer = json.dumps({"vulns": [found]} if found else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
 
     def log_message(self, *_):
         pass

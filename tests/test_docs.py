@@ -80,7 +80,7 @@ RECORDER = """#!/bin/sh
 echo "${0##*/} $*" >> "$RECORD"
 if [ "$1 $2" = "-m venv" ]; then
     mkdir -p "$3/bin"
-    for program in python siam-bids ruff mypy lint-imports pytest; do
+    for program in python siam-bids ruff mypy lint-imports pytest pip-audit; do
         cp "$0" "$3/bin/$program"
     done
 fi

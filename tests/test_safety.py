@@ -1,15 +1,18 @@
 """Data runs no code, a run writes into its own folders only and opens no connection."""
 
 import ast
+import json
 import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import licences
 import pytest
 from conftest import ROOT, checksums, write_raw
+from packaging.requirements import Requirement
 
 from siam_bids import cli
 from siam_bids.files import SCRATCH
@@ -148,6 +151,36 @@ def test_values_of_tables_are_text_on_pages_and_in_nothing_run(study, tmp_path):
     assert "<script>alert(1)" not in page
     table = (out / "group_desc-wide_volumes.tsv").read_text(encoding="utf-8")
     assert table.count("{{ 7 * 7 }}") == 12
+
+
+OSV = "https://api.osv.dev/v1/query"
+
+
+def audited(tools, service: str) -> subprocess.CompletedProcess[str]:
+    """What `make audit` says, with the answers of that service."""
+    command = ["make", "-o", ".venv-tools/ready", "audit", f"OSV={service}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_an_audit_asks_about_every_pinned_package_and_names_the_vulnerable_one(tools, server):
+    server.vulnerable["jinja2"] = {"id": "PYSEC-0", "summary": "Bad.", "affected": []}
+    done = audited(tools, server.url)
+    assert done.returncode != 0
+    assert re.findall(r"^(\S+) +[\d.]+ +PYSEC", done.stdout, re.MULTILINE) == ["jinja2"]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [Requirement(line) for line in lines if not line.startswith("#")]
+    here = {pin.name for pin in pinned if not pin.marker or pin.marker.evaluate()}
+    assert here == set(server.asked)
+
+
+def test_no_pinned_package_has_a_known_vulnerability(tools):
+    question = json.dumps({"package": {"name": "pip", "ecosystem": "PyPI"}}).encode()
+    try:
+        urllib.request.urlopen(OSV, question, timeout=5).close()
+    except OSError as error:
+        pytest.skip(f"{OSV} does not answer here: {error}")
+    done = audited(tools, OSV)
+    assert done.returncode == 0, done.stdout
 
 
 SECRETS = re.compile(
