@@ -11,29 +11,29 @@ PAGES = tuple(
 )
 
 _PROGRAMS = (
-    r"siam-bids[\w-]*|apptainer|buildah|docker|make|mkdocs|nipoppy|pip|pytest|python"
+    r"siam-bids[\w-]*|apptainer|buildah|docker|make|mkdocs|nextflow|nipoppy|pip|pytest|python"
     r"|OUTPUT_DIR/\S+\.sh|\.venv/bin/\w+"
 )
 _COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )?(?:{_PROGRAMS})(?: |$)")
-_FENCED = re.compile(r"^([^\n]+)\n\n```\w+\n(.*?)```", re.MULTILINE | re.DOTALL)
+_FENCED = re.compile(r"(?<=\n\n)([^\n]+(?:\n[^\n]+)*)\n\n```\w+\n(.*?)```", re.DOTALL)
 _CODE = re.compile(r"(?<=\n\n)(?P<block>(?:    .*\n)+)|(?<!`)`(?P<inline>[^`]+)`(?!`)")
 
 
 def fenced(page: str) -> dict[str, str]:
-    """The code between fences, by the line above it."""
+    """The code between fences, by the paragraph above it."""
     return dict(_FENCED.findall(_text(page)))
 
 
 def blocks(page: str) -> list[str]:
     """The indented code, block by block."""
-    text = _FENCED.sub("", _text(page))
+    text = _FENCED.sub(r"\1\n", _text(page))
     return [textwrap.dedent(found["block"]) for found in _CODE.finditer(text) if found["block"]]
 
 
 def commands(page: str) -> list[str]:
     """The command lines of a page, of blocks and of running text, in order, each on one line."""
     found = []
-    for code in _CODE.finditer(_FENCED.sub("", _text(page))):
+    for code in _CODE.finditer(_FENCED.sub(r"\1\n", _text(page))):
         if code["block"]:
             lines = textwrap.dedent(code["block"]).replace("\\\n", " ").splitlines()
         else:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_program, write_raw
+from documentation import fenced
 
 from siam_bids.derivatives import results
 
-PAGE = (ROOT / "docs" / "clusters.md").read_text(encoding="utf-8")
-RECIPES = dict(re.findall(r"\n\n([^\n]+(?:\n[^\n]+)*)\n\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+RECIPES = fenced("docs/clusters.md")
 
 
 def recipe(beginning: str) -> str:

@@ -69,6 +69,8 @@ ELSEWHERE = {
     "python tests/layouts.py": "test_layouts.py: test_the_page_about_layouts_is_up_to_date",
     "python tests/licences.py": "test_safety.py: test_the_page_of_licences_names_all",
     "HYPOTHESIS_PROFILE=long pytest tests/test_fuzz.py": "test_fuzz.py: test_a_damaged_image",
+    "nextflow run main.nf --bids /path/of/BIDS_DIR --out /path/of/OUT": "test_clusters.py: "
+    "def test_nextflow(",
     "nipoppy pipeline install data/descriptors/nipoppy": "test_descriptors.py: test_nipoppy",
     "pip install -c constraints.txt .": "test_sample.py: def sample(",
     "pip wheel -c constraints.txt -w wheels .": "test_sample.py: def sample(",
@@ -249,7 +251,9 @@ def test_what_other_tests_run_is_in_the_pages_and_in_these_tests():
     for there in ELSEWHERE.values():
         file, _, test = there.partition(": ")
         assert test in (ROOT / "tests" / file).read_text(encoding="utf-8"), there
-    assert [page for page in PAGES if fenced(page)] == ["docs/clusters.md"]  # see test_clusters
+    recipes = (ROOT / "tests" / "test_clusters.py").read_text(encoding="utf-8")
+    tested = tuple(re.findall(r'recipe\("([^"]+)"\)', recipes))
+    assert [title for page in PAGES for title in fenced(page) if not title.startswith(tested)] == []
 
 
 def test_every_block_of_code_is_of_a_kind_that_is_tested():
