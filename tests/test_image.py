@@ -102,8 +102,8 @@ def test_slurm_scripts_run_the_image_in_apptainer(run, tmp_path):
     def call(*command):
         run_program(command, tmp_path, environment)
 
-    call("buildah", "push", "--quiet", "siam-bids", "oci-archive:siam-bids.tar")
-    call("apptainer", "build", "siam-bids.sif", "oci-archive://siam-bids.tar")
+    call("buildah", "push", "--quiet", "siam-bids", "docker-archive:siam-bids.tar")
+    call("apptainer", "build", "siam-bids.sif", "docker-archive://siam-bids.tar")
     (tmp_path / "siam-bids.tar").unlink()
     study = tmp_path / "study"
     shutil.copytree(ROOT / "data" / "sample_bids", study)
