@@ -47,8 +47,8 @@ class Containers:
             return self._build(arguments)
         assert arguments.image in self.images
         kind, _, path = arguments.target.partition(":")
-        assert kind == "oci-archive"
-        self.images.add(f"oci-archive://{path}")
+        assert kind == "docker-archive"
+        self.images.add(f"docker-archive://{path}")
         return 0
 
     def apptainer(self, words: list[str]) -> int:
