@@ -53,7 +53,9 @@ def test_probability_and_figure_names(tmp_path):
     assert names.probability("GM").name == "sub-01_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
     skull = names.probability("Skull_diploe").name
     assert skull == "sub-01_seg-siam_label-Skulldiploe_desc-T1w_probseg.nii.gz"
-    assert names.figure("mosaic").parent.name == "figures"
+    assert names.figure("mosaic").parent == tmp_path / "sub-01" / "figures"
+    preview = names.preview("labels").relative_to(tmp_path).as_posix()
+    assert preview == "sub-01/figures/sub-01_desc-T1w_previewlabels.nii.gz"
     assert derivatives.sidecar(names.segmentation).name == "sub-01_seg-siam_desc-T1w_dseg.json"
 
 
@@ -133,6 +135,20 @@ def test_images_are_the_same_bytes_every_time(tmp_path):
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
+def test_a_preview_is_its_voxels_on_its_grid_and_the_same_bytes_every_time(tmp_path):
+    data = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    affine = affine_of("LIA", (2.0, 2.5, 3.0))
+    for name in "ab":
+        path = tmp_path / f"{name}.nii.gz"
+        derivatives.save_preview(path, data, Grid(data.shape, affine))
+        assert path.read_bytes()[4:8] == bytes(4)  # no time
+    image = nib.load(path)
+    assert image.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(image.dataobj), data)
+    np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+    assert (tmp_path / "a.nii.gz").read_bytes() == path.read_bytes()
+
+
 def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
     data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
     table = tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), siam_labels()))
@@ -142,7 +158,8 @@ def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
     derivatives.save_quality(names.quality, {"TIV": 1500.25, "snr_WM": math.nan})
     again = derivatives.read_result(names)
     assert [row["voxels"] for row in again.volumes] == table["voxels"].tolist()
-    assert again.volumes[-1]["index"] is None
+    assert [row["index"] for row in again.volumes] == [*range(1, 18), None]
+    assert [row["name"] for row in again.volumes] == table["name"].tolist()
     np.testing.assert_allclose(list(again.millilitres.values()), table["volume_mL"], atol=1e-4)
     assert again.quality == {"TIV": 1500.25}
     assert path.read_text().splitlines()[-1].startswith("n/a\tTIV\t")
@@ -160,7 +177,8 @@ def test_a_model_with_other_labels_is_kept_out_of_a_folder_in_use(tmp_path):
     names.anat.mkdir(parents=True)
     derivatives.sidecar(names.segmentation).write_text("{}")
     derivatives.begin_dataset(root, tmp_path, labels)
-    with pytest.raises(UsageError, match="holds results of a model with other labels"):
+    said = r"holds results of a model with other labels\. Give another output folder\.$"
+    with pytest.raises(UsageError, match=said):
         derivatives.begin_dataset(root, tmp_path, fewer)
     assert derivatives.read_label_table(root) == labels
 
@@ -172,10 +190,14 @@ def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
     for path in (names.probability("GM"), names.probability("WM"), other.probability("WM")):
         path.touch()
         derivatives.sidecar(path).touch()
+    names.probability("CSF").touch()  # of a run that was killed before its sidecar
+    names.preview("image").parent.mkdir()
+    names.preview("image").touch()
     derivatives.begin_scan(names, [names.segmentation, names.probability("GM")])
     left = {path.name for path in names.anat.glob("*.nii.gz")}
     assert left == {names.probability("GM").name, other.probability("WM").name}
     assert len(list(names.anat.glob("*.json"))) == 2
+    assert not names.preview("image").exists()
 
 
 def test_scans_say_why_they_are_to_do(tmp_path):
@@ -232,7 +254,8 @@ def test_results_and_failures_are_told_apart_and_by_subject(tmp_path):
 def test_the_state_of_a_subject_changes_with_its_results_and_failures(tmp_path):
     seen = [derivatives.state(tmp_path, "01")]
     (names,) = made(tmp_path, "sub-01")
-    made(tmp_path, "sub-02")
+    (other,) = made(tmp_path, "sub-02")
+    write_json(other.record, {"error": "damaged"})
     seen.append(derivatives.state(tmp_path, "01"))
     write_json(names.record, {"error": "damaged"})
     seen.append(derivatives.state(tmp_path, "01"))
@@ -270,16 +293,18 @@ def test_phenotype_holds_one_table_per_kind_of_scan_and_no_old_ones(tmp_path):
 
 
 def test_what_scans_took_is_one_table(tmp_path):
-    one, two = made(tmp_path, "sub-01", "sub-02")
+    one, two, three = made(tmp_path, "sub-01", "sub-02", "sub-03")
     derivatives.save_resources(tmp_path)
     assert not (tmp_path / "logs").exists()
     write_json(
         one.record, {"seconds": 3.5, "stages": {"read": 1, "write": 2.5}, "peak_memory_MB": 900}
     )
     write_json(two.record, {"seconds": 2})  # of a version that did not measure
+    write_json(three.record, {"seconds": 1, "stages": {"read": 1}, "peak_memory_MB": 800})
     derivatives.save_resources(tmp_path)
     assert (tmp_path / "logs/resources.tsv").read_text() == (
         "scan\tseconds\tpeak_memory_MB\tread_s\twrite_s\nsub-01_T1w\t3.5\t900\t1\t2.5\n"
+        "sub-03_T1w\t1.0\t800\t1\tn/a\n"
     )
 
 
