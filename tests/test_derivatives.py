@@ -1,6 +1,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -100,6 +101,7 @@ def test_dataset_files(tmp_path):
 @pytest.mark.parametrize("codes", ["RAS", "LIA", "PSR"])
 def test_a_saved_segmentation_lies_on_its_grid(tmp_path, codes):
     affine = affine_of(codes, (0.9, 1.1, 4.0), 0.3)
+    affine = affine.astype(np.float32).astype(np.float64)  # as headers hold it: not quite square
     data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
     path = tmp_path / "a_dseg.nii.gz"
     derivatives.save_segmentation(path, Segmentation(data, Grid(data.shape, affine), siam_labels()))
@@ -181,6 +183,16 @@ def test_a_model_with_other_labels_is_kept_out_of_a_folder_in_use(tmp_path):
     with pytest.raises(UsageError, match=said):
         derivatives.begin_dataset(root, tmp_path, fewer)
     assert derivatives.read_label_table(root) == labels
+
+
+def test_labels_that_refine_another_come_back_with_it(tmp_path):
+    labels = siam_labels().labels
+    part = replace(labels[-1], index=18, name="CA1", long_name="CA1", parent="Hippo")
+    table = LabelTable((*labels, part))
+    derivatives.save_label_table(tmp_path / derivatives.LABEL_TABLE, table)
+    rows = pd.read_csv(tmp_path / derivatives.LABEL_TABLE, sep="\t", keep_default_na=False)
+    assert list(rows["parent"]) == ["n/a"] * len(labels) + ["Hippo"]
+    assert derivatives.read_label_table(tmp_path) == table
 
 
 def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
@@ -266,14 +278,17 @@ def test_the_state_of_a_subject_changes_with_its_results_and_failures(tmp_path):
 
 
 def test_a_table_comes_with_dictionary_and_parquet_and_goes_with_them(tmp_path):
-    table = pd.DataFrame({"scan": ["a", "b"], "site": ["x", None], "GM": [1.23456, math.nan]})
+    table = pd.DataFrame(
+        {"scan": ["a", "b"], "site": ["x", None], "GM": [1.23456, math.nan]}, index=[4, 7]
+    )
     described = {"scan": {"Description": "x"}}
     for name in ("group_qc", "group_more"):
         derivatives.save_table(tmp_path, name, table, described)
     text = (tmp_path / "group_qc.tsv").read_text()
     assert text == "scan\tsite\tGM\na\tx\t1.2346\nb\tn/a\tn/a\n"
     assert json.loads((tmp_path / "group_qc.json").read_text()) == {"scan": {"Description": "x"}}
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "group_qc.parquet"), table)
+    packed = pd.read_parquet(tmp_path / "group_qc.parquet")
+    pd.testing.assert_frame_equal(packed, table.reset_index(drop=True))
     derivatives.remove_table(tmp_path, "group_qc")
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"group_more"}
     assert len(list(tmp_path.iterdir())) == 3
