@@ -156,6 +156,7 @@ class Shell:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", words)
+            patch.syspath_prepend(str((ROOT / words[0]).parent))  # as python does for a script
             patch.setattr(ArgumentParser, "parse_args", parse_only)
             try:
                 runpy.run_path(str(ROOT / words[0]), run_name="__main__")
