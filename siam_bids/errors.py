@@ -56,7 +56,7 @@ class ModelError(SiamError):
 
 def out_of_memory(error: Exception) -> bool:
     """Tell whether memory was refused; torch says so in words only."""
-    words = ("not enough memory", "can't allocate memory", "bad_alloc", "can't start new thread")
+    words = ("not enough memory", "can't allocate", "bad_alloc", "can't start new thread")
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)

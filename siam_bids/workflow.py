@@ -185,7 +185,7 @@ class _Worker:
         self.chain = chain
         self._software = software_versions()
         self._segmenter: ChainSegmenter | None = None
-        self._writing: Future[None] | None = None
+        self._writing: list[Future[None]] = []
         self.summary = Summary()
 
     def run(self, scans: Sequence[Scan]) -> None:
@@ -272,6 +272,7 @@ class _Worker:
             self._fail(scan, error)
         else:
             if task and prediction:
+                self._wait()  # memory holds the results of one scan, no more
                 self._write(writer, self._finish, task, prediction)
                 if prediction.probabilities:  # they hold this scan's logits: not two at once
                     del prediction
@@ -283,21 +284,20 @@ class _Worker:
     def _write(
         self, writer: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any
     ) -> None:
-        """Hand work to the writing thread; at most one piece is under way."""
-        self._wait()
-        self._writing = writer.submit(work, *arguments)
+        """Hand work to the writing thread, which does one piece after the other."""
+        self._writing.append(writer.submit(work, *arguments))
 
     def _wait(self) -> None:
-        """Wait for the writing thread.
+        """Wait until the writing thread has nothing to do.
 
         Raises
         ------
         Exception
             What it met and could not leave in the summary.
         """
-        writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
+        writing, self._writing = self._writing, []
+        for piece in writing:
+            piece.result()
 
     def _segment(self, task: _Task, progress: Progress) -> Prediction:
         reset_peak_memory()

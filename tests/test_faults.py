@@ -71,8 +71,10 @@ def test_files_that_may_not_grow(limit, bids, straight, tiny_model, tmp_path):
 
 
 def test_memory_that_runs_out(bids, straight, tiny_model, tmp_path):
+    """With arrays of 100 MB and more, so that one of them is refused and nothing small."""
     out = tmp_path / "out"
-    code, lines = run(words(bids, out, tiny_model), tmp_path / "log", memory=96_000_000)
+    large = [*words(bids, out, tiny_model), "--scale", 5]
+    code, lines = run(large, tmp_path / "log", memory=250_000_000)
     assert code == console.EXIT_SOME_SCANS_FAILED
     assert "Out of memory." in lines[-1], lines
     assert all("Out of memory." in line for line in lines if " failed: " in line), lines

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import threading
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import checksums, run_config, write_dataset, write_scan
+from conftest import checksums, run_config, write_dataset, write_raw, write_scan
 
 from siam_bids import derivatives, workflow
 from siam_bids.config import Query, RunConfig
@@ -111,6 +112,30 @@ def test_the_sidecar_names_input_model_and_versions(run, bids):
     assert about["InputSHA256"] == sha256(bids / "sub-01/anat/sub-01_T1w.nii.gz")
     assert about["Software"]["siam-bids"] == workflow.__version__
     assert about["Grid"]["VoxelSize"] == [4.0, 4.0, 4.0]
+
+
+def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
+    tmp_path, head, tiny_model, monkeypatch
+):
+    """Writing the first waits here until segmenting the second has begun."""
+    bids = write_raw(tmp_path / "bids", head, "sub-01_T1w", "sub-02_T1w")
+    begun = threading.Event()
+    segment, save = workflow._Worker._segment, workflow._save_results
+
+    def watched_segment(self, task, progress):
+        if task.scan.subject == "02":
+            begun.set()
+        return segment(self, task, progress)
+
+    def waiting_save(task, prediction):
+        assert task.scan.subject == "02" or begun.wait(20)
+        save(task, prediction)
+
+    monkeypatch.setattr(workflow._Worker, "_segment", watched_segment)
+    monkeypatch.setattr(workflow, "_save_results", waiting_save)
+    summary = workflow.run_participant(run_config(bids, tmp_path / "out", tiny_model))
+    assert summary.done == ["sub-01_T1w", "sub-02_T1w"]
+    assert (tmp_path / "out" / "sub-01.html").exists()
 
 
 def test_a_rerun_does_only_what_is_missing(run):
