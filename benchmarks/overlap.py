@@ -3,8 +3,8 @@
     python benchmarks/overlap.py [--scans 6] [--threads 1]
 
 The same scans go through the participant level as it is, and with its two helping threads replaced
-by calls in line. Each run has a process of its own. Says something on a quiet machine only. The last
-results are in benchmarks/overlap.md.
+by calls in line. Each run has a process of its own. Says something on a quiet machine only.
+The last results are in benchmarks/overlap.md.
 """
 
 import argparse
