@@ -17,7 +17,13 @@ from packaging.requirements import Requirement
 from siam_bids import cli
 from siam_bids.files import SCRATCH
 
-MODULES = sorted((ROOT / "siam_bids").glob("*.py"))
+PACKAGE = ROOT / "siam_bids"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def named(module: Path) -> str:
+    """`slurm`, `cli/slurm`: the module's place in the package."""
+    return module.relative_to(PACKAGE).with_suffix("").as_posix()
 
 
 def calls(module: Path) -> list[tuple[str, dict[str, str]]]:
@@ -41,7 +47,7 @@ def imported(module: Path) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("module", MODULES, ids=named)
 def test_nothing_that_is_read_can_be_code(module):
     runners = {"yaml", "marshal", "shelve", "dill", "cloudpickle", "joblib", "subprocess"}
     assert not imported(module) & runners
@@ -52,13 +58,13 @@ def test_nothing_that_is_read_can_be_code(module):
             assert words["weights_only"] == "True"
         if name.endswith("np.load"):
             assert "allow_pickle" not in words
-        if name.endswith("Environment") and module.stem != "slurm":  # which writes shell scripts
+        if name.endswith("Environment") and named(module) != "slurm":  # which writes shell scripts
             assert words["autoescape"] == "True"
 
 
 def test_only_the_store_can_reach_the_network():
     talkers = {"urllib", "http", "socket", "ssl", "ftplib", "requests", "httpx", "aiohttp"}
-    found = {module.stem: imported(module) & talkers for module in MODULES}
+    found = {named(module): imported(module) & talkers for module in MODULES}
     assert {name: used for name, used in found.items() if used} == {
         "store": {"http", "urllib"},
         "stopping": {"socket"},  # a pair within the process, to hear of signals
