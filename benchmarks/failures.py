@@ -75,7 +75,7 @@ def draw(bench: Bench, failure: Failure, axes: np.ndarray) -> None:
     place = int(np.median(np.argwhere(np.isin(truth, wanted))[:, failure.axis]))
     colors = np.full((256, 3), 0, np.uint8)
     for label in siam_labels().foreground:
-        colors[label.index] = [int(label.color[i : i + 2], 16) for i in (1, 3, 5)]
+        colors[label.index] = label.rgb
     for axis, data, title in zip(
         axes, (image, truth, found), (failure.title, "truth", f"found: Dice {score:.2f}"),
         strict=True,

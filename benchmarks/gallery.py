@@ -88,9 +88,7 @@ def panel(anatomy: Anatomy, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
     truth = first[rendering.codes.int()].numpy()
     image = rendering.image.numpy()
     brain = np.argwhere((truth > 0) & (truth < 13)).mean(0).astype(int)
-    colors = np.array(
-        [[int(label.color[i : i + 2], 16) for i in (1, 3, 5)] for label in siam_labels()]
-    )
+    colors = np.array([label.rgb for label in siam_labels()])
 
     def cut(data: np.ndarray) -> np.ndarray:
         axial, sagittal = data[:, :, brain[2] + 8], data[brain[0] - 10]

@@ -28,10 +28,10 @@ from siam_bids.labels import read_rows
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = (".nii.gz", ".nii")
-FOLDERS = ("anat", "ct", "CT")
+_CT = ("ct", "CT")
+FOLDERS = ("anat", *_CT)
 """Where images of heads lie: as BIDS has it, and CT as BIDS extension proposal 24 and labs do."""
 
-_CT = ("ct", "CT")
 _NO_ANATOMY = ("phase", "real", "imag")
 _INDEX = "layout_index.sqlite"  # the name that pybids gives it
 
@@ -264,7 +264,7 @@ def _why_left_out(path: Path, query: Query, taken: set[Path]) -> str:
     name, _, extension = path.name.partition(".")
     if path.is_dir() or f".{extension}" not in EXTENSIONS:
         return "no .nii.gz or .nii file"
-    if twin := next((rival for rival in _rivals(path) if rival in taken), None):
+    if twin := _preferred(path, taken):
         return f"{twin.parent.name}/{twin.name} is taken instead"
     *entities, suffix = name.split("_")
     labels = dict(entity.partition("-")[::2] for entity in entities)
@@ -278,24 +278,23 @@ def _why_left_out(path: Path, query: Query, taken: set[Path]) -> str:
 
 
 def _without_twins(scans: list[Scan]) -> list[Scan]:
-    """Drop scans that give the same outputs as another one, see `_rivals`."""
+    """Drop scans that give the same outputs as another one, see `_preferred`."""
     taken = {scan.path for scan in scans}
     kept = []
     for scan in scans:
-        twin = next((path for path in _rivals(scan.path) if path in taken), None)
-        if twin:
+        if twin := _preferred(scan.path, taken):
             logger.warning("%s is skipped: %s is taken instead.", scan.relative, twin.name)
         else:
             kept.append(scan)
     return kept
 
 
-def _rivals(path: Path) -> list[Path]:
-    """Return the paths of the same name that go before this one: packed ones, those in `anat`."""
+def _preferred(path: Path, images: set[Path]) -> Path | None:
+    """Return the first of `images` that has this name and goes before: packed, or in `anat`."""
     name = path.name.partition(".")[0]
     places = dict.fromkeys((path.parents[1] / "anat", path.parent))
     ranked = [place / f"{name}{extension}" for place in places for extension in EXTENSIONS]
-    return ranked[: ranked.index(path)]
+    return next((rival for rival in ranked[: ranked.index(path)] if rival in images), None)
 
 
 def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:

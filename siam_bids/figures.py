@@ -293,7 +293,7 @@ def _lookup(labels: LabelTable, *, opaque: bool = False) -> npt.NDArray[np.uint8
     table = np.zeros((256, 4), dtype=np.uint8)
     alpha = 255 if opaque else round(OVERLAY_ALPHA * 255)
     for label in labels.foreground:
-        table[label.index] = (*bytes.fromhex(label.color[1:]), alpha)
+        table[label.index] = (*label.rgb, alpha)
     return table
 
 
