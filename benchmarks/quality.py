@@ -1,6 +1,6 @@
 """Measure a model on held-out synthetic heads and on real heads.
 
-    python benchmarks/quality.py LABEL_MAPS HEADS [--model compact] [--out benchmarks/quality]
+    python benchmarks/quality.py LABEL_MAPS HEADS [--model compact] [--jobs 2]
 
 LABEL_MAPS holds training_seg_17.nii.gz and training_seg_18.nii.gz, which no model of ours is
 trained on, and siam_v03_ds000001_sub-01.nii.gz, which is (here in contrasts and deformations that
@@ -15,8 +15,10 @@ a probability between two tenths the share that is right.
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +107,9 @@ class Bench:
 
     def __init__(self, segmenter: Segmenter, label_maps: Path, heads: Path, count: int) -> None:
         self.segmenter, self.heads, self.count = segmenter, heads, count
+        self.few = max(1, count // 4)
         self._maps = label_maps
         self._kept: dict[str, Anatomy] = {}
-        self.bins = np.zeros((2, 10))
 
     def anatomy(self, name: str) -> Anatomy:
         if name not in self._kept:
@@ -158,7 +160,7 @@ class Bench:
 
     def lesions(self) -> Rows:
         for kind in LESIONS:
-            for seed in range(self.count // 4):
+            for seed in range(self.few):
                 recipe = draw_recipe(np.random.default_rng((seed, 99)))
                 radii = (9.0,) * 4 if kind == "ms" else (6.0 + seed,)
                 recipe = replace(
@@ -176,6 +178,7 @@ class Bench:
 
     def reliability(self) -> Rows:
         edges = np.linspace(0, 1, 11)
+        bins = np.zeros((2, 10))
         for name in HELD_OUT:
             for seed in range(3):
                 recipe = draw_recipe(np.random.default_rng((seed, 2026)))
@@ -187,11 +190,12 @@ class Bench:
                 sure = np.max(list(answer.probabilities.values()), 0)[known]
                 place = np.clip(np.digitize(sure, edges) - 1, 0, 9)
                 right = (found == truth)[known]
-                self.bins[0] += np.bincount(place, minlength=10)
-                self.bins[1] += np.bincount(place, right, minlength=10)
-        for place, (count, right) in enumerate(self.bins.T):
+                bins[0] += np.bincount(place, minlength=10)
+                bins[1] += np.bincount(place, right, minlength=10)
+        for edge, count, right in zip(edges, *bins, strict=False):
             share = right / count if count else float("nan")
-            yield "reliability", "all", f"{edges[place]:.1f}", "reliability", share
+            yield "reliability", "all", f"{edge:.1f}", "reliability", share
+            yield "reliability", "all", f"{edge:.1f}", "voxels", count
 
     def freesurfer(self) -> Rows:
         where = ("visualqc_id001 against FreeSurfer", "visualqc_id001")
@@ -315,11 +319,11 @@ def targets(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw_reliability(bins: np.ndarray, path: Path) -> float:
+def draw_reliability(table: pd.DataFrame, path: Path) -> float:
     """Plot how often the network is right against how sure it is; return the expected error."""
-    count, right = bins
+    bins = table[table["set"] == "reliability"].pivot_table("value", "class", "measure")
     middle = np.linspace(0.05, 0.95, 10)
-    share = np.divide(right, count, where=count > 0, out=np.full(10, np.nan))
+    share, count = bins["reliability"], bins["voxels"]
     figure, axis = plt.subplots(figsize=(4, 4))
     axis.plot([0, 1], [0, 1], color="gray", linewidth=1)
     axis.plot(middle, share, "o-", color="#0072b2")
@@ -327,6 +331,30 @@ def draw_reliability(bins: np.ndarray, path: Path) -> float:
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     return float(np.nansum(count * abs(share - middle)) / count.sum())
+
+
+PARTS: dict[str, Callable[[Bench], Rows]] = {
+    "freesurfer": Bench.freesurfer,
+    "stroke": Bench.stroke,
+    "random": lambda bench: bench.held_out("random contrast, 1 mm", "random", 1.0, bench.count),
+    "T1w": lambda bench: bench.held_out("T1w-like, 1 mm", "T1w", 1.0, bench.few),
+    "5 mm": lambda bench: bench.held_out("random contrast, 5 mm slices", "random", 5.0, bench.few),
+    "siam": Bench.siams_own,
+    "contrasts": Bench.contrasts,
+    "lesions": Bench.lesions,
+    "poses": Bench.poses,
+    "reliability": Bench.reliability,
+}
+"""What is measured, in the order of the table."""
+
+
+def measure(part: str, options: argparse.Namespace) -> list[tuple[str, str, str, str, float]]:
+    """Run one part in a process of its own."""
+    if options.jobs > 1:
+        torch.set_num_threads(1)
+    _, segmenter = open_model(options.model, options.device)
+    bench = Bench(segmenter, options.label_maps, options.heads, options.count)
+    return list(PARTS[part](bench))
 
 
 def main() -> None:
@@ -337,33 +365,21 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="images per held-out map")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/quality"))
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each on its own thread")
     options = parser.parse_args()
-    record, segmenter = open_model(options.model, options.device)
-    bench = Bench(segmenter, options.label_maps, options.heads, options.count)
-    few = max(1, options.count // 4)
+    record = find_model(options.model)
     begin = time.monotonic()
     rows = []
-    for part in (
-        bench.freesurfer(),
-        bench.stroke(),
-        bench.held_out("random contrast, 1 mm", "random", 1.0, options.count),
-        bench.held_out("T1w-like, 1 mm", "T1w", 1.0, few),
-        bench.held_out("random contrast, 5 mm slices", "random", 5.0, few),
-        bench.siams_own(),
-        bench.contrasts(),
-        bench.lesions(),
-        bench.poses(),
-        bench.reliability(),
-    ):
-        rows += list(part)
-        print(f"{rows[-1][0]}: {time.monotonic() - begin:.0f} s", flush=True)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(measure, part, options) for part in PARTS]
+        for part, future in zip(PARTS, running, strict=True):
+            rows += future.result()
+            print(f"{part}: {time.monotonic() - begin:.0f} s", flush=True)
     table = pd.DataFrame(rows, columns=["set", "scan", "class", "measure", "value"])
     table.to_csv(
         options.out.with_suffix(".tsv"), sep="\t", index=False, float_format="%.4f", na_rep="n/a"
     )
-    error = draw_reliability(
-        bench.bins, options.out.with_name(options.out.name + "_reliability.png")
-    )
+    error = draw_reliability(table, options.out.with_name(options.out.name + "_reliability.png"))
     about = (
         f"{model_line(record.describe())}; {options.count} images of each held-out map at 1 mm "
         f"with random contrast, fewer in the other sets. "
