@@ -140,15 +140,16 @@ def test_a_container_gets_the_words_and_the_gpu_of_its_task(study, tmp_path, tin
     assert not list(tmp_path.glob("siam-bids.*"))  # scratch is swept
 
 
+@pytest.mark.parametrize("ratings", [["--ratings", "ratings.tsv"], ["--ratings=ratings.tsv"]])
 def test_tasks_get_the_index_and_paths_that_hold_elsewhere(
-    study, tmp_path, tiny_model, monkeypatch
+    study, tmp_path, tiny_model, monkeypatch, ratings
 ):
     """The index is made once, here; options after -- go to both levels."""
     (tmp_path / "ratings.tsv").touch()
     monkeypatch.chdir(tmp_path)
     folder = write(
         study, tmp_path / "out", tiny_model, "--container", "image.sif", "--bids_database_dir",
-        "index", "--", "--adjust-for", "age", "--ratings", "ratings.tsv",
+        "index", "--", "--adjust-for", "age", *ratings,
     )  # fmt: skip
     assert (tmp_path / "index" / "layout_index.sqlite").exists()
     told = f"--bids-database-dir {tmp_path}/index --adjust-for age --ratings {tmp_path}/ratings.tsv"

@@ -80,10 +80,13 @@ def _absolute(word: str) -> str:
 def _absolute_paths(options: Sequence[str]) -> list[str]:
     """Make paths within options absolute, since jobs run in another folder."""
     paths = ("--model", "--bids-filter-file", "--bids-database-dir", "--ratings")
-    before = ("", *options)
+    words: list[str] = []
+    for option in options:
+        name, equals, value = option.partition("=")
+        words += [name, value] if equals and name.replace("_", "-") in paths else [option]
     return [
-        _absolute(word) if option in paths else word
-        for option, word in zip(before, options, strict=False)
+        _absolute(word) if name.replace("_", "-") in paths else word
+        for name, word in zip(("", *words), words, strict=False)
     ]
 
 
