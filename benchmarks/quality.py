@@ -6,11 +6,11 @@ LABEL_MAPS holds training_seg_17.nii.gz and training_seg_18.nii.gz, which no mod
 trained on, and siam_v03_ds000001_sub-01.nii.gz, which is (here in contrasts and deformations that
 training did not draw); HEADS the real scans. Images are drawn with fixed seeds at full difficulty.
 Writes OUT.tsv (every number), OUT.md (the summary that the model card quotes) and
-OUT_reliability.png.
+OUT_reliability.png; OUT (`--out`) is benchmarks/quality.
 
 Measures: `dice`; `hd95`, the 95th percentile of the distances between two surfaces in mm; `mL`;
 `found`, whether a lesion has a tenth of its voxels in Anomalies; `reliability`, of all voxels with
-a probability between two tenths the share that is right.
+a probability between two tenths the share that is right, and `voxels`, how many these are.
 """
 
 import argparse
