@@ -19,10 +19,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from siam_bids.chain import Chain
 from siam_bids.config import Inference
 from siam_bids.models import find_model
 from siam_bids.nifti import load_volume
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 
 ROOT = Path(__file__).resolve().parent.parent
 SCAN = ROOT / "data/sample_bids/sub-colin27/anat/sub-colin27_T1w.nii.gz"
@@ -56,13 +56,9 @@ def measure(place: Path, size: str, model: str, precision: str) -> str:
         scan.parent.mkdir(parents=True)
         nib.save(nib.Nifti1Image(data, affine), scan)
     (place / "in/dataset_description.json").write_text('{"Name": "a", "BIDSVersion": "1.10.0"}')
-    record = find_model(model)
-    segmenter = NnunetSegmenter(
-        NnunetModel.open(record.folder, bfloat16=record.bfloat16),
-        torch.device("cpu"),
-        Inference(precision=precision),
-    )
-    need = segmenter.memory_of_scan(load_volume(scan).grid)
+    chain = Chain.open(find_model(model))
+    options = Inference(precision=precision)
+    need = chain.estimate([load_volume(scan).grid], torch.device("cpu"), options, cpus=1).memory
     command = [
         sys.executable, "-m", "siam_bids", str(place / "in"), str(place / "out"), "participant",
         "--model", model, "--precision", precision, "--device", "cpu", "--n-cpus", "1",

@@ -28,10 +28,11 @@ from matplotlib import pyplot as plt
 from scipy import ndimage
 
 from siam_bids.anatomy import Anatomy, prepare_anatomy, source_table
+from siam_bids.chain import Chain, ChainSegmenter
+from siam_bids.config import Inference
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
 from siam_bids.models import ModelRecord, find_model
 from siam_bids.nifti import load_labels, load_volume
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.provenance import model_line
 from siam_bids.segmenter import Segmenter
 from siam_bids.shapes import LESIONS
@@ -59,11 +60,10 @@ Rows = Iterator[tuple[str, str, str, str, float]]
 """Set, scan, class, measure, value."""
 
 
-def open_model(name: str, device: str = "cpu") -> tuple[ModelRecord, NnunetSegmenter]:
+def open_model(name: str, device: str = "cpu") -> tuple[ModelRecord, ChainSegmenter]:
     """Return what is known of a model, and what runs it as the app does."""
     record = find_model(name)
-    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
-    return record, NnunetSegmenter(model, torch.device(device))
+    return record, ChainSegmenter(Chain.open(record), torch.device(device), Inference())
 
 
 def dice(one: np.ndarray, two: np.ndarray) -> float:

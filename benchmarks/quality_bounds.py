@@ -30,10 +30,11 @@ from PIL import Image
 from scipy import ndimage
 
 from siam_bids import artefacts, figures
+from siam_bids.chain import Chain, ChainSegmenter
+from siam_bids.config import Inference
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES
 from siam_bids.models import find_model
 from siam_bids.nifti import load_volume
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter
 from siam_bids.quality import judge, metrics, scan_quality
 from siam_bids.resources import resource
 from siam_bids.segmenter import Prediction
@@ -241,7 +242,7 @@ def averaged(volume: Volume, millimetres: float) -> Volume:
 class Head:
     """One scan in RAS+ order, and its segmentation as it is."""
 
-    def __init__(self, path: Path, segmenter: NnunetSegmenter, voxel: float) -> None:
+    def __init__(self, path: Path, segmenter: ChainSegmenter, voxel: float) -> None:
         self.name = path.name.split(".")[0]
         raw = load_volume(path)
         turn = Reorientation.to_ras(raw.grid)
@@ -349,9 +350,8 @@ def main() -> None:
     options.add_argument("--copies", nargs="+", default=list(COPIES), choices=list(COPIES))
     options.add_argument("--pictures", type=Path)
     arguments = options.parse_args()
-    record = find_model(arguments.model, [])
-    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16)
-    segmenter = NnunetSegmenter(model, torch.device("cpu"))
+    chain = Chain.open(find_model(arguments.model, []))
+    segmenter = ChainSegmenter(chain, torch.device("cpu"), Inference())
     sample = resource("data", "sample_bids")
     whole = [*(arguments.heads / name for name in REAL), *(sample / name for name in PAINTED)]
     stripped = [arguments.heads / name for name in STRIPPED]

@@ -1,4 +1,4 @@
-"""A model, and models that refine its labels: a network within the region that another found."""
+"""What `--model` names: a model or an ensemble, and models that refine its labels in a region."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from siam_bids.config import Inference
+from siam_bids.ensemble import EnsembleSegmenter
 from siam_bids.errors import ModelError
 from siam_bids.labels import LabelTable
 from siam_bids.models import ModelRecord
@@ -26,14 +27,14 @@ class Chain:
 
     Attributes
     ----------
-    first
-        Labels the whole head.
+    heads
+        Label the whole head; where there are several, their probabilities are averaged.
     regions
         Name of a label, and the model that refines it there, in order. Such a model takes the
         image and, as second channel, the mask of the region; its own background cannot win there.
     """
 
-    first: NnunetModel
+    heads: tuple[NnunetModel, ...]
     regions: tuple[tuple[str, NnunetModel], ...] = ()
 
     @classmethod
@@ -47,33 +48,36 @@ class Chain:
         UsageError
             There is no such fold.
         """
-        first = NnunetModel.open(record.folder, bfloat16=record.bfloat16).with_folds(folds)
-        regions = tuple(
-            (region.inside, NnunetModel.open(region.model.folder, bfloat16=region.model.bfloat16))
-            for region in record.regions
-        )
-        if first.channels != 1:
-            raise ModelError(f"{first.folder} wants {first.channels} images of a head, not one.")
+        heads = tuple(_open(each).with_folds(folds) for each in record.members or (record,))
+        regions = tuple((region.inside, _open(region.model)) for region in record.regions)
+        for head in heads:
+            if head.channels != 1:
+                raise ModelError(f"{head.folder} wants {head.channels} images of a head, not one.")
+            if head.labels != heads[0].labels:
+                raise ModelError(
+                    f"{head.folder} has other labels than {heads[0].folder}: "
+                    "they cannot be averaged."
+                )
         for _, model in regions:
             if model.channels != 2:
                 raise ModelError(
                     f"{model.folder} is no model of a region: it has {model.channels} channels, "
                     "not an image and a mask."
                 )
-        chain = cls(first, regions)
+        chain = cls(heads, regions)
         chain.tables  # noqa: B018 (tells at once what does not fit)
         return chain
 
     @cached_property
     def tables(self) -> tuple[LabelTable, ...]:
-        """Label tables after the first model and after each region.
+        """Label tables before and after each region.
 
         Raises
         ------
         ModelError
             A region is no label of the models before it.
         """
-        tables = [self.first.labels]
+        tables = [self.heads[0].labels]
         for inside, model in self.regions:
             if inside not in tables[-1].by_name:
                 raise ModelError(f"There is no label {inside} for {model.folder} to refine.")
@@ -87,16 +91,30 @@ class Chain:
 
     @property
     def models(self) -> tuple[NnunetModel, ...]:
-        """The first model and those of the regions."""
-        return (self.first, *(model for _, model in self.regions))
+        """Those of the whole head and those of the regions."""
+        return (*self.heads, *(model for _, model in self.regions))
+
+    @property
+    def folds(self) -> int:
+        """Networks that label the whole head."""
+        return sum(len(head.folds) for head in self.heads)
 
     def estimate(
         self, grids: Sequence[Grid], device: torch.device, options: Inference, *, cpus: int
     ) -> Size:
         """Estimate what the largest of some scans takes, see `nnunet.estimate`."""
         sizes = [estimate(model, grids, device, options, cpus=cpus) for model in self.models]
-        seconds = sum(size.seconds for size in sizes)
-        return Size(memory=max(size.memory for size in sizes), seconds=seconds)
+        heads = sizes[: len(self.heads)]
+        kept = sum(size.answer for size in heads)
+        together = max(size.memory + kept - size.answer for size in heads)
+        return Size(
+            memory=max([together, *(size.memory for size in sizes)]),
+            seconds=sum(size.seconds for size in sizes),
+        )
+
+
+def _open(record: ModelRecord) -> NnunetModel:
+    return NnunetModel.open(record.folder, bfloat16=record.bfloat16, mirror=record.mirror)
 
 
 class ChainSegmenter:
@@ -111,10 +129,13 @@ class ChainSegmenter:
     def __init__(self, chain: Chain, device: torch.device, options: Inference) -> None:
         self.chain = chain
         self.options = options
-        self._first = NnunetSegmenter(chain.first, device, replace(options, folds=()))
-        self._finer = [
-            NnunetSegmenter(model, device, replace(options, folds=())) for _, model in chain.regions
-        ]
+        own = replace(options, folds=())
+        self._first: NnunetSegmenter | EnsembleSegmenter = (
+            EnsembleSegmenter(chain.heads, device, own)
+            if len(chain.heads) > 1
+            else NnunetSegmenter(chain.heads[0], device, own)
+        )
+        self._finer = [NnunetSegmenter(model, device, own) for _, model in chain.regions]
 
     @property
     def load(self) -> Load:
@@ -133,7 +154,7 @@ class ChainSegmenter:
         def share(step: int) -> Progress | None:
             return (lambda done: progress((step + done) / steps)) if progress else None
 
-        own = self.chain.first.labels.by_name
+        own = self.chain.tables[0].by_name
         found = self._first.segment(
             volume, probabilities=[name for name in probabilities if name in own], progress=share(0)
         )

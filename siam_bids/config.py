@@ -51,7 +51,7 @@ class Inference:
         Names of the folds to average, for example `("0", "2")`; empty for all.
     mirror
         Average over mirrored tiles too (test-time augmentation), along the axes that the model was
-        trained for.
+        trained for; None leaves it to the model.
     precision
         `auto`, `float32` or `bfloat16` on a CPU.
     volume
@@ -66,7 +66,7 @@ class Inference:
     scale: float = 1.0
     interpolate: bool = True
     folds: tuple[str, ...] = ()
-    mirror: bool = False
+    mirror: bool | None = None
     precision: str = "auto"
     volume: int | None = None
     memory: float | None = None

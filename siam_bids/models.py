@@ -51,6 +51,10 @@ class ModelRecord:
         Whether labels in bfloat16 were compared with those in float32 and agreed on 99.9 % or more
         of the voxels of whole scans, so that bfloat16 may be the default where it is fast. Measured
         for `compact` only: 99.93 to 99.98 % on four real heads, and again in every test run.
+    mirror
+        Whether mirrored tiles are averaged by default: measured to help, and trained for.
+    members
+        The models of an ensemble, whose probabilities are averaged; empty for a single model.
     regions
         What refines labels of this model, in order; see `chain`.
     """
@@ -63,10 +67,13 @@ class ModelRecord:
     licence: str
     citation: str
     bfloat16: bool = False
+    mirror: bool = False
+    members: tuple[ModelRecord, ...] = ()
     regions: tuple[Region, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return the model as sidecars name it."""
+        members = [each.describe() for each in self.members]
         regions = [{"Inside": each.inside, **each.model.describe()} for each in self.regions]
         return {
             "Name": self.name,
@@ -75,8 +82,14 @@ class ModelRecord:
             "SHA256": self.sha256,
             "License": self.licence,
             "Citation": self.citation,
+            **({"Members": members} if members else {}),
             **({"Regions": regions} if regions else {}),
         }
+
+    def parts(self) -> list[ModelRecord]:
+        """Return all models, each with a folder of its own."""
+        heads = [part for each in self.members for part in each.parts()] or [self]
+        return [*heads, *(part for region in self.regions for part in region.model.parts())]
 
 
 def registry() -> dict[str, dict[str, Any]]:
@@ -88,10 +101,11 @@ def registry() -> dict[str, dict[str, Any]]:
 
 
 def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
-    """Find a registered model by name, or take the path of a model folder or of a chain.
+    """Find a registered model by name, or take the path of a model folder, ensemble or chain.
 
-    A chain is an entry of models.json, or a JSON file like one, that names a `model` and `regions`:
-    pairs of `inside`, a label, and the `model` that refines it. Paths may be relative to the file.
+    An ensemble is an entry of models.json, or a JSON file like one, that names its `members`. A
+    chain names a `model` and `regions`: pairs of `inside`, a label, and the `model` that refines
+    it. Paths may be relative to the file.
 
     Parameters
     ----------
@@ -105,11 +119,11 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
     """
     known = registry()
     if name.endswith(".json"):
-        return _chain(Path(name).stem, _chain_file(Path(name).expanduser()), roots)
+        return _joined(Path(name).stem, _joined_file(Path(name).expanduser()), roots)
     if name in known:
         entry = known[name]
-        if "regions" in entry:
-            return _chain(name, entry, roots)
+        if _parts_of(entry):
+            return _joined(name, entry, roots)
         folder = locate(name, roots)
         if folder is None:
             raise ModelError(
@@ -125,6 +139,7 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
             licence=entry["licence"],
             citation=entry["citation"],
             bfloat16=entry.get("bfloat16", False),
+            mirror=entry.get("mirror", False),
         )
     start = Path(name).expanduser()
     if not start.is_dir():
@@ -144,8 +159,8 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
     )
 
 
-def _chain_file(path: Path) -> dict[str, Any]:
-    """Read a chain; paths in it become absolute."""
+def _joined_file(path: Path) -> dict[str, Any]:
+    """Read an ensemble or a chain; paths in it become absolute."""
 
     def absolute(model: str) -> str:
         folder = path.parent / Path(model).expanduser()
@@ -153,6 +168,8 @@ def _chain_file(path: Path) -> dict[str, Any]:
 
     try:
         content = _read(path)
+        if "members" in content and len(content["members"]) > 1:
+            return {**content, "members": [absolute(each) for each in content["members"]]}
         regions = [
             {"inside": str(each["inside"]), "model": absolute(each["model"])}
             for each in content["regions"]
@@ -161,20 +178,29 @@ def _chain_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path} is no chain of models ({error}).",
-            'Write {"model": ..., "regions": [{"inside": LABEL, "model": ...}]}.',
+            'Write {"model": ..., "regions": [{"inside": LABEL, "model": ...}]} '
+            'or, for an ensemble, {"members": [..., ...]}.',
         ) from error
 
 
-def _chain(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> ModelRecord:
-    first = find_model(entry["model"], roots)
+def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> ModelRecord:
+    """Put together what an ensemble or a chain names; it has a checksum over all its parts."""
+    members = tuple(find_model(each, roots) for each in entry.get("members", ()))
+    first = members[0] if members else find_model(entry["model"], roots)
     regions = tuple(
-        Region(each["inside"], find_model(each["model"], roots)) for each in entry["regions"]
+        Region(each["inside"], find_model(each["model"], roots))
+        for each in entry.get("regions", ())
     )
-    models = [first, *(region.model for region in regions)]
-    parts = "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
+    for member in members:
+        if member.members or member.regions:
+            raise ModelError(f"{name}: {member.name} is no single model, so no member.")
+    models = [*(members or [first]), *(region.model for region in regions)]
+    parts = "".join(f"{member.sha256}\n" for member in members[1:])
+    parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,
+        members=members or first.members,
         name=name,
         title=entry.get("title", " + ".join(model.title for model in models)),
         version=entry.get("version", " + ".join(model.version for model in models)),
@@ -187,8 +213,8 @@ def _chain(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> ModelR
 def locate(name: str, roots: Sequence[Path]) -> Path | None:
     """Return the folder of a registered model, or None if it is not on this disk."""
     entry = registry()[name]
-    if "regions" in entry:
-        found = [locate(part, roots) for part in _parts_of_chain(entry)]
+    if parts := _parts_of(entry):
+        found = [locate(part, roots) for part in parts]
         return found[0] if all(found) else None
     if "archive" not in entry:
         return resource(*entry["folder"].split("/"))
@@ -199,9 +225,11 @@ def locate(name: str, roots: Sequence[Path]) -> Path | None:
     return None
 
 
-def _parts_of_chain(entry: Mapping[str, Any]) -> list[str]:
-    """Name the registered models of a registered chain."""
-    return [entry["model"], *(region["model"] for region in entry["regions"])]
+def _parts_of(entry: Mapping[str, Any]) -> list[str]:
+    """Name the registered models of a registered ensemble or chain; none for a single model."""
+    first = [entry["model"]] if "model" in entry else []
+    regions = [region["model"] for region in entry.get("regions", ())]
+    return [*entry.get("members", ()), *first, *regions]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -250,7 +278,7 @@ def fetch(
     checksum: str = "",
     progress: store.Progress | None = None,
 ) -> Path:
-    """Download, check and unpack a registered model, or those of a chain, into the first root.
+    """Download, check and unpack a registered model, or the parts of one, into the first root.
 
     What is there already is left alone. Two processes may do this at once: the second waits.
 
@@ -274,11 +302,10 @@ def fetch(
     entry = registry().get(name)
     if entry is None:
         raise UsageError(f"There is no model {name!r}.", f"Known: {', '.join(registry())}.")
-    if "regions" in entry:
+    if parts := _parts_of(entry):
         server = url if url.endswith("/") else ""
         folders = [
-            fetch(part, roots, convert=convert, url=server, progress=progress)
-            for part in _parts_of_chain(entry)
+            fetch(part, roots, convert=convert, url=server, progress=progress) for part in parts
         ]
         return folders[0]
     if (there := locate(name, roots)) is not None:
@@ -352,7 +379,7 @@ def verify(name: str, roots: Sequence[Path]) -> Iterator[tuple[str, bool]]:
         The model is not here, or was not fetched by this app, so that nothing is known about it.
     """
     record = find_model(name, roots)
-    for model in (record, *(region.model for region in record.regions)):
+    for model in record.parts():
         manifest = model.folder / MANIFEST
         if not manifest.exists():
             raise ModelError(

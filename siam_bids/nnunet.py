@@ -90,6 +90,8 @@ class NnunetModel:
         Checkpoints; their logits are averaged.
     bfloat16
         Whether precision `auto` may be bfloat16, see `models.ModelRecord`.
+    mirror
+        Whether mirrored tiles are averaged unless the options say otherwise.
     """
 
     folder: Path
@@ -98,9 +100,10 @@ class NnunetModel:
     labels: LabelTable
     folds: tuple[Path, ...]
     bfloat16: bool = False
+    mirror: bool = False
 
     @classmethod
-    def open(cls, folder: Path, *, bfloat16: bool = False) -> NnunetModel:
+    def open(cls, folder: Path, *, bfloat16: bool = False, mirror: bool = False) -> NnunetModel:
         """Read a model folder without loading its weights.
 
         Raises
@@ -118,7 +121,7 @@ class NnunetModel:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
-        return cls(folder, plans, dataset, labels, folds, bfloat16)
+        return cls(folder, plans, dataset, labels, folds, bfloat16, mirror)
 
     @property
     def channels(self) -> int:
@@ -274,7 +277,7 @@ class NnunetSegmenter:
         self.model = model.with_folds(self.options.folds)
         model = self.model
         self._written = {path: path.stat().st_mtime_ns for path in model.folds}
-        self._axes_mirrored = mirror_axes(model.folds[0]) if self.options.mirror else ()
+        self._axes_mirrored = _axes_to_mirror(model, self.options)
         if self.options.mirror and not self._axes_mirrored:
             raise UsageError(
                 f"{model.folder.name} was not trained for mirroring.", "Omit --mirror."
@@ -510,6 +513,11 @@ class NnunetSegmenter:
             yield self._runner
 
 
+def _axes_to_mirror(model: NnunetModel, options: Inference) -> tuple[int, ...]:
+    wished = model.mirror if options.mirror is None else options.mirror
+    return mirror_axes(model.folds[0]) if wished else ()
+
+
 def _sketch(model: NnunetModel) -> nn.Module:
     """Build a model's network without memory for its weights."""
     architecture = model.plan.configuration["architecture"]
@@ -542,6 +550,7 @@ def load_of(
         lean=lean,
         on_cpu=device.type == "cpu",
         low_memory=options.low_memory,
+        flips=2 ** len(_axes_to_mirror(model, options)),
     )
 
 
@@ -574,6 +583,7 @@ def estimate(
     work = model.multiply_adds
     return Size(
         memory=max(load.memory(*scan) for scan in scans),
+        answer=max(load.answer(*scan) for scan in scans),
         seconds=max(load.seconds(*scan, multiply_adds=work, cpus=cpus) for scan in scans),
     )
 

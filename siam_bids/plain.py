@@ -182,7 +182,7 @@ def _segment_file(
             "Source": str(image),
             "InputSHA256": sha256(image),
             "Software": software_versions(),
-            "Model": {**record.describe(), "Folds": len(segmenter.chain.first.folds)},
+            "Model": {**record.describe(), "Folds": segmenter.chain.folds},
             "Options": segmenter.options.changed(),
             "Precision": segmenter.load.precision,
         },

@@ -34,8 +34,8 @@ class Load:
     ----------
     tile
         Edges in voxels.
-    classes, folds
-        How many there are.
+    classes, folds, flips
+        How many there are; `flips` are the ways a tile is mirrored, itself included.
     parameters
         Of one fold.
     width
@@ -62,6 +62,7 @@ class Load:
     lean: bool
     on_cpu: bool
     low_memory: bool = False
+    flips: int = 1
 
     def network_memory(self) -> float:
         """Estimate the bytes of a forward pass where it runs: weights, feature maps, logits.
@@ -97,6 +98,11 @@ class Load:
         scans = (BYTES_PER_VOXEL + _NEIGHBOURS) * voxels
         return _PROGRAM + scans + max(_RESAMPLING * seen, loading, running)
 
+    def answer(self, voxels: int, shape: Sequence[int]) -> float:
+        """Return the bytes of the probabilities that an ensemble keeps of a scan, see `memory`."""
+        sums = 0 if self.low_memory else 2 * self.classes * math.prod(shape)
+        return float(sums + 4 * voxels)
+
     def seconds(
         self, voxels: int, shape: Sequence[int], *, multiply_adds: float, cpus: int
     ) -> float:
@@ -114,7 +120,7 @@ class Load:
         )
         rate = _CPU_RATE * cpus if self.on_cpu else _GPU_RATE
         handling = _HANDLING + _HANDLING_PER_VOXEL * voxels
-        return handling + tiles * self.folds * multiply_adds / rate
+        return handling + tiles * self.folds * self.flips * multiply_adds / rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +133,13 @@ class Size:
         Bytes at the peak, for the largest scan.
     seconds
         Wall seconds of a scan, of the largest one.
+    answer
+        Bytes that stay while other models of an ensemble run, see `Load.answer`.
     start
         Wall seconds until the first scan begins.
     """
 
     memory: float
     seconds: float
+    answer: float = 0.0
     start: float = _START

@@ -123,7 +123,7 @@ def render_scripts(config: ArrayConfig) -> dict[Path, str]:
         "sbatch": config.sbatch,
         "logs": config.run.output_dir.absolute() / "logs" / "slurm",
         "jobs": folder / "jobs.txt",
-        "command": _command(config, chain.first.folder),
+        "command": _command(config, chain.heads[0].folder),
         "work": "/work" if config.container else '"$work"',
         "options": shlex.join(_options(config)),
     }

@@ -371,7 +371,7 @@ class _Worker:
             "Sources": [f"bids:raw:{scan.relative}"],
             "SoftwareVersion": __version__,
             "Software": self._software,
-            "Model": {**record.describe(), "Folds": len(self.chain.first.folds)},
+            "Model": {**record.describe(), "Folds": self.chain.folds},
             "Options": {
                 "probabilities": sorted(self._config.probabilities),
                 **self._config.inference.changed(),

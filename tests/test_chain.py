@@ -161,3 +161,72 @@ def test_a_registered_chain_is_one_model_with_its_own_checksum(chain_file, monke
     alone = Chain.open(find_model(entry["model"])).estimate([], CPU, Inference(), cpus=1)
     assert size.seconds > alone.seconds
     assert isinstance(Chain.open(record).regions[0][1], NnunetModel)
+
+
+@pytest.fixture(scope="module")
+def pair(chain_file):
+    """Two models that disagree, the first trained on the bright half alone, and their ensemble."""
+    place = chain_file.parent
+    head = scene().data.transpose(2, 1, 0)
+    bright = (head > 2).astype(np.int64)
+    trained(place / "half", ("background", "GM", "Rare"), bright, [head])
+    path = place / "pair.json"
+    path.write_text(json.dumps({"members": ["half", "first"], "title": "Pair"}))
+    return path
+
+
+def test_an_ensemble_takes_the_class_of_the_highest_mean_probability(pair):
+    names = ["background", "GM", "Rare"]
+    alone = [
+        predicted(pair.parent / member, scene(), probabilities=names)
+        for member in ("half", "first")
+    ]
+    told = []
+    both = predicted(pair, scene(), probabilities=names, progress=told.append)
+    means = np.mean([[p.probabilities[name] for name in names] for p in alone], axis=0)
+    np.testing.assert_allclose([both.probabilities[name] for name in names], means, atol=1e-6)
+    found = both.segmentation.data
+    np.testing.assert_array_equal(found, means.argmax(0))
+    assert (alone[0].segmentation.data != alone[1].segmentation.data).mean() > 0.05
+    assert both.confidence["GM"] == pytest.approx(means[1][found == 1].mean(), abs=1e-5)
+    spread = -(means * np.log(np.maximum(means, 1e-9))).sum(0)[found > 0] / np.log(3)
+    assert both.entropy == pytest.approx(spread.mean(), abs=1e-4)
+    assert told == sorted(told)
+    assert told[-1] == pytest.approx(1)
+
+
+def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path):
+    record = find_model(str(pair))
+    assert (record.title, record.name) == ("Pair", "pair")
+    assert [each.folder.name for each in record.parts()] == ["half", "first"]
+    described = record.describe()["Members"]
+    assert [each["Name"] for each in described] == ["half", "first"]
+    assert record.sha256 not in {each["SHA256"] for each in described}
+    chain = Chain.open(record)
+    assert chain.folds == 2
+    sizes = [
+        Chain.open(find_model(str(pair.parent / name))).estimate([], CPU, Inference(), cpus=1)
+        for name in ("half", "first")
+    ]
+    whole = chain.estimate([], CPU, Inference(), cpus=1)
+    assert whole.seconds == pytest.approx(sum(size.seconds for size in sizes))
+    assert whole.memory > max(size.memory for size in sizes)
+    write_model(tmp_path / "other", names=["background", "WM"])
+    odd = tmp_path / "odd.json"
+    odd.write_text(json.dumps({"members": [str(pair.parent / "first"), "other"]}))
+    with pytest.raises(ModelError, match="other labels"):
+        opened(odd)
+    odd.write_text(json.dumps({"members": [str(pair), "other"]}))
+    with pytest.raises(ModelError, match="no single model"):
+        opened(odd)
+
+
+def test_an_ensemble_may_be_refined_too(pair):
+    path = pair.with_name("refined.json")
+    path.write_text(
+        json.dumps({"model": str(pair), "regions": [{"inside": "GM", "model": "second"}]})
+    )
+    found = siam_bids.segment(scene(), model=str(path))
+    coarse = siam_bids.segment(scene(), model=str(pair))
+    np.testing.assert_array_equal(found.data > 0, coarse.data > 0)
+    assert {"Dim", "Bright"} <= {label.name for label in found.labels}

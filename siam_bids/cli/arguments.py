@@ -92,7 +92,9 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         "--folds", nargs="+", default=[], metavar="N", help="average these folds only"
     )
     group.add_argument(
-        "--mirror", action="store_true", help="average over mirrored tiles too, if trained for it"
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
+        help="average over mirrored tiles too, if trained for it (default: no)",
     )
     group.add_argument(
         "--precision",
