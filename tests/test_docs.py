@@ -193,8 +193,10 @@ def shell(tmp_path, monkeypatch, head, small_sample, tiny_model, server) -> Shel
     _published_model(server, tiny_model, monkeypatch, tmp_path)
     shutil.copytree(tiny_model, tmp_path / "NAME")
     write_model(tmp_path / "path/of/layers", names=("background", "one", "two"), channels=2)
-    (chain,) = (block for block in blocks("docs/siam.md") if block.startswith("{"))
+    write_model(tmp_path / "path/of/another")
+    chain, pair = (block for block in blocks("docs/siam.md") if block.startswith("{"))
     (tmp_path / "chain.json").write_text(chain)
+    (tmp_path / "pair.json").write_text(pair)
     _stand_ins(tmp_path / "bin", monkeypatch)
     return Shell(tmp_path, tiny_model)
 
