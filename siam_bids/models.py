@@ -163,18 +163,18 @@ def _joined_file(path: Path) -> dict[str, Any]:
     """Read an ensemble or a chain; paths in it become absolute."""
 
     def absolute(model: str) -> str:
-        folder = path.parent / Path(model).expanduser()
-        return str(folder) if folder.is_dir() else model
+        there = path.parent / Path(model).expanduser()
+        return str(there) if there.exists() else model
 
     try:
         content = _read(path)
-        if "members" in content and len(content["members"]) > 1:
-            return {**content, "members": [absolute(each) for each in content["members"]]}
+        members = [absolute(each) for each in content.get("members", ())]
         regions = [
             {"inside": str(each["inside"]), "model": absolute(each["model"])}
-            for each in content["regions"]
+            for each in (content.get("regions", ()) if len(members) > 1 else content["regions"])
         ]
-        return {**content, "model": absolute(content["model"]), "regions": regions}
+        first = {"members": members} if len(members) > 1 else {"model": absolute(content["model"])}
+        return {**content, **first, "regions": regions}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{path} is no chain of models ({error}).",
@@ -396,9 +396,14 @@ def remove(name: str, roots: Sequence[Path]) -> Path:
     Raises
     ------
     ModelError
-        It is not here, or was not brought by `fetch` (shipped, or part of a SIAM installation).
+        It is not here, was not brought by `fetch` (shipped, or part of a SIAM installation), or
+        consists of models that others may use too.
     """
-    folder = find_model(name, roots).folder
+    record = find_model(name, roots)
+    if len(parts := record.parts()) > 1:
+        names = ", ".join(dict.fromkeys(part.name for part in parts))
+        raise ModelError(f"{name} consists of {names}.", "Remove those that you can spare.")
+    folder = record.folder
     if not (folder / MANIFEST).exists():
         raise ModelError(f"{folder} was not fetched by siam-bids-models and is left alone.")
     shutil.rmtree(folder)

@@ -123,7 +123,7 @@ def render_scripts(config: ArrayConfig) -> dict[Path, str]:
         "sbatch": config.sbatch,
         "logs": config.run.output_dir.absolute() / "logs" / "slurm",
         "jobs": folder / "jobs.txt",
-        "command": _command(config, chain.heads[0].folder),
+        "command": _command(config, [model.folder for model in chain.models]),
         "work": "/work" if config.container else '"$work"',
         "options": shlex.join(_options(config)),
     }
@@ -192,7 +192,7 @@ def _options(config: ArrayConfig) -> list[str]:
     return [*options, "--device", "cuda" if config.gpu else "cpu", *config.options]
 
 
-def _command(config: ArrayConfig, model: Path) -> str:
+def _command(config: ArrayConfig, models: Sequence[Path]) -> str:
     source, target = config.run.bids_dir.absolute(), config.run.output_dir.absolute()
     folders = [str(source), str(target)]
     if not config.container:
@@ -201,11 +201,14 @@ def _command(config: ArrayConfig, model: Path) -> str:
     words += ["--nv"] if config.gpu else []
     # Folders keep their names: outputs link to the dataset, and an index of pybids holds its path.
     binds = [f"{source}:{source}:ro", f"{target}:{target}"]
-    binds += [f"{path}:{path}:ro" for path in _mentioned(config)]
+    seen = _mentioned(config)
     for root in config.run.model_dirs:
-        if root in model.parents:
-            binds.append(f"{root}:{root}:ro")
+        if any(root in model.parents for model in models):
+            seen.append(root)
             words += ["--env", f"SIAM_MODEL_DIR={root}"]
+    inside = [*seen, resource("data", "models")]  # the image has the shipped ones
+    seen += [each for each in dict.fromkeys(models) if not any(map(each.is_relative_to, inside))]
+    binds += [f"{path}:{path}:ro" for path in seen]
     for bind in binds:
         words += ["--bind", bind]
     image = str(config.container.absolute())

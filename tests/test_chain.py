@@ -230,3 +230,10 @@ def test_an_ensemble_may_be_refined_too(pair):
     coarse = siam_bids.segment(scene(), model=str(pair))
     np.testing.assert_array_equal(found.data > 0, coarse.data > 0)
     assert {"Dim", "Bright"} <= {label.name for label in found.labels}
+    path.write_text(
+        json.dumps({"model": pair.name, "regions": [{"inside": "GM", "model": "second"}]})
+    )
+    np.testing.assert_array_equal(siam_bids.segment(scene(), model=str(path)).data, found.data)
+    both = {**json.loads(pair.read_text()), "regions": [{"inside": "GM", "model": "second"}]}
+    path.write_text(json.dumps(both))
+    np.testing.assert_array_equal(siam_bids.segment(scene(), model=str(path)).data, found.data)

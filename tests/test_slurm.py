@@ -1,5 +1,6 @@
 """The scripts for SLURM: their content and, where it is installed, a real SLURM of one node."""
 
+import json
 import os
 import pwd
 import re
@@ -105,6 +106,19 @@ def test_sessions_gpu_container_and_own_options(study, tmp_path, tiny_model, cap
     assert f"--model {tiny_model} --device cuda --probabilities GM" in script
     for name in ("participant.sbatch", "group.sbatch", "submit.sh"):
         subprocess.run(["bash", "-n", str(folder / name)], check=True)
+
+
+def test_a_container_sees_the_models_that_a_file_names(study, tmp_path, tiny_model):
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps({"members": [os.path.relpath(tiny_model, tmp_path)] * 2}))
+    folder = write(study, tmp_path / "out", path, "--container", "/images/s.sif")
+    words = (folder / "participant.sbatch").read_text().split()
+    binds = [word for option, word in pairwise(words) if option == "--bind"]
+    sources = {Path(os.path.normpath(bind.split(":")[0])) for bind in binds}
+    assert {path, tiny_model} <= sources
+    path.write_text(json.dumps({"members": ["compact", "compact"]}))
+    folder = write(study, tmp_path / "other", path, "--container", "/images/s.sif")
+    assert "data/models" not in (folder / "participant.sbatch").read_text()  # the image has it
 
 
 def test_a_container_gets_the_words_and_the_gpu_of_its_task(study, tmp_path, tiny_model):

@@ -99,6 +99,16 @@ def test_a_siam_installation_is_used_as_it_is_and_never_removed(published, origi
     assert folder.exists()
 
 
+def test_the_parts_of_an_ensemble_are_removed_by_name_alone(published, original, tmp_path):
+    assert models_command.main(["fetch", "siam-t"]) == 0
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps({"members": ["siam-t", str(original)]}))
+    roots = store.search_path({"SIAM_MODEL_DIR": str(published)})
+    with pytest.raises(ModelError, match="consists of siam-t, model"):
+        models.remove(str(path), roots)
+    assert (published / FOLDER / "plans.json").exists()
+
+
 def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
     content = np.random.default_rng(0).bytes(300_000)
     server.files["file"] = content
