@@ -17,7 +17,7 @@ from siam_bids.labels import LabelTable
 from siam_bids.models import ModelRecord
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
 from siam_bids.segmenter import Prediction, ProbabilityMaps, Progress
-from siam_bids.sizing import Load, Size
+from siam_bids.sizing import Size
 from siam_bids.volume import Grid, Segmentation, Volume
 
 
@@ -138,9 +138,10 @@ class ChainSegmenter:
         self._finer = [NnunetSegmenter(model, device, own) for _, model in chain.regions]
 
     @property
-    def load(self) -> Load:
-        """What the first model asks of the machine."""
-        return self._first.load
+    def precisions(self) -> tuple[str, ...]:
+        """Those of the models' feature maps: `float32`, `bfloat16` or `float16`, each once."""
+        models = [self._first, *self._finer]
+        return tuple(dict.fromkeys(name for model in models for name in model.precisions))
 
     def segment(
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None

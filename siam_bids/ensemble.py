@@ -12,7 +12,6 @@ import torch
 from siam_bids.config import Inference
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
 from siam_bids.segmenter import Prediction, ProbabilityMaps, Progress
-from siam_bids.sizing import Load
 from siam_bids.volume import Segmentation, Volume
 
 
@@ -36,9 +35,9 @@ class EnsembleSegmenter:
         self._members = [NnunetSegmenter(model, device, options) for model in models]
 
     @property
-    def load(self) -> Load:
-        """What the first model asks of the machine."""
-        return self._members[0].load
+    def precisions(self) -> tuple[str, ...]:
+        """Those of the members' feature maps: `float32`, `bfloat16` or `float16`, each once."""
+        return tuple(dict.fromkeys(name for each in self._members for name in each.precisions))
 
     def segment(
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None

@@ -82,6 +82,7 @@ class ModelRecord:
             "SHA256": self.sha256,
             "License": self.licence,
             "Citation": self.citation,
+            **({"MirroredByDefault": True} if self.mirror and not members else {}),
             **({"Members": members} if members else {}),
             **({"Regions": regions} if regions else {}),
         }

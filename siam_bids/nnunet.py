@@ -299,6 +299,11 @@ class NnunetSegmenter:
         if self._axes_mirrored:
             self._runner = Mirrored(self._runner, self._axes_mirrored)
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """That of the feature maps: `float32`, `bfloat16` or `float16`."""
+        return (self.load.precision,)
+
     def segment(
         self,
         volume: Volume,

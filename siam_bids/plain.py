@@ -184,6 +184,6 @@ def _segment_file(
             "Software": software_versions(),
             "Model": {**record.describe(), "Folds": segmenter.chain.folds},
             "Options": segmenter.options.changed(),
-            "Precision": segmenter.load.precision,
+            "Precision": " + ".join(segmenter.precisions),
         },
     )

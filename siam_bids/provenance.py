@@ -36,13 +36,18 @@ def methods_text(models: Sequence[Description]) -> str:
         f"{model['Title']}, version {model['Version']} (SHA-256 {model['SHA256']})"
         for model in models
     )
+    several = "".join(
+        f" and averaged over the {len(model['Members'])} networks of {model['Title']}"
+        for model in models
+        if "Members" in model
+    )
     text = (
         f"Head MRI scans were segmented with siam-bids {__version__} using the model {used}. "
         "Each scan was brought to RAS+ order, z-scored and resampled to the voxel size of the "
         "network, labelled by an nnU-Net (Isensee et al., Nature Methods 2021) over "
         "half-overlapping tiles, and the class scores were interpolated back to the scan's own "
-        "grid. Volumes are label counts times the voxel volume; the total intracranial volume "
-        "(TIV) sums brain tissue, ventricles and cerebrospinal fluid."
+        f"grid{several}. Volumes are label counts times the voxel volume; the total intracranial "
+        "volume (TIV) sums brain tissue, ventricles and cerebrospinal fluid."
     )
     cited = [str(model["Citation"]) for model in models if model["Citation"]]
     return " ".join([text, *(f"Model: {citation}" for citation in cited)])

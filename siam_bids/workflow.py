@@ -325,7 +325,7 @@ class _Worker:
             write_json(task.names.record, {**cost, **where})
             about = {**task.provenance, "Grid": _describe(task.volume)}
             if self._segmenter:
-                about["Precision"] = self._segmenter.load.precision
+                about["Precision"] = " + ".join(self._segmenter.precisions)
             write_json(derivatives.sidecar(task.names.segmentation), about)
             self.summary.done.append(task.scan.name)
             logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])

@@ -1,6 +1,7 @@
 """Models that refine labels of another one: tables, labels, probabilities, on trained networks."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,7 +196,7 @@ def test_an_ensemble_takes_the_class_of_the_highest_mean_probability(pair):
     assert told[-1] == pytest.approx(1)
 
 
-def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path):
+def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypatch):
     record = find_model(str(pair))
     assert (record.title, record.name) == ("Pair", "pair")
     assert [each.folder.name for each in record.parts()] == ["half", "first"]
@@ -204,6 +205,9 @@ def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path):
     assert record.sha256 not in {each["SHA256"] for each in described}
     chain = Chain.open(record)
     assert chain.folds == 2
+    mixed = replace(chain, heads=(chain.heads[0], replace(chain.heads[1], bfloat16=True)))
+    monkeypatch.setattr("siam_bids.nnunet.has_fast_bfloat16", lambda: True)
+    assert ChainSegmenter(mixed, CPU, Inference()).precisions == ("float32", "bfloat16")
     sizes = [
         Chain.open(find_model(str(pair.parent / name))).estimate([], CPU, Inference(), cpus=1)
         for name in ("half", "first")

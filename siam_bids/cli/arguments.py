@@ -94,7 +94,7 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--mirror",
         action=argparse.BooleanOptionalAction,
-        help="average over mirrored tiles too, if trained for it (default: no)",
+        help="average over mirrored tiles too, if trained for it (default: as the model says)",
     )
     group.add_argument(
         "--precision",
