@@ -1,4 +1,4 @@
-# siam-bids as a BIDS App, with the compact model inside. Build from a copy of the repository:
+# siam-bids as a BIDS App, with the compact models inside. Build from a copy of the repository:
 #   docker build -t siam-bids .
 #   docker build -t siam-bids:cuda --build-arg PIP_OPTIONS= .      # PyPI's torch, with CUDA
 # BASE_IMAGE may be any image with Python 3.10 or newer, its venv module, and glibc.

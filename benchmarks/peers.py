@@ -1,4 +1,4 @@
-"""The compact model beside SAMSEG and deepbet, on one head that FreeSurfer has segmented.
+"""The embedded models beside SAMSEG and deepbet, on one head that FreeSurfer has segmented.
 
     python -m venv PEERS && PEERS/bin/pip install torch==2.13.0 samseg deepbet
     python benchmarks/peers.py HEADS PEERS/bin [--threads 1] [--out benchmarks/peers.md]
@@ -26,6 +26,7 @@ from quality import FREESURFER, INDEX, dice, freesurfer_masks, markdown
 from siam_bids.labels import BRAIN_TISSUES
 from siam_bids.nifti import load_labels
 
+MODELS = ("compact", "compact-2mm")
 SCAN, REFERENCE = "visualqc_id001_T1w.mgz", "visualqc_id001_aparc+aseg.mgz"
 OURS = (sys.executable, "-c", "from siam_bids.cli.segment import main; raise SystemExit(main())")
 Masks = Mapping[str, np.ndarray]
@@ -47,8 +48,9 @@ def main() -> None:
         nib.save(nib.Nifti1Image.from_image(nib.load(options.heads / SCAN)), scan)
         threads = str(options.threads)
         samseg, deepbet = options.peers / "run_samseg", options.peers / "deepbet-cli"
+        own = [*OURS, "--n-cpus", threads]
         commands = {
-            "siam-bids, compact": [*OURS, "--n-cpus", threads, scan, work / "ours.nii.gz"],
+            **{model: [*own, "--model", model, scan, work / f"{model}.nii.gz"] for model in MODELS},
             "SAMSEG": [samseg, "-i", scan, "-o", work / "samseg", "--threads", threads],
             "deepbet": [
                 *(deepbet, "--no_gpu", "-i", scan),
@@ -90,7 +92,7 @@ def found(name: str, work: Path) -> Masks:
         return freesurfer_masks(load_labels(work / "samseg" / "seg.mgz")[0])
     if name == "deepbet":
         return {"brain": load_labels(work / "mask.nii.gz")[0] > 0}
-    labels, _ = load_labels(work / "ours.nii.gz")
+    labels, _ = load_labels(work / f"{name}.nii.gz")
     masks = {part: labels == INDEX[part] for part in FREESURFER}
     brain = [INDEX[tissue] for tissue in BRAIN_TISSUES if tissue in INDEX]
     return {**masks, "brain": np.isin(labels, brain)}
@@ -100,7 +102,7 @@ def report(table: pd.DataFrame, threads: int) -> str:
     """Return the committed table."""
     cores = f"{threads} thread{'s' if threads > 1 else ''}"
     return (
-        "# The compact model beside its peers\n\n"
+        "# The embedded models beside their peers\n\n"
         f"`python benchmarks/peers.py HEADS PEERS/bin`, {cores}: Dice against FreeSurfer on "
         "visualqc_id001 (T1w, 1 mm, older person), seconds, peak memory. deepbet draws the brain "
         "mask alone.\n\n"

@@ -12,7 +12,7 @@ import torch
 
 from siam_bids.config import Inference
 from siam_bids.ensemble import EnsembleSegmenter
-from siam_bids.errors import ModelError
+from siam_bids.errors import ModelError, UsageError
 from siam_bids.labels import LabelTable
 from siam_bids.models import ModelRecord
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
@@ -89,6 +89,20 @@ class Chain:
         """All labels that the result may hold."""
         return self.tables[-1]
 
+    def check(self, options: Inference) -> None:
+        """Refuse options that do not suit the models.
+
+        Raises
+        ------
+        UsageError
+            Voxels are to be taken as they are, and the models expect different sizes of them.
+        """
+        if not options.interpolate and len({tuple(head.plan.spacing) for head in self.heads}) > 1:
+            names = " or ".join(f"--model {head.folder.name}" for head in self.heads)
+            raise UsageError(
+                "--no-interpolation suits a model of one voxel size.", f"Give one: {names}."
+            )
+
     @property
     def models(self) -> tuple[NnunetModel, ...]:
         """Those of the whole head and those of the regions."""
@@ -123,10 +137,11 @@ class ChainSegmenter:
     Raises
     ------
     UsageError
-        A model was not trained for mirroring, which the options ask for.
+        A model was not trained for mirroring, which the options ask for; or see `Chain.check`.
     """
 
     def __init__(self, chain: Chain, device: torch.device, options: Inference) -> None:
+        chain.check(options)
         self.chain = chain
         self.options = options
         own = replace(options, folds=())

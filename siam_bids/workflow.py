@@ -78,6 +78,7 @@ def _prepare(config: RunConfig) -> tuple[_Worker, list[Scan]]:
     record = find_model(config.model, config.model_dirs)
     scans = find_scans(config.bids_dir, config.query)
     chain = Chain.open(record, config.inference.folds)
+    chain.check(config.inference)
     return _Worker(_with_tissues(config, chain.labels), record, chain), scans
 
 

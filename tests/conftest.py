@@ -74,6 +74,12 @@ def head(anatomy) -> Volume:
     return Volume(image * 200, Grid(image.shape, affine))
 
 
+@pytest.fixture(scope="session")
+def small_head(head) -> Volume:
+    """The head as if its voxels were of 1 mm: the embedded model needs a tile or two for it."""
+    return Volume(head.data, Grid(head.grid.shape, np.diag([1.0, 1.0, 1.0, 1.0])))
+
+
 def write_model(
     folder: Path, *, patch=32, spacing=4.0, folds=1, features=(4, 8), names=(), channels=1
 ) -> Path:

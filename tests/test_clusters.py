@@ -21,9 +21,9 @@ def recipe(beginning: str) -> str:
 
 
 @pytest.fixture
-def place(tmp_path, head) -> Path:
+def place(tmp_path, small_head) -> Path:
     """A folder where BIDS_DIR holds two participants."""
-    write_raw(tmp_path / "BIDS_DIR", head, "sub-a_T1w", "sub-b_T1w")
+    write_raw(tmp_path / "BIDS_DIR", small_head, "sub-a_T1w", "sub-b_T1w")
     return tmp_path
 
 

@@ -65,9 +65,9 @@ def tool(tools, program, tmp_path):
 
 
 @pytest.fixture
-def raw(tmp_path, head) -> Path:
+def raw(tmp_path, small_head) -> Path:
     """One participant with two sessions."""
-    return write_raw(tmp_path / "raw", head, "sub-a_ses-1_T1w", "sub-a_ses-2_T1w")
+    return write_raw(tmp_path / "raw", small_head, "sub-a_ses-1_T1w", "sub-a_ses-2_T1w")
 
 
 def done(out: Path) -> list[str]:

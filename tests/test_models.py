@@ -1,13 +1,16 @@
 import json
 
 import pytest
+import torch
 from conftest import write_model
 
-from siam_bids.errors import ModelError
+from siam_bids.chain import Chain, ChainSegmenter
+from siam_bids.config import Inference
+from siam_bids.errors import ModelError, UsageError
 from siam_bids.labels import siam_labels
 from siam_bids.models import find_model
 from siam_bids.nnunet import NnunetModel
-from siam_bids.provenance import model_line
+from siam_bids.provenance import methods_text, model_line
 from siam_bids.resources import resource
 
 
@@ -20,12 +23,26 @@ def test_the_default_model_is_ours_and_never_passes_for_siam():
     )
 
 
-def test_the_shipped_model_names_siams_labels_and_fits_in_16_mib():
-    folder = resource("data", "models", "compact")
-    model = NnunetModel.open(folder)
-    assert [label.name for label in model.labels] == [label.name for label in siam_labels()]
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 16 * 2**20
-    assert (folder / "README.md").read_text(encoding="utf-8").startswith("# Model card")
+def test_the_default_model_is_the_mean_of_two():
+    record = find_model("compact")
+    described = record.describe()
+    assert [each["Name"] for each in described["Members"]] == ["compact-2mm", "compact-1mm"]
+    mirrored = [each.get("MirroredByDefault", False) for each in described["Members"]]
+    assert mirrored == [True, False]
+    assert record.licence == "Apache-2.0"
+    with pytest.raises(UsageError, match="Give one: --model compact-2mm or --model compact-1mm"):
+        ChainSegmenter(Chain.open(record), torch.device("cpu"), Inference(interpolate=False))
+    assert "averaged over the 2 networks" in methods_text([described])
+    assert "averaged over" not in methods_text([find_model("compact-2mm").describe()])
+
+
+def test_the_shipped_models_name_siams_labels_and_fit_in_16_mib():
+    root = resource("data", "models")
+    for folder in sorted(root.glob("*/")):
+        model = NnunetModel.open(folder)
+        assert [label.name for label in model.labels] == [label.name for label in siam_labels()]
+    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < 16 * 2**20
+    assert (root / "README.md").read_text(encoding="utf-8").startswith("# Model card")
 
 
 def test_a_folder_is_a_model_and_its_checksum_follows_the_weights(tmp_path):

@@ -83,19 +83,22 @@ def real_head() -> Volume:
     return Volume(data, Grid(data.shape, whole.grid.affine))
 
 
-def test_the_shipped_model_equals_stock(real_head):
-    folder = resource("data", "models", "compact")
+@pytest.mark.parametrize("name", ["compact-2mm", "compact-1mm"])
+def test_the_shipped_models_equal_stock(real_head, name):
+    folder = resource("data", "models", name)
     ours = NnunetSegmenter(NnunetModel.open(folder), CPU, EXACT).segment(real_head)
     stock = stock_labels(folder, real_head)
     assert len(np.unique(stock)) > 12
     assert (ours.segmentation.data == stock).mean() >= 0.9999
 
 
-def test_the_shipped_model_in_bfloat16_labels_a_whole_scan_as_in_float32():
-    record = find_model("compact")
+@pytest.mark.parametrize("name", ["compact-2mm", "compact-1mm"])
+def test_the_shipped_models_in_bfloat16_label_a_scan_as_in_float32(name, real_head):
+    """The coarse one a whole scan, the fine one, for time's sake, the middle of one."""
+    record = find_model(name)
     assert record.bfloat16  # what this test is the ground for
     path = resource("data", "sample_bids", "sub-seg3d", "anat", "sub-seg3d_T1w.nii.gz")
-    volume = load_volume(path)
+    volume = load_volume(path) if name == "compact-2mm" else real_head
     exact, fast = (
         NnunetSegmenter(NnunetModel.open(record.folder), CPU, Inference(precision=precision))
         .segment(volume)

@@ -62,7 +62,7 @@ def test_a_scan_is_seen_in_ras_order_at_the_networks_voxel_size_and_at_least_a_t
 
 
 def test_the_shipped_model_is_sized_by_the_largest_scan():
-    model = NnunetModel.open(resource("data", "models", "compact"))
+    model = NnunetModel.open(resource("data", "models", "compact-2mm"))
     small, large = (Grid((n, n, n), np.eye(4)) for n in (128, 256))
 
     def size(*grids):

@@ -116,7 +116,7 @@ def test_a_container_sees_the_models_that_a_file_names(study, tmp_path, tiny_mod
     binds = [word for option, word in pairwise(words) if option == "--bind"]
     sources = {Path(os.path.normpath(bind.split(":")[0])) for bind in binds}
     assert {path, tiny_model} <= sources
-    path.write_text(json.dumps({"members": ["compact", "compact"]}))
+    path.write_text(json.dumps({"members": ["compact-2mm", "compact-1mm"]}))
     folder = write(study, tmp_path / "other", path, "--container", "/images/s.sif")
     assert "data/models" not in (folder / "participant.sbatch").read_text()  # the image has it
 

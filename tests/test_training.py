@@ -170,6 +170,11 @@ def test_maps_without_a_table_are_refused(tmp_path, label_map, capsys):
     assert "--maps and --table belong together" in capsys.readouterr().err
 
 
+def test_fine_tuning_begins_with_a_single_network(tmp_path, capsys):
+    assert train_command.main([str(tmp_path), "--from", "compact"]) == 2
+    assert "compact consists of compact-2mm, compact-1mm." in capsys.readouterr().err
+
+
 def test_no_maps_is_said(tmp_path):
     with pytest.raises(UsageError, match="No label maps"):
         train(TrainingConfig(maps=(), folder=tmp_path, minutes=1))

@@ -27,9 +27,11 @@ def _run(argv: list[str]) -> int:
     roots = search_path(os.environ)
     if arguments.verb == "list":
         for name in registry.registry():
-            print(f"{name}\t{registry.locate(name, roots) or 'not fetched'}")
+            where = registry.locate(name, roots)
+            print(f"{name}\t{', '.join(map(str, where)) or 'not fetched'}")
     elif arguments.verb == "where":
-        print(registry.find_model(arguments.name, roots).folder)
+        for model in registry.find_model(arguments.name, roots).parts():
+            print(model.folder)
     elif arguments.verb == "remove":
         print(f"removed {registry.remove(arguments.name, roots)}")
     elif arguments.verb == "verify":

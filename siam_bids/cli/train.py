@@ -28,7 +28,13 @@ def _run(argv: list[str]) -> int:
     maps = [(path, "synthseg") for path in arguments.synthseg]
     maps += [(path, "siam") for path in arguments.siam]
     maps += [(path, str(arguments.table)) for path in arguments.maps]
-    start = find_model(arguments.start).folder if arguments.start else None
+    start = None
+    if arguments.start:
+        parts = find_model(arguments.start).parts()
+        if len(parts) > 1:
+            names = ", ".join(part.name for part in parts)
+            raise UsageError(f"{arguments.start} consists of {names}.", "Start from one of them.")
+        start = parts[0].folder
     chosen = shape_of(start) if start else {}
     for name in ("features", "patch", "voxel", "learning_rate"):
         if getattr(arguments, name):
