@@ -50,8 +50,8 @@ class ModelRecord:
     bfloat16
         Whether labels in bfloat16 were compared with those in float32 and agreed on 99.9 % or more
         of the voxels of whole scans, so that bfloat16 may be the default where it is fast. Measured
-        for the embedded networks only, on four real heads: 99.93 to 99.98 % (2 mm) and 99.89 to
-        99.97 % (1 mm: a little below the rule on one head); again in every test run.
+        for the embedded networks only, on four real heads: 99.93 to 99.98 % (2 mm, and again in
+        every test run); 99.89 to 99.97 % (1 mm, which so stays in float32).
     mirror
         Whether mirrored tiles are averaged by default: measured to help, and trained for.
     members
