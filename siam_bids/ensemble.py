@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from siam_bids.config import Inference
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
-from siam_bids.segmenter import Prediction, ProbabilityMaps, Progress
-from siam_bids.volume import Segmentation, Volume
+from siam_bids.scores import MeanScores
+from siam_bids.segmenter import Prediction, Progress, prediction_of
+from siam_bids.volume import Volume
 
 
 class EnsembleSegmenter:
@@ -43,39 +43,13 @@ class EnsembleSegmenter:
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
     ) -> Prediction:
         """Segment one scan on its own grid; see `Segmenter.segment`."""
-        labels = self._members[0].model.labels
-        names = [label.name for label in labels]
         answers = [
-            member.segment(volume, probabilities=names, progress=part)
+            member.scores(volume, keep=bool(probabilities), progress=part)
             for member, part in zip(self._members, self._parts(volume, progress), strict=True)
         ]
-
-        def mean(name: str) -> npt.NDArray[np.float32]:
-            total = answers[0].probabilities[name].copy()
-            for answer in answers[1:]:
-                total += answer.probabilities[name]
-            return total / np.float32(len(answers))
-
-        highest, entropy = (np.zeros(volume.data.shape, np.float32) for _ in range(2))
-        found = np.zeros(volume.data.shape, np.uint8)
-        for label in labels:
-            chance = mean(label.name)
-            found[chance > highest] = label.index
-            np.maximum(highest, chance, out=highest)
-            entropy -= chance * np.log(np.maximum(chance, np.float32(1e-9)))
-        inside = found > 0
-        voxels = np.bincount(found.ravel(), minlength=256)
-        sure = np.bincount(found.ravel(), highest.ravel(), minlength=256)
-        return Prediction(
-            Segmentation(found, volume.grid, labels),
-            ProbabilityMaps(probabilities, mean) if probabilities else {},
-            confidence={
-                label.name: float(sure[label.index] / voxels[label.index])
-                for label in labels
-                if voxels[label.index]
-            },
-            entropy=float(entropy[inside].mean() / np.log(len(names))) if inside.any() else None,
-        )
+        crop = answers[0][1]
+        scores = MeanScores([part for part, _ in answers])
+        return prediction_of(scores, crop, self._members[0].model.labels, probabilities)
 
     def _parts(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:
         """Divide the progress among the models by the time that each is estimated to take."""

@@ -14,7 +14,7 @@ import math
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,17 @@ from siam_bids.errors import ImageError, ModelError, UsageError
 from siam_bids.files import atomic
 from siam_bids.labels import LabelTable
 from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
+from siam_bids.scores import Logits
 from siam_bids.segmenter import (
-    Certainty,
     Prediction,
-    ProbabilityMaps,
     Progress,
-    labels_from_logits,
     predict_tiled,
-    probability_from_logits,
+    prediction_of,
 )
 from siam_bids.sizing import Load, Size
 from siam_bids.store import CHECKPOINT, CONVERTED, fold_weights
 from siam_bids.usage import free_memory
-from siam_bids.volume import Grid, Reorientation, Segmentation, Volume
+from siam_bids.volume import Crop, Grid, Reorientation, Volume, box_of
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
     from nnunetv2.preprocessing.normalization import default_normalization_schemes
@@ -325,62 +323,51 @@ class NnunetSegmenter:
         ImageError
             It needs more memory than there is, see `memory_of_scan`.
         """
-        self._check_memory(volume)
-        labels = self.model.labels
-        turn = Reorientation.to_ras(volume.grid)
-        order = tuple(2 - axis for axis in self._axes)
-        channels = [turn.apply(volume.data).transpose(order)]
-        if inside is not None:
-            channels.append(turn.apply(inside.astype(np.float32)).transpose(order))
-        spacing = _spacing(
-            self.model, [turn.target.voxel_size[axis] for axis in order], self.options
+        scores, crop = self.scores(
+            volume, inside=inside, keep=bool(probabilities), progress=progress
         )
-        box = _box(_anything(channels))
-        shape = channels[0].shape
-        cropped = [channel[box] for channel in channels]
+        mask = None if inside is None else crop.cut(inside)
+        return prediction_of(scores, crop, self.model.labels, probabilities, inside=mask)
+
+    def scores(
+        self,
+        volume: Volume,
+        *,
+        inside: npt.NDArray[np.bool_] | None = None,
+        keep: bool = False,
+        progress: Progress | None = None,
+    ) -> tuple[Logits, Crop]:
+        """Run the network over a scan; arguments and errors as for `segment`.
+
+        Returns
+        -------
+        scores
+            On the voxels of the scan that the crop keeps; with `keep`, probabilities too.
+        crop
+            Around everything that is not zero.
+        """
+        self._check_memory(volume)
+        whole = [volume.data] if inside is None else [volume.data, inside.astype(np.float32)]
+        crop = Crop.around(_anything(whole), volume.grid)
+        cropped = [crop.cut(channel).transpose(self._axes) for channel in whole]
+        spacing = _spacing(self.model, [crop.voxel_size[axis] for axis in self._axes], self.options)
         image = self._preprocess(cropped, spacing)
         padded, inner = pad_nd_image(
             torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
         )
-        mask = None if inside is None else cropped[1] > 0
-        part = None if mask is None else _seen_box(mask, inner[1:])
+        part = None if inside is None else _seen_box(cropped[1] > 0, inner[1:])
         logits = self._predict(padded, part, progress)[(slice(None), *inner[1:])]
-        certainty = Certainty(len(labels))
-        normaliser = np.empty(cropped[0].shape, np.float32) if probabilities else None
         logits, nearest_axis = self._resampled(logits, cropped[0].shape, spacing)
-        if mask is not None:
+        if inside is not None:
             with torch.inference_mode():
                 logits[0] = _NEVER
-        found = labels_from_logits(
-            logits,
-            cropped[0].shape,
-            inside=mask,
-            nearest_axis=nearest_axis,
-            certainty=certainty,
-            normaliser=normaliser,
-        )
-        back = tuple(int(axis) for axis in np.argsort(order))
-
-        def to_scan(part: npt.NDArray[Any], outside: int) -> npt.NDArray[Any]:
-            whole = np.full(shape, outside, part.dtype)
-            whole[box] = part
-            return np.ascontiguousarray(turn.undo(whole.transpose(back)))
-
-        maps: Mapping[str, npt.NDArray[np.float32]] = {}
-        if normaliser is not None:
-            softmax = partial(
-                probability_from_logits, logits, normaliser=normaliser, nearest_axis=nearest_axis
-            )
-            wanted = {name: labels.by_name[name].index for name in probabilities}
-            maps = ProbabilityMaps(
-                probabilities, lambda name: to_scan(softmax(wanted[name]), int(wanted[name] == 0))
-            )
-        return Prediction(
-            Segmentation(to_scan(found, 0), volume.grid, labels),
-            maps,
-            confidence={labels.labels[i].name: p for i, p in certainty.confidence().items()},
-            entropy=certainty.entropy(),
-        )
+        back = [int(axis) for axis in np.argsort(self._axes)]
+        return Logits(
+            logits.permute(0, *(1 + axis for axis in back)),
+            crop.shape,
+            nearest_axis=None if nearest_axis is None else self._axes[nearest_axis],
+            keep=keep,
+        ), crop
 
     def _check_memory(self, volume: Volume) -> None:
         need, given = self.memory_of_scan(volume.grid), self.options.memory
@@ -490,7 +477,7 @@ class NnunetSegmenter:
     ) -> tuple[torch.Tensor, int | None]:
         """Resample logits as the plans say, or tell the axis of thick slices if that is linear.
 
-        Linear interpolation, nnU-Net's default, is left to `labels_from_logits`.
+        Linear interpolation, nnU-Net's default, is left to `scores.Logits`.
         """
         configuration = self._plan.configuration
         options = configuration["resampling_fn_probabilities_kwargs"]
@@ -612,12 +599,6 @@ def _anything(channels: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.boo
     return reduce(np.logical_or, [channel != 0 for channel in channels])
 
 
-def _box(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
-    """Return the smallest box (I, J, K) around a mask that is not empty."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    return box[0], box[1], box[2]
-
-
 def _seen_box(mask: npt.NDArray[np.bool_], inner: Sequence[slice]) -> list[slice]:
     """Return a box around all voxels of the network that interpolation to a mask may ask for.
 
@@ -634,7 +615,7 @@ def _seen_box(mask: npt.NDArray[np.bool_], inner: Sequence[slice]) -> list[slice
             math.ceil(part.stop * scale) + 2 + whole.start,
         )
         for part, whole, scale in zip(
-            _box(mask),
+            box_of(mask),
             inner,
             [(s.stop - s.start) / n for s, n in zip(inner, mask.shape, strict=True)],
             strict=True,

@@ -1,4 +1,4 @@
-"""Tiled inference: a network over overlapping tiles, folds averaged, labels on a finer grid."""
+"""What every segmenter answers, and tiled inference: a network over overlapping tiles."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from siam_bids.errors import UsageError
+from siam_bids.labels import LabelTable
+from siam_bids.scores import Certainty, Scores, labels_of
 from siam_bids.usage import release_memory
-from siam_bids.volume import Segmentation, Volume
+from siam_bids.volume import Crop, Segmentation, Volume
 
 Progress = Callable[[float], None]
 """Told the share of the work done, 0 to 1."""
@@ -85,6 +87,40 @@ class Segmenter(Protocol):
     ) -> Prediction:
         """Segment one scan; the result lies on exactly the scan's grid."""
         ...
+
+
+def prediction_of(
+    scores: Scores,
+    crop: Crop,
+    table: LabelTable,
+    probabilities: Sequence[str] = (),
+    *,
+    inside: npt.NDArray[np.bool_] | None = None,
+) -> Prediction:
+    """Label a scan by its scores.
+
+    Parameters
+    ----------
+    scores
+        Of the voxels in the crop, classes numbered as in the table.
+    probabilities
+        Names of the labels whose maps are wanted; the scores must be able to give them.
+    inside
+        Voxels of the crop where labels are wanted; the others become background.
+    """
+    certainty = Certainty(scores.classes)
+    found = labels_of(scores, inside=inside, certainty=certainty)
+    wanted = {name: table.by_name[name].index for name in probabilities}
+
+    def probability(name: str) -> npt.NDArray[np.float32]:
+        return crop.undo(scores.probability(wanted[name]), outside=int(wanted[name] == 0))
+
+    return Prediction(
+        Segmentation(crop.undo(found), crop.turn.source, table),
+        ProbabilityMaps(probabilities, probability) if probabilities else {},
+        confidence={table.labels[i].name: p for i, p in certainty.confidence().items()},
+        entropy=certainty.entropy(),
+    )
 
 
 def choose_device(wish: str) -> torch.device:
@@ -236,165 +272,3 @@ def _sums(shape: Sequence[int], *, on_disk: bool) -> tuple[torch.Tensor, Callabl
             area.madvise(mmap.MADV_DONTNEED)
 
     return torch.frombuffer(area, dtype=torch.float16).view(tuple(shape)), let_go
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Where the voxels of a resized axis lie between two source voxels: `below`, `above`, share."""
-
-    below: torch.Tensor
-    above: torch.Tensor
-    share: torch.Tensor
-
-    @classmethod
-    def between(cls, source: int, target: int, *, nearest: bool) -> _Steps:
-        """Align by extent (half-pixel rule, edges clamped), as `skimage.transform.resize` does."""
-        place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
-        place = place.clamp(0, source - 1)
-        if nearest:
-            place = (place + 0.5).floor().clamp(0, source - 1)
-        below = place.floor().long()
-        return cls(below, (below + 1).clamp(max=source - 1), (place - below).float())
-
-    def along(self, data: torch.Tensor, axis: int) -> torch.Tensor:
-        """Resize float32 `data` along one axis."""
-        if len(self.below) == data.shape[axis]:
-            return data
-        share = self.share.view(-1, *[1] * (data.ndim - 1 - axis))
-        return data.index_select(axis, self.below).lerp(data.index_select(axis, self.above), share)
-
-
-class Certainty:
-    """Sums up, slab by slab, how sure a network is of the classes it chose.
-
-    Parameters
-    ----------
-    classes
-        Number of classes, background included.
-    """
-
-    def __init__(self, classes: int) -> None:
-        self._chances = np.zeros(classes)
-        self._voxels = np.zeros(classes, np.int64)
-        self._entropy = 0.0
-
-    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count one slab: (classes, J, K) logits and the (J, K) classes chosen from them.
-
-        With z the logits and p their softmax, the entropy is log(sum(exp z)) - sum(p z) (Shannon,
-        1948), divided by log(classes).
-        """
-        classes = len(self._voxels)
-        chosen = labels.ravel().long()
-        inside = torch.nonzero(chosen).squeeze(1)
-        if not inside.numel():
-            return
-        scores = logits.reshape(classes, -1)[:, inside].float()
-        chosen = chosen[inside]
-        normaliser = scores.logsumexp(0)
-        chance = (scores.gather(0, chosen[None])[0] - normaliser).exp()
-        entropy = normaliser - ((scores - normaliser).exp_() * scores).sum(0)
-        self._entropy += float(entropy.sum(dtype=torch.float64)) / float(np.log(classes))
-        self._voxels += np.bincount(chosen.numpy(), minlength=classes)
-        self._chances += np.bincount(chosen.numpy(), chance.double().numpy(), minlength=classes)
-
-    def confidence(self) -> dict[int, float]:
-        """Return the mean probability of each class over the voxels that got it."""
-        return {
-            int(index): float(self._chances[index] / self._voxels[index])
-            for index in np.flatnonzero(self._voxels)
-        }
-
-    def entropy(self) -> float | None:
-        """Return the mean normalised entropy over all labelled voxels; None without any."""
-        total = int(self._voxels.sum())
-        return self._entropy / total if total else None
-
-
-def labels_from_logits(
-    logits: torch.Tensor,
-    shape: Sequence[int],
-    *,
-    inside: npt.NDArray[np.bool_] | None = None,
-    nearest_axis: int | None = None,
-    certainty: Certainty | None = None,
-    normaliser: npt.NDArray[np.float32] | None = None,
-) -> npt.NDArray[np.uint8]:
-    """Interpolate logits linearly to a grid of the same extent, and take the likeliest class.
-
-    Works plane by plane, so the logits never exist at full size. Interpolated logits are rounded
-    to float16 and the first of equal ones wins, as in nnU-Net.
-
-    Parameters
-    ----------
-    logits
-        (classes, I, J, K).
-    shape
-        (I', J', K') of the wanted grid.
-    inside
-        (I', J', K') where labels are wanted; 0 elsewhere.
-    nearest_axis
-        Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
-    certainty
-        Told every slab, if given.
-    normaliser
-        (I', J', K') array to fill with what `probability_from_logits` needs, if given.
-
-    Returns
-    -------
-    (I', J', K') uint8.
-    """
-    labels = np.empty(tuple(shape), np.uint8)
-    for place, plane in enumerate(_planes(logits, shape, nearest_axis)):
-        chosen = plane.argmax(0).to(torch.uint8)
-        if inside is not None:
-            chosen *= torch.from_numpy(inside[place])
-        labels[place] = chosen.numpy()
-        if certainty:
-            certainty.add(plane, chosen)
-        if normaliser is not None:
-            normaliser[place] = plane.float().logsumexp(0).numpy()
-    return labels
-
-
-def probability_from_logits(
-    logits: torch.Tensor,
-    index: int,
-    normaliser: npt.NDArray[np.float32],
-    *,
-    nearest_axis: int | None = None,
-) -> npt.NDArray[np.float32]:
-    """Return the softmax of one class on the grid of `labels_from_logits`.
-
-    Parameters
-    ----------
-    logits, nearest_axis
-        As given to `labels_from_logits`.
-    index
-        Of the class.
-    normaliser
-        (I', J', K') log(sum(exp logits)), as filled there.
-
-    Returns
-    -------
-    (I', J', K') float32 in [0, 1].
-    """
-    found = np.empty_like(normaliser)
-    planes = _planes(logits[index : index + 1], normaliser.shape, nearest_axis)
-    for place, plane in enumerate(planes):
-        np.exp(plane[0].float().numpy() - normaliser[place], out=found[place])
-    return np.minimum(found, 1, out=found)
-
-
-def _planes(
-    logits: torch.Tensor, shape: Sequence[int], nearest_axis: int | None
-) -> Iterator[torch.Tensor]:
-    """Yield the planes of the interpolated logits along the first axis: (classes, J', K')."""
-    planes, rows, columns = (
-        _Steps.between(source, target, nearest=axis == nearest_axis)
-        for axis, (source, target) in enumerate(zip(logits.shape[1:], shape, strict=True))
-    )
-    for place in range(shape[0]):
-        below, above = (logits[:, int(at[place])].float() for at in (planes.below, planes.above))
-        plane = torch.lerp(below, above, float(planes.share[place]))
-        yield columns.along(rows.along(plane, 1), 2).half()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from siam_bids.labels import LabelTable
 
@@ -108,3 +109,52 @@ class Reorientation:
         inverse = nib.orientations.ornt_transform(identity, self.forward)
         turned: Array = nib.apply_orientation(data, inverse)
         return turned
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A box of a scan, its axes in nnU-Net's order [z, y, x] of the turned scan.
+
+    Attributes
+    ----------
+    turn
+        Turns the scan to RAS+.
+    box
+        Of the turned scan, [z, y, x].
+    """
+
+    turn: Reorientation
+    box: tuple[slice, slice, slice]
+
+    @classmethod
+    def around(cls, mask: npt.NDArray[np.bool_], grid: Grid) -> Crop:
+        """Find the smallest box around a mask (I, J, K) that is not empty."""
+        turn = Reorientation.to_ras(grid)
+        return cls(turn, box_of(turn.apply(mask).T))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the box along z, y, x."""
+        return tuple(part.stop - part.start for part in self.box)
+
+    @property
+    def voxel_size(self) -> tuple[float, float, float]:
+        """Edge lengths along z, y, x in mm."""
+        x, y, z = self.turn.target.voxel_size
+        return z, y, x
+
+    def cut(self, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return a view of scan data (I, J, K) within the box, [z, y, x]."""
+        return self.turn.apply(data).T[self.box]
+
+    def undo(self, part: npt.NDArray[Any], outside: int = 0) -> npt.NDArray[Any]:
+        """Put data of the box [z, y, x] back into a scan (I, J, K) of the value `outside`."""
+        whole = np.full(self.turn.target.shape[::-1], outside, part.dtype)
+        whole[self.box] = part
+        return np.ascontiguousarray(self.turn.undo(whole.T))
+
+
+def box_of(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+    """Return the smallest box (I, J, K) around a mask that is not empty."""
+    i, j, k = ndimage.find_objects(mask.astype(np.uint8))[0]
+    return i, j, k

@@ -2,16 +2,11 @@ import shutil
 import tempfile
 import weakref
 
-import numpy as np
 import pytest
 import torch
-from skimage.transform import resize
 
 from siam_bids.segmenter import (
-    Certainty,
-    labels_from_logits,
     predict_tiled,
-    probability_from_logits,
     tile_starts,
     tile_weight,
 )
@@ -81,46 +76,6 @@ def test_tiling_a_pointwise_network_changes_nothing_and_folds_are_averaged():
     torch.testing.assert_close(found[1], -expected, atol=1e-2, rtol=1e-2)
     assert seen[-1] == 1.0
     assert seen == sorted(seen)
-
-
-@pytest.mark.parametrize("shape", [(20, 22, 14), (7, 9, 31), (10, 11, 12), (5, 5, 5)])
-def test_labels_are_those_of_linearly_resized_logits(shape):
-    logits = np.random.default_rng(1).normal(size=(4, 10, 11, 12)).astype(np.float32)
-    normaliser = np.empty(shape, np.float32)
-    labels = labels_from_logits(torch.from_numpy(logits), shape, normaliser=normaliser)
-    chance = probability_from_logits(torch.from_numpy(logits), 2, normaliser)
-    sized = [resize(one, shape, order=1, mode="edge", anti_aliasing=False) for one in logits]
-    sized = np.float16(sized).astype(np.float64)
-    expected = np.argmax(sized, axis=0)
-    assert labels.dtype == np.uint8
-    assert (labels == expected).mean() > 0.999
-    softmax = np.exp(sized[2]) / np.exp(sized).sum(0)
-    np.testing.assert_allclose(chance, softmax, atol=1e-3)
-
-
-def test_certainty_is_the_mean_softmax_of_the_chosen_class_and_the_normalised_entropy():
-    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 6, 7, 8))).half()
-    certainty = Certainty(4)
-    labels = labels_from_logits(logits, (6, 7, 8), certainty=certainty)
-    softmax = logits.double().softmax(0).numpy()
-    for index, confidence in certainty.confidence().items():
-        assert confidence == pytest.approx(softmax[index][labels == index].mean(), abs=1e-6)
-    assert set(certainty.confidence()) == {1, 2, 3}
-    entropy = -(softmax * np.log(softmax)).sum(0)[labels > 0].mean() / np.log(4)
-    assert certainty.entropy() == pytest.approx(entropy, abs=1e-6)
-
-
-def test_certainty_of_uniform_sharp_and_empty_answers():
-    for scale, sure in ((0.0, 0.25), (100.0, 1.0)):
-        logits = torch.zeros((4, 3, 3))
-        logits[2] = scale
-        certainty = Certainty(4)
-        certainty.add(logits, torch.full((3, 3), 2, dtype=torch.uint8))
-        assert certainty.confidence() == {2: pytest.approx(sure)}
-        assert certainty.entropy() == pytest.approx(1.0 if scale == 0 else 0.0, abs=1e-5)
-    empty = Certainty(4)
-    empty.add(torch.zeros((4, 3, 3)), torch.zeros((3, 3), dtype=torch.uint8))
-    assert (empty.confidence(), empty.entropy()) == ({}, None)
 
 
 def test_sums_on_disk_are_those_in_memory():

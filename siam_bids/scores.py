@@ -1,0 +1,221 @@
+"""From logits on a network's voxels to labels and probabilities on the scan's, plane by plane."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+_LEAST = 1e-9
+"""A probability that counts as 0, where its logarithm is taken."""
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Where the voxels of a resized axis lie between two source voxels: `below`, `above`, share."""
+
+    below: torch.Tensor
+    above: torch.Tensor
+    share: torch.Tensor
+
+    @classmethod
+    def between(cls, source: int, target: int, *, nearest: bool) -> _Steps:
+        """Align by extent (half-pixel rule, edges clamped), as `skimage.transform.resize` does."""
+        place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+        place = place.clamp(0, source - 1)
+        if nearest:
+            place = (place + 0.5).floor().clamp(0, source - 1)
+        below = place.floor().long()
+        return cls(below, (below + 1).clamp(max=source - 1), (place - below).float())
+
+    def along(self, data: torch.Tensor, axis: int) -> torch.Tensor:
+        """Resize float32 `data` along one axis."""
+        if len(self.below) == data.shape[axis]:
+            return data
+        share = self.share.view(-1, *[1] * (data.ndim - 1 - axis))
+        return data.index_select(axis, self.below).lerp(data.index_select(axis, self.above), share)
+
+
+class Scores(Protocol):
+    """How likely each class is in every voxel of a grid."""
+
+    shape: tuple[int, ...]
+    classes: int
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) logits of each plane along the first axis."""
+        ...
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the probability (I, J, K) of a class, float32 in [0, 1]; after `planes`."""
+        ...
+
+
+class Logits:
+    """Logits interpolated linearly to a grid of the same extent, as nnU-Net does.
+
+    Works plane by plane, so the logits never exist at full size. Interpolated logits are rounded
+    to float16.
+
+    Parameters
+    ----------
+    logits
+        (classes, I', J', K').
+    shape
+        (I, J, K) of the wanted grid.
+    nearest_axis
+        Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
+    keep
+        Whether `probability` will be asked for.
+    """
+
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        shape: Sequence[int],
+        *,
+        nearest_axis: int | None = None,
+        keep: bool = False,
+    ) -> None:
+        self.shape = tuple(shape)
+        self.classes = len(logits)
+        self._logits = logits
+        self._steps = [
+            _Steps.between(source, target, nearest=axis == nearest_axis)
+            for axis, (source, target) in enumerate(zip(logits.shape[1:], shape, strict=True))
+        ]
+        self._normaliser = np.empty(self.shape, np.float32) if keep else None
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) float16 logits of each plane along the first axis."""
+        for place, plane in enumerate(self._interpolated(slice(None))):
+            if self._normaliser is not None:
+                self._normaliser[place] = plane.float().logsumexp(0).numpy()
+            yield plane
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the softmax (I, J, K) of one class."""
+        if self._normaliser is None:
+            raise ValueError("probabilities were not to be kept")
+        found = np.empty_like(self._normaliser)
+        for place, plane in enumerate(self._interpolated(slice(index, index + 1))):
+            np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
+        return np.minimum(found, 1, out=found)
+
+    def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
+        planes, rows, columns = self._steps
+        logits = self._logits[classes]
+        for place in range(self.shape[0]):
+            low, high = (logits[:, int(at[place])].float() for at in (planes.below, planes.above))
+            plane = torch.lerp(low, high, float(planes.share[place]))
+            yield rows.along(columns.along(plane, 2), 1).half()
+
+
+class MeanScores:
+    """The mean of the probabilities that several networks give, on one grid.
+
+    Parameters
+    ----------
+    parts
+        Of the same shape and classes.
+    """
+
+    def __init__(self, parts: Sequence[Logits]) -> None:
+        self.shape, self.classes = parts[0].shape, parts[0].classes
+        self._parts = parts
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) logarithms of the mean probabilities of each plane, float32."""
+        for planes in zip(*(part.planes() for part in self._parts), strict=True):
+            total = planes[0].float().softmax(0)
+            for plane in planes[1:]:
+                total += plane.float().softmax(0)
+            yield total.div_(len(planes)).clamp_(min=_LEAST).log_()
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the mean probability (I, J, K) of one class."""
+        total = self._parts[0].probability(index)
+        for part in self._parts[1:]:
+            total += part.probability(index)
+        return np.divide(total, np.float32(len(self._parts)), out=total)
+
+
+class Certainty:
+    """Sums up, slab by slab, how sure a network is of the classes it chose.
+
+    Parameters
+    ----------
+    classes
+        Number of classes, background included.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._chances = np.zeros(classes)
+        self._voxels = np.zeros(classes, np.int64)
+        self._entropy = 0.0
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count one slab: (classes, J, K) logits and the (J, K) classes chosen from them.
+
+        With z the logits and p their softmax, the entropy is log(sum(exp z)) - sum(p z) (Shannon,
+        1948), divided by log(classes).
+        """
+        classes = len(self._voxels)
+        chosen = labels.ravel().long()
+        inside = torch.nonzero(chosen).squeeze(1)
+        if not inside.numel():
+            return
+        scores = logits.reshape(classes, -1)[:, inside].float()
+        chosen = chosen[inside]
+        normaliser = scores.logsumexp(0)
+        chance = (scores.gather(0, chosen[None])[0] - normaliser).exp()
+        entropy = normaliser - ((scores - normaliser).exp_() * scores).sum(0)
+        self._entropy += float(entropy.sum(dtype=torch.float64)) / float(np.log(classes))
+        self._voxels += np.bincount(chosen.numpy(), minlength=classes)
+        self._chances += np.bincount(chosen.numpy(), chance.double().numpy(), minlength=classes)
+
+    def confidence(self) -> dict[int, float]:
+        """Return the mean probability of each class over the voxels that got it."""
+        return {
+            int(index): float(self._chances[index] / self._voxels[index])
+            for index in np.flatnonzero(self._voxels)
+        }
+
+    def entropy(self) -> float | None:
+        """Return the mean normalised entropy over all labelled voxels; None without any."""
+        total = int(self._voxels.sum())
+        return self._entropy / total if total else None
+
+
+def labels_of(
+    scores: Scores,
+    *,
+    inside: npt.NDArray[np.bool_] | None = None,
+    certainty: Certainty | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Take the likeliest class of each voxel; the first of equal ones wins, as in nnU-Net.
+
+    Parameters
+    ----------
+    inside
+        (I, J, K) where labels are wanted: within it no voxel becomes background, outside all do.
+    certainty
+        Told every slab, if given.
+
+    Returns
+    -------
+    (I, J, K) uint8.
+    """
+    labels = np.empty(scores.shape, np.uint8)
+    for place, plane in enumerate(scores.planes()):
+        chosen = plane.float().max(0).indices.to(torch.uint8)  # argmax: the same, but slower
+        if inside is not None:
+            chosen *= torch.from_numpy(inside[place])
+        labels[place] = chosen.numpy()
+        if certainty:
+            certainty.add(plane, chosen)
+    return labels

@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from skimage.transform import resize
+
+from siam_bids.scores import Certainty, Logits, MeanScores, labels_of
+
+
+@pytest.mark.parametrize("shape", [(20, 22, 14), (7, 9, 31), (10, 11, 12), (5, 5, 5)])
+def test_labels_are_those_of_linearly_resized_logits(shape):
+    logits = np.random.default_rng(1).normal(size=(4, 10, 11, 12)).astype(np.float32)
+    scores = Logits(torch.from_numpy(logits), shape, keep=True)
+    labels, chance = labels_of(scores), scores.probability(2)
+    sized = [resize(one, shape, order=1, mode="edge", anti_aliasing=False) for one in logits]
+    sized = np.float16(sized).astype(np.float64)
+    expected = np.argmax(sized, axis=0)
+    assert labels.dtype == np.uint8
+    assert (labels == expected).mean() > 0.999
+    softmax = np.exp(sized[2]) / np.exp(sized).sum(0)
+    np.testing.assert_allclose(chance, softmax, atol=1e-3)
+
+
+def test_certainty_is_the_mean_softmax_of_the_chosen_class_and_the_normalised_entropy():
+    logits = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 6, 7, 8))).half()
+    certainty = Certainty(4)
+    labels = labels_of(Logits(logits, (6, 7, 8)), certainty=certainty)
+    softmax = logits.double().softmax(0).numpy()
+    for index, confidence in certainty.confidence().items():
+        assert confidence == pytest.approx(softmax[index][labels == index].mean(), abs=1e-6)
+    assert set(certainty.confidence()) == {1, 2, 3}
+    entropy = -(softmax * np.log(softmax)).sum(0)[labels > 0].mean() / np.log(4)
+    assert certainty.entropy() == pytest.approx(entropy, abs=1e-6)
+
+
+def test_certainty_of_uniform_sharp_and_empty_answers():
+    for scale, sure in ((0.0, 0.25), (100.0, 1.0)):
+        logits = torch.zeros((4, 3, 3))
+        logits[2] = scale
+        certainty = Certainty(4)
+        certainty.add(logits, torch.full((3, 3), 2, dtype=torch.uint8))
+        assert certainty.confidence() == {2: pytest.approx(sure)}
+        assert certainty.entropy() == pytest.approx(1.0 if scale == 0 else 0.0, abs=1e-5)
+    empty = Certainty(4)
+    empty.add(torch.zeros((4, 3, 3)), torch.zeros((3, 3), dtype=torch.uint8))
+    assert (empty.confidence(), empty.entropy()) == ({}, None)
+
+
+def test_the_first_of_equal_classes_wins():
+    logits = torch.zeros((4, 3, 3, 3)).half()
+    assert not labels_of(Logits(logits, (3, 3, 3))).any()
+    logits[2:] = 1.0
+    assert (labels_of(Logits(logits, (3, 3, 3))) == 2).all()
+
+
+def test_the_mean_is_that_of_the_softmaxes_on_the_common_grid():
+    rng = np.random.default_rng(3)
+    shape, sizes = (8, 10, 12), ((8, 10, 12), (4, 5, 6))
+    parts = [
+        Logits(torch.from_numpy(rng.normal(size=(4, *size)) * 3).half(), shape, keep=True)
+        for size in sizes
+    ]
+    scores, certainty = MeanScores(parts), Certainty(4)
+    labels = labels_of(scores, certainty=certainty)
+    softmax = [torch.stack(list(part.planes()), 1).float().softmax(0).numpy() for part in parts]
+    mean = np.mean(softmax, axis=0)
+    assert (labels == mean.argmax(0)).mean() > 0.999
+    np.testing.assert_allclose(scores.probability(3), mean[3], atol=1e-3)
+    expected = {index: mean[index][labels == index].mean() for index in (1, 2, 3)}
+    assert certainty.confidence() == pytest.approx(expected, abs=1e-3)
+    entropy = -(mean * np.log(mean)).sum(0)[labels > 0].mean() / np.log(4)
+    assert certainty.entropy() == pytest.approx(entropy, abs=1e-3)
+
+
+def test_impossible_classes_do_not_upset_the_mean():
+    logits = torch.zeros((3, 2, 2, 2)).half()
+    logits[0], logits[1] = -6e4, 100.0
+    scores, certainty = MeanScores([Logits(logits, (2, 2, 2))] * 2), Certainty(3)
+    assert (labels_of(scores, certainty=certainty) == 1).all()
+    assert certainty.confidence() == {1: pytest.approx(1.0)}
+    assert certainty.entropy() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_probabilities_that_were_not_kept_are_an_error():
+    scores = Logits(torch.zeros((3, 2, 2, 2)).half(), (2, 2, 2))
+    with pytest.raises(ValueError, match="not to be kept"):
+        scores.probability(1)
