@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from siam_bids.config import Inference
-from siam_bids.ensemble import EnsembleSegmenter
+from siam_bids.ensemble import EnsembleSegmenter, precisions_of
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.labels import LabelTable
 from siam_bids.models import ModelRecord
@@ -155,8 +155,7 @@ class ChainSegmenter:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Those of the models' feature maps: `float32`, `bfloat16` or `float16`, each once."""
-        models = [self._first, *self._finer]
-        return tuple(dict.fromkeys(name for model in models for name in model.precisions))
+        return precisions_of([self._first, *self._finer])
 
     def segment(
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None

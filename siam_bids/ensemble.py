@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -37,7 +37,7 @@ class EnsembleSegmenter:
     @property
     def precisions(self) -> tuple[str, ...]:
         """Those of the members' feature maps: `float32`, `bfloat16` or `float16`, each once."""
-        return tuple(dict.fromkeys(name for each in self._members for name in each.precisions))
+        return precisions_of(self._members)
 
     def segment(
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
@@ -65,3 +65,8 @@ class EnsembleSegmenter:
             return lambda done: progress(start + (end - start) * done)
 
         return [part(start, end) for start, end in pairwise(ends)]
+
+
+def precisions_of(segmenters: Iterable[NnunetSegmenter | EnsembleSegmenter]) -> tuple[str, ...]:
+    """Return the precisions that several networks run in, each once."""
+    return tuple(dict.fromkeys(name for each in segmenters for name in each.precisions))

@@ -50,10 +50,11 @@ class ModelRecord:
     bfloat16
         Whether labels in bfloat16 were compared with those in float32 and agreed on 99.9 % or more
         of the voxels of whole scans, so that bfloat16 may be the default where it is fast. Measured
-        for the embedded networks only, on four real heads: 99.93 to 99.98 % (2 mm, and again in
-        every test run); 99.89 to 99.97 % (1 mm, which so stays in float32).
+        for the embedded models only, see benchmarks/bfloat16.md. What is known of an ensemble holds
+        for its members in it, not for these alone.
     mirror
-        Whether mirrored tiles are averaged by default: measured to help, and trained for.
+        Whether mirrored tiles are averaged by default: measured to help, and trained for. Of an
+        ensemble, only its members know.
     members
         The models of an ensemble, whose probabilities are averaged; empty for a single model.
     regions
@@ -83,7 +84,7 @@ class ModelRecord:
             "SHA256": self.sha256,
             "License": self.licence,
             "Citation": self.citation,
-            **({"MirroredByDefault": True} if self.mirror and not members else {}),
+            **({"MirroredByDefault": True} if self.mirror else {}),
             **({"Members": members} if members else {}),
             **({"Regions": regions} if regions else {}),
         }
@@ -171,11 +172,14 @@ def _joined_file(path: Path) -> dict[str, Any]:
     try:
         content = _read(path)
         members = [absolute(each) for each in content.get("members", ())]
+        first: dict[str, Any]
+        if len(members) > 1:
+            first, listed = {"members": members}, content.get("regions", ())
+        else:
+            first, listed = {"model": absolute(content["model"])}, content["regions"]
         regions = [
-            {"inside": str(each["inside"]), "model": absolute(each["model"])}
-            for each in (content.get("regions", ()) if len(members) > 1 else content["regions"])
+            {"inside": str(each["inside"]), "model": absolute(each["model"])} for each in listed
         ]
-        first = {"members": members} if len(members) > 1 else {"model": absolute(content["model"])}
         return {**content, **first, "regions": regions}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
@@ -196,12 +200,16 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     for member in members:
         if member.members or member.regions:
             raise ModelError(f"{name}: {member.name} is no single model, so no member.")
+    if entry.get("bfloat16"):
+        members = tuple(replace(member, bfloat16=True) for member in members)
     models = [*(members or [first]), *(region.model for region in regions)]
     parts = "".join(f"{member.sha256}\n" for member in members[1:])
     parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,
+        bfloat16=entry.get("bfloat16", all(member.bfloat16 for member in members or [first])),
+        mirror=first.mirror and not members,
         members=members or first.members,
         name=name,
         title=entry.get("title", " + ".join(model.title for model in models)),

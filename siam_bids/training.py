@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional
 
 from siam_bids.anatomy import Anatomy, SourceTable, prepare_anatomy, source_table
@@ -29,6 +31,7 @@ from siam_bids.nnunet import (
     compact_plans,
     load_weights,
 )
+from siam_bids.replicas import Replicas
 from siam_bids.synthesis import draw_recipe, render
 from siam_bids.transfer import settle, start_from
 
@@ -68,6 +71,8 @@ class TrainingConfig:
         Anal. 2021); a last leg at 0 sets volumes and probabilities right.
     features, patch
         Channels of each stage, and edge of the training patches and tiles in voxels.
+    processes
+        How many train side by side and share what they learn, see `replicas`.
     """
 
     maps: tuple[tuple[Path, str], ...]
@@ -88,6 +93,7 @@ class TrainingConfig:
     dice_weight: float = 1.0
     device: str = "cpu"
     compile: bool = False
+    processes: int = 1
     start: Path | None = None
 
 
@@ -391,6 +397,15 @@ class Trainer:
             json.dumps({"step": self.step, "options": options}, indent=2)
         )
 
+    def shared(self) -> list[torch.Tensor]:
+        """Return all that processes average: weights, their averages and both moments."""
+        tensors: list[torch.Tensor] = []
+        for name, parameter in self.network.named_parameters():
+            state = self.optimizer.state.get(parameter, {})
+            moments = [state[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in state]
+            tensors += [parameter, self.average[name], *moments]
+        return tensors
+
     def _averaged_state(self) -> dict[str, torch.Tensor]:
         """Return the averaged weights as float16 under every name that a state dict has.
 
@@ -447,11 +462,39 @@ def train(config: TrainingConfig) -> Trainer:
     Raises
     ------
     UsageError
-        No label maps.
+        No label maps, or several processes on one GPU.
     """
     if not config.maps:
         raise UsageError("No label maps to train on.", "Name a folder that holds some.")
+    if config.processes > 1 and config.device != "cpu":
+        raise UsageError("--processes is for CPUs.", "Omit it, or give --device cpu.")
     anatomies = load_anatomies(config)
+    if config.processes == 1:
+        return _leg(Replicas(), config, anatomies)
+    threads = torch.get_num_threads()
+    each = max(1, threads // config.processes)
+    with tempfile.TemporaryDirectory(prefix="siam-bids-") as place:
+        meeting_point = Path(place) / "meeting"
+        others = start_processes(
+            _other_replica, (config, meeting_point, each), config.processes - 1, join=False
+        )
+        torch.set_num_threads(each)
+        try:
+            with Replicas(0, config.processes).at(meeting_point) as replicas:
+                return _leg(replicas, config, anatomies)
+        finally:
+            torch.set_num_threads(threads)
+            while not others.join():
+                pass
+
+
+def _other_replica(place: int, config: TrainingConfig, meeting_point: Path, threads: int) -> None:
+    torch.set_num_threads(threads)
+    with Replicas(1 + place, config.processes).at(meeting_point) as replicas:
+        _leg(replicas, config, load_anatomies(config))
+
+
+def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy]) -> Trainer:
     trainer = Trainer(config)
     groups = TargetGroups.of([anatomy.table for anatomy in anatomies])
     source = PatchSource(anatomies, groups, config)
@@ -468,8 +511,8 @@ def train(config: TrainingConfig) -> Trainer:
     forward = torch.compile(loss_of, dynamic=False) if config.compile else loss_of
     log = _Log(config.folder / "log.csv")
     begin = last_save = time.monotonic()
-    for share in _time_shares(config.minutes):
-        rng = np.random.default_rng((config.seed, trainer.step))
+    for share in replicas.leg(60 * config.minutes, trainer.shared):
+        rng = np.random.default_rng((config.seed, trainer.step, replicas.rank))
         difficulty = 1.0 if config.start else min(1.0, trainer.step / config.ramp_steps)
         image, target = source.patch(rng, difficulty)
         rate = trainer.learning_rate(share)
@@ -485,6 +528,8 @@ def train(config: TrainingConfig) -> Trainer:
         with torch.no_grad():
             for name, value in trainer.network.named_parameters():
                 trainer.average[name].lerp_(value, 1 - keep)
+        if replicas.rank > 0:
+            continue
         log.add(loss.item(), dice)
         if trainer.step % 100 == 0:
             line = log.write(trainer.step, (time.monotonic() - begin) / 60, rate, difficulty)
@@ -492,15 +537,9 @@ def train(config: TrainingConfig) -> Trainer:
         if time.monotonic() - last_save > 300:
             trainer.save()
             last_save = time.monotonic()
-    trainer.save()
+    if replicas.rank == 0:
+        trainer.save()
     return trainer
-
-
-def _time_shares(minutes: float) -> Iterator[float]:
-    """Yield the share of the leg that has passed, until it is over."""
-    begin = time.monotonic()
-    while (share := (time.monotonic() - begin) / (60 * minutes)) < 1:
-        yield share
 
 
 class _Log:

@@ -134,6 +134,24 @@ def test_the_cooldown_leg_lets_the_rate_fall(tmp_path, label_map):
     assert [trainer.learning_rate(share) for share in (0, 0.5, 1)] == [full, full / 2, 0]
 
 
+def test_two_processes_train_one_network(tmp_path, label_map):
+    threads = torch.get_num_threads()
+    trained = train(config(tmp_path, label_map, minutes=0.1, processes=2))
+    assert torch.get_num_threads() == threads
+    assert trained.step > 1
+    from siam_bids.training import Trainer
+
+    kept = Trainer(config(tmp_path, label_map, minutes=1))
+    assert kept.step == trained.step
+    for mine, other in zip(trained.shared(), kept.shared(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_processes_share_no_gpu(tmp_path, label_map):
+    with pytest.raises(UsageError, match="for CPUs"):
+        train(config(tmp_path, label_map, minutes=1, processes=2, device="cuda"))
+
+
 def test_siams_maps_are_drawn_as_often_as_asked():
     from pathlib import Path
 
