@@ -202,10 +202,12 @@ def _command(config: ArrayConfig, models: Sequence[Path]) -> str:
     # Folders keep their names: outputs link to the dataset, and an index of pybids holds its path.
     binds = [f"{source}:{source}:ro", f"{target}:{target}"]
     seen = _mentioned(config)
-    for root in config.run.model_dirs:
-        if any(root in model.parents for model in models):
-            seen.append(root)
-            words += ["--env", f"SIAM_MODEL_DIR={root}"]
+    roots = [
+        root for root in config.run.model_dirs if any(root in model.parents for model in models)
+    ]
+    if roots:
+        words += ["--env", "SIAM_MODEL_DIR=" + ":".join(map(str, roots))]
+        seen += roots
     inside = [*seen, resource("data", "models")]  # the image has the shipped ones
     seen += [each for each in dict.fromkeys(models) if not any(map(each.is_relative_to, inside))]
     binds += [f"{path}:{path}:ro" for path in seen]

@@ -39,10 +39,12 @@ _TIMEOUT = 60
 def search_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return the folders that may hold downloaded models; new ones go into the first.
 
-    `SIAM_MODEL_DIR`, else `nnUNet_results`; then the platform's data folder, then SIAM's own
-    `~/siam_params`.
+    Those of `SIAM_MODEL_DIR` (several are joined as in PATH), else `nnUNet_results`; then the
+    platform's data folder, then SIAM's own `~/siam_params`.
     """
-    chosen = environ.get("SIAM_MODEL_DIR") or environ.get("nnUNet_results")
+    chosen = environ.get("SIAM_MODEL_DIR", "").split(os.pathsep)
+    if not any(chosen):
+        chosen = [environ.get("nnUNet_results", "")]
     home = Path.home()
     if sys.platform == "darwin":
         data = home / "Library" / "Application Support"
@@ -51,7 +53,7 @@ def search_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
     else:
         data = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
     fallback = (data / "siam-bids" / "models", home / "siam_params")
-    return (Path(chosen).expanduser(), *fallback) if chosen else fallback
+    return (*(Path(folder).expanduser() for folder in chosen if folder), *fallback)
 
 
 def find_folder(start: Path) -> Path | None:

@@ -16,6 +16,7 @@ from conftest import run_program, write_raw
 from siam_bids import cli, derivatives
 from siam_bids.cli import slurm as slurm_command
 from siam_bids.files import sha256
+from siam_bids.models import registry
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
 MISSING = [name for name in PROGRAMS if not shutil.which(name, path="/usr/sbin:/usr/bin")]
@@ -119,6 +120,20 @@ def test_a_container_sees_the_models_that_a_file_names(study, tmp_path, tiny_mod
     path.write_text(json.dumps({"members": ["compact-2mm", "compact-1mm"]}))
     folder = write(study, tmp_path / "other", path, "--container", "/images/s.sif")
     assert "data/models" not in (folder / "participant.sbatch").read_text()  # the image has it
+
+
+def test_a_container_finds_models_of_several_folders(study, tmp_path, tiny_model, monkeypatch):
+    roots = [tmp_path / name for name in ("one", "two", "unused")]
+    for root, name in zip(roots, ("siam-v0.3", "siam-v0.2"), strict=False):
+        shutil.copytree(tiny_model, root / registry()[name]["folder"])
+    monkeypatch.setenv("SIAM_MODEL_DIR", os.pathsep.join(map(str, roots)))
+    path = tmp_path / "pair.json"
+    path.write_text(json.dumps({"members": ["siam-v0.3", "siam-v0.2"]}))
+    folder = write(study, tmp_path / "out", path, "--container", "/images/s.sif")
+    script = (folder / "participant.sbatch").read_text()
+    assert script.count(f"--env SIAM_MODEL_DIR={roots[0]}:{roots[1]} ") == 1
+    assert all(f"--bind {root}:{root}:ro " in script for root in roots[:2])
+    assert "unused" not in script
 
 
 def test_a_container_gets_the_words_and_the_gpu_of_its_task(study, tmp_path, tiny_model):

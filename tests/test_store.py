@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -236,6 +237,8 @@ def test_a_malicious_checkpoint_in_an_archive_runs_nothing_and_is_not_installed(
 def test_models_are_searched_where_siam_keeps_them():
     first, *_ = store.search_path({"SIAM_MODEL_DIR": "/a", "nnUNet_results": "/b"})
     assert first == Path("/a")
+    both = os.pathsep.join(["/a", "/c"])
+    assert store.search_path({"SIAM_MODEL_DIR": both})[:2] == (Path("/a"), Path("/c"))
     assert store.search_path({"nnUNet_results": "/b"})[0] == Path("/b")
     assert store.search_path({})[-1] == Path.home() / "siam_params"
 
