@@ -208,7 +208,7 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,
-        bfloat16=entry.get("bfloat16", all(member.bfloat16 for member in members or [first])),
+        bfloat16=all(member.bfloat16 for member in members or [first]),
         mirror=first.mirror and not members,
         members=members or first.members,
         name=name,

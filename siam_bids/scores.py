@@ -202,7 +202,7 @@ def labels_of(
     Parameters
     ----------
     inside
-        (I, J, K) where labels are wanted: within it no voxel becomes background, outside all do.
+        (I, J, K) where labels are wanted; 0 elsewhere.
     certainty
         Told every slab, if given.
 

@@ -99,7 +99,7 @@ class Load:
         return _PROGRAM + scans + max(_RESAMPLING * seen, loading, running)
 
     def answer(self, voxels: int, shape: Sequence[int]) -> float:
-        """Return the bytes of the probabilities that an ensemble keeps of a scan, see `memory`."""
+        """Return the bytes that an ensemble keeps of a scan for its probabilities, see `memory`."""
         sums = 0 if self.low_memory else 2 * self.classes * math.prod(shape)
         return float(sums + 4 * voxels)
 

@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
 def _count(text: str) -> int:
     count = int(text)
     if count < 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return count
 
 
