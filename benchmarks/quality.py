@@ -8,7 +8,8 @@ training did not draw); HEADS the real scans. Images are drawn with fixed seeds 
 Writes OUT.tsv (every number), OUT.md (the summary that the model card quotes) and
 OUT_reliability.png; OUT (`--out`) is benchmarks/quality.
 
-Measures: `dice`; `hd95`, the 95th percentile of the distances between two surfaces in mm; `mL`;
+Measures: `dice`; `volume`, that found over that in truth; `hd95`, the 95th percentile of the
+distances between two surfaces in mm; `mL`;
 `found`, whether a lesion has a tenth of its voxels in Anomalies; `reliability`, of all voxels with
 a probability between two tenths the share that is right, and `voxels`, how many these are.
 """
@@ -98,6 +99,7 @@ def compare(where: tuple[str, str], found: np.ndarray, truth: np.ndarray, surfac
         if not two.any():
             continue
         yield *where, name, "dice", dice(one, two)
+        yield *where, name, "volume", float(one.sum() / two.sum())
         if surfaces and name in BRAIN_CLASSES:
             yield *where, name, "hd95", hd95(one, two)
 
@@ -203,10 +205,12 @@ class Bench:
         volume = load_volume(self.heads / "visualqc_id001_T1w.mgz")
         segmentation = self.segmenter.segment(volume).segmentation
         truth = freesurfer_masks(reference)
-        for name in FREESURFER:
-            yield *where, name, "dice", dice(segmentation.mask((name,)), truth[name])
-        brain = dice(segmentation.mask(BRAIN_TISSUES), truth["brain"])
-        yield *where, "brain mask", "dice", brain
+        found = {name: segmentation.mask((name,)) for name in FREESURFER}
+        found["brain mask"] = segmentation.mask(BRAIN_TISSUES)
+        truth["brain mask"] = truth["brain"]
+        for name, mask in found.items():
+            yield *where, name, "dice", dice(mask, truth[name])
+            yield *where, name, "volume", float(mask.sum() / truth[name].sum())
 
     def stroke(self) -> Rows:
         """Dice between the segmentations of three contrasts of one patient on one grid."""
@@ -265,6 +269,8 @@ def summary(table: pd.DataFrame, about: str) -> str:
         "volume CV over contrasts (%)": 100 * volumes.std() / volumes.mean(),
         "mean volume (mL)": volumes.mean(),
     }).loc[FOREGROUND]  # fmt: skip
+    shares = of("volume", "^(?!colin27)").pivot_table("value", "class", "set", "median", sort=False)
+    shares.columns.name = "volume, share of the truth (median)"
     found = of("found", "lesions").groupby("class", sort=False)["value"].agg(["mean", "count"])
     found.columns = pd.Index(["share found", "lesions"])
     other = of("mL", "false|stroke patient").groupby(["set", "scan"], sort=False)["value"].mean()
@@ -272,7 +278,8 @@ def summary(table: pd.DataFrame, about: str) -> str:
     lesion = ", ".join(f"{k} {v:.1f} mL" for k, v in other["stroke patient's lesion"].items())
     end = f"False anomalies beside the lesions: median {false:.1f} mL. "
     end += f"Anomalies in the stroke patient: {lesion}."
-    parts = [about, markdown(means), markdown(spread, 2), markdown(found, 2), end]
+    tables = [markdown(means), markdown(shares, 2), markdown(spread, 2), markdown(found, 2)]
+    parts = [about, *tables, end]
     return "\n".join(part.rstrip() + "\n" for part in parts)
 
 
