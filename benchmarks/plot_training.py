@@ -25,9 +25,12 @@ def main() -> None:
         for place, name in enumerate(SHOWN):
             label = name if run == log["run"].iloc[-1] else None
             right.plot(part["step"], smooth[f"dice_{name}"], color=f"C{place}", label=label)
+        if "validation" in part:
+            right.plot(part["step"], part["validation"], "ko", markersize=4)
     left.set(xlabel="step", ylabel="loss of the training patches")
     left.legend()
-    right.set(xlabel="step", ylabel="soft Dice of the training patches", ylim=(0, 1))
+    right.set(xlabel="step", ylabel="soft Dice", ylim=(0, 1))
+    right.set_title("training patches (dots: held-out maps, mean of all classes)", fontsize=9)
     right.legend(ncol=2, fontsize=8)
     figure.tight_layout()
     figure.savefig(options.out, dpi=80)

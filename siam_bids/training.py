@@ -8,7 +8,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.func import functional_call
 from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional
 
@@ -73,6 +74,8 @@ class TrainingConfig:
         Channels of each stage, and edge of the training patches and tiles in voxels.
     processes
         How many train side by side and share what they learn, see `replicas`.
+    validation
+        Label maps that are not trained on, like `maps`; their Dice is logged.
     """
 
     maps: tuple[tuple[Path, str], ...]
@@ -95,6 +98,7 @@ class TrainingConfig:
     compile: bool = False
     processes: int = 1
     start: Path | None = None
+    validation: tuple[tuple[Path, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -286,12 +290,47 @@ def _cut(data: torch.Tensor, corner: Sequence[int], size: int) -> torch.Tensor:
     return data
 
 
-def load_anatomies(config: TrainingConfig) -> list[Anatomy]:
-    """Prepare the label maps, kept in `folder/anatomies` for the next leg."""
-    cache = config.folder / "anatomies"
+class Validation:
+    """Fixed patches of painted heads that are not trained on, at full difficulty.
+
+    Parameters
+    ----------
+    anatomies
+        Held-out heads, each as likely as another.
+    count
+        Number of patches, each from an image of its own; they stay in memory.
+    """
+
+    def __init__(
+        self,
+        anatomies: Sequence[Anatomy],
+        groups: TargetGroups,
+        config: TrainingConfig,
+        count: int = 8,
+    ) -> None:
+        maps = tuple((Path(), "") for _ in anatomies)
+        source = PatchSource(anatomies, groups, replace(config, maps=maps, pool=1, fresh_every=1))
+        rng = np.random.default_rng((2026, 11))
+        patches = (source.patch(rng, 1.0) for _ in range(count))
+        self._patches = [(image, target.half()) for image, target in patches]
+        self._groups = groups
+
+    def dice(self, network: nn.Module, weights: dict[str, torch.Tensor]) -> float:
+        """Return the mean soft Dice, over patches and the classes in each, of such weights."""
+        scores = []
+        for image, target in self._patches:
+            with torch.no_grad(), torch.autocast(image.device.type, torch.bfloat16):
+                logits = functional_call(network, weights, (image,))
+            _, dice = marginal_loss(logits, target.float(), self._groups)
+            scores.append(dice[1:].nanmean())
+        return float(torch.stack(scores).nanmean())
+
+
+def load_anatomies(maps: Sequence[tuple[Path, str]], cache: Path) -> list[Anatomy]:
+    """Prepare label maps (path, source), kept in the folder `cache` for the next leg."""
     cache.mkdir(parents=True, exist_ok=True)
     anatomies = []
-    for path, source in config.maps:
+    for path, source in maps:
         table = source_table(source)
         kept = cache / f"{path.name.split('.')[0]}.npz"
         if kept.exists():
@@ -392,7 +431,8 @@ class Trainer:
         write_model_folder(
             folder / "model", self.plans, self._averaged_state(), len(self.config.maps)
         )
-        options = {key: str(value) for key, value in asdict(self.config).items() if key != "maps"}
+        config = asdict(self.config)
+        options = {key: str(config[key]) for key in config if key not in ("maps", "validation")}
         (folder / "progress.json").write_text(
             json.dumps({"step": self.step, "options": options}, indent=2)
         )
@@ -468,7 +508,7 @@ def train(config: TrainingConfig) -> Trainer:
         raise UsageError("No label maps to train on.", "Name a folder that holds some.")
     if config.processes > 1 and config.device != "cpu":
         raise UsageError("--processes is for CPUs.", "Omit it, or give --device cpu.")
-    anatomies = load_anatomies(config)
+    anatomies = load_anatomies(config.maps, config.folder / "anatomies")
     if config.processes == 1:
         return _leg(Replicas(), config, anatomies)
     threads = torch.get_num_threads()
@@ -491,13 +531,15 @@ def train(config: TrainingConfig) -> Trainer:
 def _other_replica(place: int, config: TrainingConfig, meeting_point: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     with Replicas(1 + place, config.processes).at(meeting_point) as replicas:
-        _leg(replicas, config, load_anatomies(config))
+        _leg(replicas, config, load_anatomies(config.maps, config.folder / "anatomies"))
 
 
 def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy]) -> Trainer:
     trainer = Trainer(config)
-    groups = TargetGroups.of([anatomy.table for anatomy in anatomies])
+    held_out = load_anatomies(config.validation, config.folder / "anatomies")
+    groups = TargetGroups.of([anatomy.table for anatomy in (*anatomies, *held_out)])
     source = PatchSource(anatomies, groups, config)
+    validation = Validation(held_out, groups, config) if held_out and not replicas.rank else None
 
     def loss_of(image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         kind = torch.device(config.device).type
@@ -532,8 +574,9 @@ def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy
             continue
         log.add(loss.item(), dice)
         if trainer.step % 100 == 0:
-            line = log.write(trainer.step, (time.monotonic() - begin) / 60, rate, difficulty)
-            logger.info("%s", line)
+            minutes = (time.monotonic() - begin) / 60
+            score = validation.dice(trainer.network, trainer.average) if validation else None
+            logger.info("%s", log.write(trainer.step, minutes, rate, difficulty, score))
         if time.monotonic() - last_save > 300:
             trainer.save()
             last_save = time.monotonic()
@@ -554,12 +597,14 @@ class _Log:
         self._losses.append(loss)
         self._dice.append(dice.cpu().numpy())
 
-    def write(self, step: int, minutes: float, rate: float, difficulty: float) -> str:
+    def write(
+        self, step: int, minutes: float, rate: float, difficulty: float, validation: float | None
+    ) -> str:
         table = np.stack(self._dice)
         seen = np.maximum((~np.isnan(table)).sum(0), 1)
         dice = np.nansum(table, 0) / seen
         names = [label.name for label in siam_labels()]
-        row = {
+        row: dict[str, Any] = {
             "step": step,
             "minutes": round(minutes, 2),
             "rate": f"{rate:.2e}",
@@ -570,11 +615,19 @@ class _Log:
                 for name, value in zip(names, dice, strict=True)
             },
         }
-        new = not self._path.exists()
-        with self._path.open("a", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        if validation is not None:
+            row["validation"] = round(validation, 4)
+        rows = [row]
+        if self._path.exists():
+            with self._path.open(newline="", encoding="utf-8") as stream:
+                rows = [*csv.DictReader(stream), row]
+        part = self._path.with_name(self._path.name + ".part")
+        with part.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(
+                stream, list(dict.fromkeys(key for each in rows for key in each))
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+        part.replace(self._path)
         self._losses, self._dice = [], []
         return ", ".join(f"{key} {value}" for key, value in row.items())

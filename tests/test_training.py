@@ -12,7 +12,16 @@ from siam_bids.cli import train as train_command
 from siam_bids.errors import UsageError
 from siam_bids.labels import siam_labels
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights, mirror_axes
-from siam_bids.training import TargetGroups, TrainingConfig, marginal_loss, train, z_score
+from siam_bids.training import (
+    TargetGroups,
+    TrainingConfig,
+    Validation,
+    _Log,
+    load_anatomies,
+    marginal_loss,
+    train,
+    z_score,
+)
 
 GROUPS = TargetGroups.of([source_table("synthseg"), source_table("siam")])
 AIR, SKULL, CSF, GM = 0, 15, 3, 1
@@ -113,6 +122,33 @@ def test_legs_learn_resume_and_leave_a_model_that_segments(tmp_path, label_map, 
         assert all(math.isfinite(float(row["loss"])) for row in rows)
 
 
+def test_the_log_tells_the_dice_on_maps_held_out(tmp_path, label_map):
+    """Of the averaged weights, on patches that stay the same from leg to leg."""
+    held_out = config(tmp_path / "run", label_map, minutes=0.05, validation=((label_map, "siam"),))
+    trainer = train(held_out)
+    anatomies = load_anatomies(held_out.validation, tmp_path)
+    scores = [
+        Validation(anatomies, GROUPS, held_out, count=2).dice(trainer.network, trainer.average)
+        for _ in range(2)
+    ]
+    assert scores[0] == scores[1]
+    assert 0 < scores[0] < 1
+    broken = {name: torch.zeros_like(value) for name, value in trainer.average.items()}
+    clueless = Validation(anatomies, GROUPS, held_out, count=2).dice(trainer.network, broken)
+    assert clueless != scores[0]
+
+
+def test_a_log_goes_on_where_a_leg_began_to_validate(tmp_path):
+    log = _Log(tmp_path / "log.csv")
+    for step, score in ((100, None), (200, 0.5)):
+        log.add(1.0, torch.ones(18))
+        log.write(step, 1.0, 1e-3, 1.0, score)
+    with (tmp_path / "log.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["validation"] for row in rows] == ["", "0.5"]
+    assert [row["step"] for row in rows] == ["100", "200"]
+
+
 def test_resuming_restores_weights_moments_and_step(tmp_path, label_map):
     from siam_bids.training import Trainer
 
@@ -186,6 +222,12 @@ def test_fine_tuning_on_own_segmentations_starts_from_the_model(tmp_path, label_
 def test_maps_without_a_table_are_refused(tmp_path, label_map, capsys):
     assert train_command.main([str(tmp_path), "--maps", str(label_map)]) == 2
     assert "--maps and --table belong together" in capsys.readouterr().err
+
+
+def test_only_a_map_that_is_given_can_be_held_out(tmp_path, label_map, capsys):
+    argv = ["--siam", str(label_map), "--hold-out", "other.nii.gz"]
+    assert train_command.main([str(tmp_path), *argv]) == 2
+    assert "--hold-out other.nii.gz is none of the maps" in capsys.readouterr().err
 
 
 def test_fine_tuning_begins_with_a_single_network(tmp_path, capsys):

@@ -28,6 +28,9 @@ def _run(argv: list[str]) -> int:
     maps = [(path, "synthseg") for path in arguments.synthseg]
     maps += [(path, "siam") for path in arguments.siam]
     maps += [(path, str(arguments.table)) for path in arguments.maps]
+    for path in arguments.hold_out:
+        if path not in [given for given, _ in maps]:
+            raise UsageError(f"--hold-out {path} is none of the maps.", "Name it there as well.")
     start = None
     if arguments.start:
         parts = find_model(arguments.start).parts()
@@ -41,7 +44,7 @@ def _run(argv: list[str]) -> int:
             chosen[name] = getattr(arguments, name)
     trainer = run(
         TrainingConfig(
-            maps=tuple(maps),
+            maps=tuple(each for each in maps if each[0] not in arguments.hold_out),
             folder=arguments.folder,
             minutes=arguments.minutes,
             cooldown=arguments.cooldown,
@@ -50,6 +53,7 @@ def _run(argv: list[str]) -> int:
             compile=arguments.compile,
             processes=arguments.processes,
             start=start,
+            validation=tuple(each for each in maps if each[0] in arguments.hold_out),
             dice_weight=arguments.dice_weight,
             **chosen,
         )
@@ -88,6 +92,14 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         help="what the values of --maps mean: a BIDS label table (index, name) with SIAM's names, "
         "or a table with the columns value, name, tissue, target",
+    )
+    top.add_argument(
+        "--hold-out",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="MAP",
+        help="of all these maps, those that are not trained on: the log tells the Dice on them",
     )
     top.add_argument(
         "--from",
