@@ -3,7 +3,9 @@
     python benchmarks/make_sample_bids.py HEADS LABEL_MAPS data/sample_bids
 
 HEADS holds colin27_T1w.nii.gz and seg3d_T1w.nii.gz; LABEL_MAPS holds training_seg_17.nii.gz and
-training_seg_18.nii.gz of SynthSeg's training set, the two maps no model of ours is trained on.
+training_seg_18.nii.gz of SynthSeg's training set, the two maps no model of ours is trained on. The
+painted heads that are shipped come from the generator before version 0.1.0; today's draws others
+from the same seed.
 """
 
 import json
