@@ -133,11 +133,11 @@ def test_islands_and_second_bodies_are_counted():
 
 def test_confidence_is_weighted_by_volume():
     volume, segmentation = head()
-    found = scan_quality(volume, segmentation, confidence={"GM": 0.9, "WM": 0.6}, entropy=0.3)
+    found = scan_quality(volume, segmentation, confidence={"GM": 0.9, "WM": 0.6}, entropy=0.4)
     gray, white = (int((segmentation.data == value).sum()) for value in (1, 2))
     assert found["confidence"] == pytest.approx((0.9 * gray + 0.6 * white) / (gray + white))
-    assert (found["confidence_WM"], found["entropy"]) == (0.6, 0.3)
-    assert judge(found)[1].count("The model is undecided (entropy 0.30).") == 1
+    assert (found["confidence_WM"], found["entropy"]) == (0.6, 0.4)
+    assert judge(found)[1].count("The model is undecided (entropy 0.40).") == 1
 
 
 def test_empty_segmentations_have_no_ratios():
