@@ -373,6 +373,7 @@ class Trainer:
             self.network.parameters(), lr=config.learning_rate, weight_decay=1e-4
         )
         self.step = 0
+        self.pretrained = config.start is not None
         if (config.folder / "progress.json").exists():
             self._load()
 
@@ -397,6 +398,7 @@ class Trainer:
         folder = self.config.folder
         progress = json.loads((folder / "progress.json").read_text())
         self.step = progress["step"]
+        self.pretrained |= progress.get("pretrained", False)
         weights = load_file(folder / "weights.safetensors")
         self.network.load_state_dict(weights, strict=False)
         self.average = load_file(folder / "average.safetensors", device=self.config.device)
@@ -434,7 +436,9 @@ class Trainer:
         config = asdict(self.config)
         options = {key: str(config[key]) for key in config if key not in ("maps", "validation")}
         (folder / "progress.json").write_text(
-            json.dumps({"step": self.step, "options": options}, indent=2)
+            json.dumps(
+                {"step": self.step, "pretrained": self.pretrained, "options": options}, indent=2
+            )
         )
 
     def shared(self) -> list[torch.Tensor]:
@@ -555,7 +559,7 @@ def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy
     begin = last_save = time.monotonic()
     for share in replicas.leg(60 * config.minutes, trainer.shared):
         rng = np.random.default_rng((config.seed, trainer.step, replicas.rank))
-        difficulty = 1.0 if config.start else min(1.0, trainer.step / config.ramp_steps)
+        difficulty = 1.0 if trainer.pretrained else min(1.0, trainer.step / config.ramp_steps)
         image, target = source.patch(rng, difficulty)
         rate = trainer.learning_rate(share)
         for group in trainer.optimizer.param_groups:

@@ -19,6 +19,7 @@ from siam_bids.training import (
     _Log,
     load_anatomies,
     marginal_loss,
+    shape_of,
     train,
     z_score,
 )
@@ -159,6 +160,27 @@ def test_resuming_restores_weights_moments_and_step(tmp_path, label_map):
         torch.testing.assert_close(fresh.network.state_dict()[name], value)
     old, new = (list(t.optimizer.state.values()) for t in (trained, fresh))
     torch.testing.assert_close(old[0]["exp_avg_sq"], new[0]["exp_avg_sq"])
+
+
+def test_a_leg_goes_on_with_the_network_and_the_difficulty_of_the_run(tmp_path, label_map, capsys):
+    from siam_bids.training import Trainer
+
+    first = train(config(tmp_path / "first", label_map, minutes=0.0001))
+    assert not first.pretrained
+    run, model = tmp_path / "run", tmp_path / "first" / "model"
+    maps = ["--siam", str(label_map), "--minutes", "0.0001"]
+    assert train_command.main([str(run), *maps, "--from", str(model)]) == 0
+    assert train_command.main([str(run), *maps]) == 0
+    small = shape_of(model)
+    assert shape_of(run / "model") == small
+    resumed = Trainer(TrainingConfig(maps=(), folder=run, minutes=1, **small))
+    assert resumed.pretrained
+    assert resumed.step == 2
+    capsys.readouterr()
+    assert train_command.main([str(run), *maps, "--features", "8,16,32"]) == 2
+    said = capsys.readouterr().err
+    assert "holds a run with --features 4,8,8, not 8,16,32." in said
+    assert shape_of(run / "model") == small
 
 
 def test_the_cooldown_leg_lets_the_rate_fall(tmp_path, label_map):

@@ -38,10 +38,21 @@ def _run(argv: list[str]) -> int:
             names = ", ".join(part.name for part in parts)
             raise UsageError(f"{arguments.start} consists of {names}.", "Start from one of them.")
         start = parts[0].folder
-    chosen = shape_of(start) if start else {}
-    for name in ("features", "patch", "voxel", "learning_rate"):
-        if getattr(arguments, name):
-            chosen[name] = getattr(arguments, name)
+    resumes = (arguments.folder / "progress.json").exists()
+    network = arguments.folder / "model" if resumes else start
+    chosen = shape_of(network) if network else {}
+    for name in ("features", "patch", "voxel"):
+        given = getattr(arguments, name)
+        if resumes and given and given != chosen[name]:
+            raise UsageError(
+                f"{arguments.folder} holds a run with --{name} {_text(chosen[name])}, "
+                f"not {_text(given)}.",
+                f"Train into another folder, --from {network}.",
+            )
+        if given:
+            chosen[name] = given
+    if arguments.learning_rate:
+        chosen["learning_rate"] = arguments.learning_rate
     trainer = run(
         TrainingConfig(
             maps=tuple(each for each in maps if each[0] not in arguments.hold_out),
@@ -140,6 +151,10 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return count
+
+
+def _text(option: int | tuple[int, ...]) -> str:
+    return str(option) if isinstance(option, int) else ",".join(str(part) for part in option)
 
 
 def _channels(text: str) -> tuple[int, ...]:
