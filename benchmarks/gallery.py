@@ -82,16 +82,23 @@ EFFECTS = {
 
 
 def panel(anatomy: Anatomy, recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """Return an axial and a sagittal slice side by side, image and label colours."""
+    """Return an axial and a sagittal slice side by side, image and label colours.
+
+    They pass near the middle of the brain, or where there is most of the lesions.
+    """
     rendering = render(anatomy, recipe)
     first = torch.tensor([target[0] for target in anatomy.table.target])
     truth = first[rendering.codes.int()].numpy()
     image = rendering.image.numpy()
     brain = np.argwhere((truth > 0) & (truth < 13)).mean(0).astype(int)
+    left, up = brain[0] - 10, brain[2] + 8
+    if recipe.lesions != "no":
+        lesions = truth == siam_labels().by_name["Anomalies"].index
+        left, up = int(lesions.sum((1, 2)).argmax()), int(lesions.sum((0, 1)).argmax())
     colors = np.array([label.rgb for label in siam_labels()])
 
     def cut(data: np.ndarray) -> np.ndarray:
-        axial, sagittal = data[:, :, brain[2] + 8], data[brain[0] - 10]
+        axial, sagittal = data[:, :, up], data[left]
         parts = [np.rot90(part) for part in (axial, sagittal)]
         height = max(len(part) for part in parts)
         return np.hstack([np.pad(part, ((0, height - len(part)), (0, 0))) for part in parts])

@@ -93,7 +93,11 @@ class Recipe:
 
 
 def draw_recipe(
-    rng: np.random.Generator, *, difficulty: float = 1.0, contrast: str | None = None
+    rng: np.random.Generator,
+    *,
+    difficulty: float = 1.0,
+    contrast: str | None = None,
+    lesion_share: float = 0.35,
 ) -> Recipe:
     """Draw the random choices of one image.
 
@@ -107,6 +111,8 @@ def draw_recipe(
         (25), elastic 3.5 mm, slices to 9 mm.
     contrast
         One of `CONTRASTS`, or `random`; drawn when None.
+    lesion_share
+        Chance of lesions at full difficulty.
     """
     d = difficulty
 
@@ -127,7 +133,7 @@ def draw_recipe(
     zoom = 1 + (uniform(-0.1, 0.1) if chance(0.9) else uniform(-0.25, 0.15)) * d
     tilt = (20 if chance(0.9) else 45) * d
     crop = 40 if chance(0.1 * d) else 2
-    lesions = str(rng.choice(LESIONS)) if chance(0.35 * d) else "no"
+    lesions = str(rng.choice(LESIONS)) if chance(lesion_share * d) else "no"
     strip = "no"
     if chance(0.25 * d):
         strip = str(rng.choice(("brain", "face")))
@@ -186,12 +192,30 @@ def _draw_intensities(
         means = table.priors[contrast] + rng.normal(0, spread, count)
         vessel = np.array([name == "vessel" for name in table.family])
         means = means + vessel * rng.normal(0, 0.25, count)
+    means = np.clip(means, 0, 2)
+    means = _with_visible_lesions(means, table.priors.get(contrast, means))
     air = np.array([name == "air" for name in table.family])
     floor = rng.uniform(0, 0.15) if rng.random() < 0.25 * difficulty else 0.0
-    means = np.clip(np.where(air, floor, means), 0, 2)
+    means = np.where(air, floor, means)
     high = 0.03 + 0.07 * difficulty
     stds = np.where(air, 0.5 * floor + 0.003, rng.uniform(0.015, high, count))
     return means, stds
+
+
+def _with_visible_lesions(
+    means: npt.NDArray[np.float64], priors: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Give lesions thrice the spread about their prior, and 0.15 or more from white matter.
+
+    Lesions of its intensity could be told by their place alone, which no network should learn.
+    """
+    table = tissues()
+    lesion = np.array([name == "lesion" for name in table.family])
+    wm = means[table.names.index("wm")]
+    away = priors + 3 * (means - priors) - wm
+    near = np.copysign(0.15, away if 0.15 <= wm <= 1.15 else np.full_like(away, 0.65 - wm))
+    visible = wm + np.where(np.abs(away) < 0.15, near, away)
+    return np.where(lesion, np.clip(visible, 0, 1.3), means)
 
 
 def _draw_boundaries(rng: np.random.Generator, difficulty: float) -> tuple[BoundaryMove, ...]:

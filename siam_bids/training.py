@@ -33,7 +33,7 @@ from siam_bids.nnunet import (
     load_weights,
 )
 from siam_bids.replicas import Replicas
-from siam_bids.synthesis import draw_recipe, render
+from siam_bids.synthesis import Recipe, draw_recipe, render
 from siam_bids.transfer import settle, start_from
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,10 @@ class TrainingConfig:
         Voxel size of the network in mm: a whole number, label maps are painted at 1 mm.
     siam_share
         Share of images painted on maps of source `siam` where there are others too.
+    contrasts
+        Paint half of the images in these (see `CONTRASTS`), the others in any.
+    lesion_share
+        Share of images with lesions: of those in `contrasts`, or of all.
     start
         Model folder to begin from (see `transfer.start_from`), at full difficulty.
     dice_weight
@@ -92,6 +96,8 @@ class TrainingConfig:
     fresh_every: int = 10
     pool: int = 12
     siam_share: float = 0.15
+    contrasts: tuple[str, ...] = ()
+    lesion_share: float = 0.35
     ema: float = 0.998
     dice_weight: float = 1.0
     device: str = "cpu"
@@ -241,9 +247,21 @@ class PatchSource:
         target = target.div_(factor**3).view(size, size, size, count)
         return image.permute(2, 1, 0)[None, None].contiguous(), target.permute(3, 2, 1, 0)[None]
 
+    def recipe(self, rng: np.random.Generator, difficulty: float) -> Recipe:
+        """Draw how to paint the next image, in the contrasts and with the lesions asked for."""
+        wanted = self._config.contrasts
+        if wanted and rng.random() >= 0.5 * difficulty:
+            return draw_recipe(rng, difficulty=difficulty)
+        return draw_recipe(
+            rng,
+            difficulty=difficulty,
+            contrast=str(rng.choice(wanted)) if wanted else None,
+            lesion_share=self._config.lesion_share,
+        )
+
     def _sample(self, rng: np.random.Generator, difficulty: float) -> _Sample:
         anatomy = self._anatomies[rng.choice(len(self._anatomies), p=self._weight)]
-        recipe = draw_recipe(rng, difficulty=difficulty)
+        recipe = self.recipe(rng, difficulty)
         config = self._config
         rendering = render(anatomy, recipe, pool=config.voxel, device=config.device)
         lookup = torch.from_numpy(self._groups.of_codes(anatomy.table).astype(np.uint8))

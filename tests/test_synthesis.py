@@ -116,6 +116,26 @@ def test_full_difficulty_draws_every_kind():
     assert {move.name for recipe in recipes for move in recipe.boundaries} == set(BOUNDARIES)
 
 
+@pytest.mark.parametrize("contrast", ["random", *CONTRASTS])
+def test_lesions_can_be_seen_in_white_matter(contrast):
+    wm = tissues().names.index("wm")
+    lesions = [tissues().names.index(name) for name in ("lesion", "oedema")]
+    for seed in range(50):
+        means = draw_recipe(np.random.default_rng(seed), contrast=contrast).means
+        assert (np.abs(means[lesions] - means[wm]) > 0.149).all()
+        assert (means >= 0).all()
+
+
+def test_as_many_images_have_lesions_as_asked():
+    def ill(share):
+        recipes = [draw_recipe(np.random.default_rng(n), lesion_share=share) for n in range(200)]
+        return np.mean([recipe.lesions != "no" for recipe in recipes])
+
+    assert ill(0) == 0
+    assert ill(1) == 1
+    assert 0.55 < ill(0.7) < 0.85
+
+
 def test_source_tables_know_siams_labels():
     siam = source_table("siam")
     assert siam.target == (*((index,) for index in range(18)), (17,))

@@ -13,6 +13,7 @@ from siam_bids.errors import UsageError
 from siam_bids.labels import siam_labels
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights, mirror_axes
 from siam_bids.training import (
+    PatchSource,
     TargetGroups,
     TrainingConfig,
     Validation,
@@ -220,6 +221,38 @@ def test_siams_maps_are_drawn_as_often_as_asked():
     assert weights.tolist() == pytest.approx([0.1] * 10)
     only = TrainingConfig(maps=maps[:2], folder=Path(), minutes=1)
     assert map_weights(only).tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_half_of_the_images_have_the_contrasts_and_lesions_asked_for(tmp_path):
+    def drawn(**options):
+        maps = ((tmp_path / "one.nii.gz", "siam"),)
+        config = TrainingConfig(maps=maps, folder=tmp_path, minutes=1, **options)
+        source = PatchSource([], GROUPS, config)
+        return [source.recipe(np.random.default_rng(seed), 1.0) for seed in range(400)]
+
+    def ill(recipes):
+        return np.mean([recipe.lesions != "no" for recipe in recipes])
+
+    recipes = drawn(contrasts=("T2w", "FLAIR"), lesion_share=1.0)
+    bright = [recipe for recipe in recipes if recipe.contrast in ("T2w", "FLAIR")]
+    others = [recipe for recipe in recipes if recipe.contrast not in ("T2w", "FLAIR")]
+    assert 0.45 < len(bright) / len(recipes) < 0.7
+    assert 0.25 < len([each for each in recipes if each.contrast == "random"]) / len(others) < 0.9
+    assert ill(bright) > 0.8
+    assert 0.2 < ill(others) < 0.5
+    assert ill(drawn(lesion_share=0.0)) == 0
+    assert 0.2 < ill(drawn()) < 0.5
+
+
+def test_unknown_contrasts_and_shares_are_refused(tmp_path, capsys):
+    for argv, said in (
+        (["--contrasts", "T2w,T2"], "T2 is none of T1w, T2w"),
+        (["--lesion-share", "70"], "70 is not between 0 and 1"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            train_command.main([str(tmp_path), *argv])
+        assert stop.value.code == 2
+        assert said in capsys.readouterr().err
 
 
 def test_fine_tuning_on_own_segmentations_starts_from_the_model(tmp_path, label_map):

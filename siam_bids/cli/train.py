@@ -66,6 +66,8 @@ def _run(argv: list[str]) -> int:
             start=start,
             validation=tuple(each for each in maps if each[0] in arguments.hold_out),
             dice_weight=arguments.dice_weight,
+            contrasts=arguments.contrasts,
+            lesion_share=arguments.lesion_share,
             **chosen,
         )
     )
@@ -129,6 +131,19 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="weight of the Dice term; 0 in a last leg sets volumes and probabilities right",
     )
+    top.add_argument(
+        "--contrasts",
+        type=_contrasts,
+        default=(),
+        metavar="T2w,FLAIR",
+        help="paint half of the images in these contrasts",
+    )
+    top.add_argument(
+        "--lesion-share",
+        type=_share,
+        default=0.35,
+        help="share of the images with lesions; of those in --contrasts, if given",
+    )
     top.add_argument("--minutes", type=float, default=30, help="length of this leg")
     top.add_argument(
         "--cooldown", action="store_true", help="last leg: the learning rate falls to zero"
@@ -151,6 +166,22 @@ def _count(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return count
+
+
+def _contrasts(text: str) -> tuple[str, ...]:
+    from siam_bids.anatomy import CONTRASTS
+
+    wanted = words(text)
+    if unknown := [word for word in wanted if word not in CONTRASTS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(CONTRASTS)}")
+    return tuple(wanted)
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return share
 
 
 def _text(option: int | tuple[int, ...]) -> str:
