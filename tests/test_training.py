@@ -20,6 +20,7 @@ from siam_bids.training import (
     _Log,
     load_anatomies,
     marginal_loss,
+    mixed_precision,
     shape_of,
     train,
     z_score,
@@ -204,6 +205,15 @@ def test_two_processes_train_one_network(tmp_path, label_map):
     assert kept.step == trained.step
     for mine, other in zip(trained.shared(), kept.shared(), strict=True):
         torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_is_for_cpus_that_have_it(monkeypatch, fast):
+    monkeypatch.setattr("siam_bids.training.has_fast_bfloat16", lambda: fast)
+    layer = torch.nn.Linear(2, 2)
+    with mixed_precision(torch.device("cpu")):
+        answer = layer(torch.ones(1, 2))
+    assert answer.dtype == (torch.bfloat16 if fast else torch.float32)
 
 
 def test_processes_share_no_gpu(tmp_path, label_map):
