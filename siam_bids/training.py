@@ -7,7 +7,8 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.func import functional_call
 from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional
 
@@ -343,12 +343,29 @@ class Validation:
     def dice(self, network: nn.Module, weights: dict[str, torch.Tensor]) -> float:
         """Return the mean soft Dice, over patches and the classes in each, of such weights."""
         scores = []
-        for image, target in self._patches:
-            with torch.no_grad(), mixed_precision(image.device):
-                logits = functional_call(network, weights, (image,))
-            _, dice = marginal_loss(logits, target.float(), self._groups)
-            scores.append(dice[1:].nanmean())
+        with torch.no_grad(), _weights_for_a_while(network, weights):
+            for image, target in self._patches:
+                with mixed_precision(image.device):
+                    logits = network(image)
+                _, dice = marginal_loss(logits, target.float(), self._groups)
+                scores.append(dice[1:].nanmean())
         return float(torch.stack(scores).nanmean())
+
+
+@contextmanager
+def _weights_for_a_while(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Let a network have other weights, in its own tensors, and then those it had.
+
+    torch.func.functional_call does not give them back to a network that lists its layers twice.
+    """
+    kept = {name: value.clone() for name, value in network.named_parameters()}
+    try:
+        for name, value in network.named_parameters():
+            value.copy_(weights[name])
+        yield
+    finally:
+        for name, value in network.named_parameters():
+            value.copy_(kept[name])
 
 
 def load_anatomies(maps: Sequence[tuple[Path, str]], cache: Path) -> list[Anatomy]:

@@ -141,6 +141,26 @@ def test_the_log_tells_the_dice_on_maps_held_out(tmp_path, label_map):
     assert clueless != scores[0]
 
 
+def test_validation_leaves_the_network_as_it_was_and_able_to_learn(tmp_path, label_map):
+    """It once froze all convolutions but the last: the U-Net lists its layers twice."""
+    from siam_bids.training import Trainer
+
+    held_out = ((label_map, "siam"),)
+    trainer = Trainer(config(tmp_path / "run", label_map, minutes=1, validation=held_out))
+    own = dict(trainer.network.named_parameters())
+    values = {name: value.detach().clone() for name, value in own.items()}
+    others = {name: torch.zeros_like(value) for name, value in own.items()}
+    anatomies = load_anatomies(trainer.config.validation, tmp_path)
+    Validation(anatomies, GROUPS, trainer.config, count=1).dice(trainer.network, others)
+    for name, value in trainer.network.named_parameters():
+        assert value is own[name]
+        assert torch.equal(value, values[name])
+    size = trainer.config.patch
+    trainer.network(torch.randn(1, 1, size, size, size)).square().sum().backward()
+    used = [name for name, value in own.items() if "seg_layers" not in name]
+    assert all(own[name].grad is not None for name in used)
+
+
 def test_a_log_goes_on_where_a_leg_began_to_validate(tmp_path):
     log = _Log(tmp_path / "log.csv")
     for step, score in ((100, None), (200, 0.5)):
