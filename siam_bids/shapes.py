@@ -62,7 +62,8 @@ def patches(shape: Sequence[int], share: float, points: int, rng: torch.Generato
 
 def lookup(codes: torch.Tensor, table: npt.NDArray[np.generic]) -> torch.Tensor:
     """Replace each code by its entry of `table`."""
-    return torch.from_numpy(table).to(codes.device)[codes.int()]
+    entries = torch.from_numpy(table).to(codes.device)
+    return entries.index_select(0, codes.flatten().int()).view(codes.shape)
 
 
 @dataclass(frozen=True)

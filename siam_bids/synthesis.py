@@ -357,7 +357,7 @@ def _deform(anatomy: Anatomy, recipe: Recipe, pool: int, rng: torch.Generator) -
             place = place.add_(shift[axis], alpha=1 / float(size[axis]))
         place = place.round_().clamp_(0, source.shape[axis] - 1)
         index.mul_(source.shape[axis]).add_(place.int())
-    return source.flatten()[index]
+    return source.flatten().index_select(0, index.flatten()).view(shape)
 
 
 def _paint(
@@ -367,11 +367,9 @@ def _paint(
     if recipe.patchiness > 0:
         patch = patches(codes.shape, recipe.patchiness, 6 + recipe.seed % 14, rng)
         tissue = torch.where(patch, lookup(tissue, tissues().second), tissue)
-    means = torch.tensor(recipe.means, dtype=torch.float32, device=codes.device)
-    stds = torch.tensor(recipe.stds, dtype=torch.float32, device=codes.device)
-    rows = tissue.int()
+    means, stds = (values.astype(np.float32) for values in (recipe.means, recipe.stds))
     grain = torch.randn(codes.shape, generator=rng, device=rng.device)
-    image = grain.mul_(stds[rows]).add_(means[rows])
+    image = grain.mul_(lookup(tissue, stds)).add_(lookup(tissue, means))
     if recipe.strip != "no":
         image = image * (codes > 0)
     return image.clamp_min_(0)
