@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from siam_bids.config import Inference
-from siam_bids.ensemble import EnsembleSegmenter, precisions_of
+from siam_bids.ensemble import EnsembleSegmenter, focus_of_each, precisions_of
 from siam_bids.errors import ModelError, UsageError
+from siam_bids.focus import Focus
 from siam_bids.labels import LabelTable
 from siam_bids.models import ModelRecord
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
@@ -29,6 +30,10 @@ class Chain:
     ----------
     heads
         Label the whole head; where there are several, their probabilities are averaged.
+    decides
+        Labels whose probability is that of the first of the heads alone.
+    focus
+        Where the heads but the first look; None for everywhere.
     regions
         Name of a label, and the model that refines it there, in order. Such a model takes the
         image and, as second channel, the mask of the region; its own background cannot win there.
@@ -36,6 +41,8 @@ class Chain:
 
     heads: tuple[NnunetModel, ...]
     regions: tuple[tuple[str, NnunetModel], ...] = ()
+    decides: tuple[str, ...] = ()
+    focus: Focus | None = None
 
     @classmethod
     def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Chain:
@@ -64,7 +71,11 @@ class Chain:
                     f"{model.folder} is no model of a region: it has {model.channels} channels, "
                     "not an image and a mask."
                 )
-        chain = cls(heads, regions)
+        tissues = record.focus.tissues if record.focus else ()
+        for name in (*record.decides, *tissues):
+            if name not in heads[0].labels.by_name:
+                raise ModelError(f"There is no label {name} in {heads[0].folder}.")
+        chain = cls(heads, regions, record.decides, record.focus)
         chain.tables  # noqa: B018 (tells at once what does not fit)
         return chain
 
@@ -117,7 +128,11 @@ class Chain:
         self, grids: Sequence[Grid], device: torch.device, options: Inference, *, cpus: int
     ) -> Size:
         """Estimate what the largest of some scans takes, see `nnunet.estimate`."""
-        sizes = [estimate(model, grids, device, options, cpus=cpus) for model in self.models]
+        looks = [*focus_of_each(self.heads, self.focus), *(None for _ in self.regions)]
+        sizes = [
+            estimate(model, grids, device, options, cpus=cpus, focus=focus)
+            for model, focus in zip(self.models, looks, strict=True)
+        ]
         heads = sizes[: len(self.heads)]
         kept = sum(size.answer for size in heads)
         together = max(size.memory + kept - size.answer for size in heads)
@@ -146,7 +161,7 @@ class ChainSegmenter:
         self.options = options
         own = replace(options, folds=())
         self._first: NnunetSegmenter | EnsembleSegmenter = (
-            EnsembleSegmenter(chain.heads, device, own)
+            EnsembleSegmenter(chain.heads, device, own, chain.focus, chain.decides)
             if len(chain.heads) > 1
             else NnunetSegmenter(chain.heads[0], device, own)
         )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from itertools import pairwise
 
 import numpy as np
 import torch
 
 from siam_bids.config import Inference
+from siam_bids.focus import Focus
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
 from siam_bids.scores import MeanScores
-from siam_bids.segmenter import Prediction, Progress, prediction_of
+from siam_bids.segmenter import TILE_STEP, Prediction, Progress, prediction_of
 from siam_bids.volume import Volume
 
 
@@ -27,12 +28,23 @@ class EnsembleSegmenter:
         Two or more, with the same labels.
     device, options
         As for `NnunetSegmenter`.
+    focus
+        Where the members but the first look; elsewhere the first one decides. Default: everywhere.
+    decides
+        Labels whose probability is that of the first member alone.
     """
 
     def __init__(
-        self, models: Sequence[NnunetModel], device: torch.device, options: Inference
+        self,
+        models: Sequence[NnunetModel],
+        device: torch.device,
+        options: Inference,
+        focus: Focus | None = None,
+        decides: Sequence[str] = (),
     ) -> None:
         self._members = [NnunetSegmenter(model, device, options) for model in models]
+        self._focus = focus
+        self._alone = [models[0].labels.by_name[name].index for name in decides]
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -43,21 +55,32 @@ class EnsembleSegmenter:
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
     ) -> Prediction:
         """Segment one scan on its own grid; see `Segmenter.segment`."""
-        answers = [
-            member.scores(volume, keep=bool(probabilities), progress=part)
-            for member, part in zip(self._members, self._parts(volume, progress), strict=True)
+        keep = bool(probabilities)
+        first, *others = self._members
+        told, *parts = self._parts(volume, progress)
+        coarse, crop = first.scores(volume, keep=keep, progress=told)
+        box, step = None, TILE_STEP
+        if self._focus:
+            step = self._focus.step
+            seen = [first.model.labels.by_name[name].index for name in self._focus.tissues]
+            box = coarse.box_of(seen, [self._focus.margin / size for size in crop.voxel_size])
+        finer = [
+            member.scores(volume, part=box, step=step, keep=keep, progress=part)[0]
+            for member, part in zip(others, parts, strict=True)
         ]
-        crop = answers[0][1]
-        scores = MeanScores([part for part, _ in answers])
-        return prediction_of(scores, crop, self._members[0].model.labels, probabilities)
+        scores = MeanScores(coarse, finer, box, self._alone)
+        return prediction_of(scores, crop, first.model.labels, probabilities)
 
     def _parts(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:
         """Divide the progress among the models by the time that each is estimated to take."""
         if progress is None:
             return [None] * len(self._members)
+        looks = focus_of_each(self._members, self._focus)
         seconds = [
-            estimate(each.model, [volume.grid], each.device, each.options, cpus=1).seconds
-            for each in self._members
+            estimate(
+                each.model, [volume.grid], each.device, each.options, cpus=1, focus=focus
+            ).seconds
+            for each, focus in zip(self._members, looks, strict=True)
         ]
         ends = np.cumsum([0.0, *seconds]) / sum(seconds)
 
@@ -70,3 +93,8 @@ class EnsembleSegmenter:
 def precisions_of(segmenters: Iterable[NnunetSegmenter | EnsembleSegmenter]) -> tuple[str, ...]:
     """Return the precisions that several networks run in, each once."""
     return tuple(dict.fromkeys(name for each in segmenters for name in each.precisions))
+
+
+def focus_of_each(members: Sized, focus: Focus | None) -> list[Focus | None]:
+    """Return what each member of an ensemble looks at: the first at everything (None)."""
+    return [None, *([focus] * (len(members) - 1))]

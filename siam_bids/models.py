@@ -19,6 +19,7 @@ from filelock import FileLock
 from siam_bids import store
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.files import sha256, write_json
+from siam_bids.focus import Focus
 from siam_bids.resources import resource
 
 MANIFEST = "siam-bids.json"
@@ -57,6 +58,10 @@ class ModelRecord:
         ensemble, only its members know.
     members
         The models of an ensemble, whose probabilities are averaged; empty for a single model.
+    decides
+        Labels of an ensemble whose probability is that of the first member alone.
+    focus
+        Where members but the first look; None for everywhere.
     regions
         What refines labels of this model, in order; see `chain`.
     """
@@ -71,11 +76,14 @@ class ModelRecord:
     bfloat16: bool = False
     mirror: bool = False
     members: tuple[ModelRecord, ...] = ()
+    decides: tuple[str, ...] = ()
+    focus: Focus | None = None
     regions: tuple[Region, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return the model as sidecars name it."""
         members = [each.describe() for each in self.members]
+        focus = self.focus and self.focus.describe()
         regions = [{"Inside": each.inside, **each.model.describe()} for each in self.regions]
         return {
             "Name": self.name,
@@ -86,6 +94,8 @@ class ModelRecord:
             "Citation": self.citation,
             **({"MirroredByDefault": True} if self.mirror else {}),
             **({"Members": members} if members else {}),
+            **({"FirstDecides": list(self.decides)} if self.decides else {}),
+            **({"Focus": focus} if focus else {}),
             **({"Regions": regions} if regions else {}),
         }
 
@@ -205,12 +215,18 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     models = [*(members or [first]), *(region.model for region in regions)]
     parts = "".join(f"{member.sha256}\n" for member in members[1:])
     parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
+    focus = Focus.of(entry["focus"]) if "focus" in entry else first.focus
+    decides = tuple(entry.get("decides", first.decides))
+    parts += f"{focus}\n" if focus else ""
+    parts += f"{decides}\n" if decides else ""
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,
         bfloat16=all(member.bfloat16 for member in members or [first]),
         mirror=first.mirror and not members,
         members=members or first.members,
+        decides=decides,
+        focus=focus,
         name=name,
         title=entry.get("title", " + ".join(model.title for model in models)),
         version=entry.get("version", " + ".join(model.version for model in models)),

@@ -32,10 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, UsageError
 from siam_bids.files import atomic
+from siam_bids.focus import Focus
 from siam_bids.labels import LabelTable
 from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
 from siam_bids.scores import Logits
 from siam_bids.segmenter import (
+    TILE_STEP,
     Prediction,
     Progress,
     predict_tiled,
@@ -334,30 +336,45 @@ class NnunetSegmenter:
         volume: Volume,
         *,
         inside: npt.NDArray[np.bool_] | None = None,
+        part: Sequence[slice] | None = None,
+        step: float = TILE_STEP,
         keep: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Logits, Crop]:
-        """Run the network over a scan; arguments and errors as for `segment`.
+        """Run the network over a scan; other arguments and errors as for `segment`.
+
+        Parameters
+        ----------
+        part
+            Of the crop around everything that is not zero, [z, y, x]: all that the network sees
+            of the scan, normalised as the whole is.
+        step
+            Tile edges between two tiles, at most.
 
         Returns
         -------
         scores
             On the voxels of the scan that the crop keeps; with `keep`, probabilities too.
         crop
-            Around everything that is not zero.
+            Around everything that is not zero, or that part of it.
         """
-        self._check_memory(volume)
         whole = [volume.data] if inside is None else [volume.data, inside.astype(np.float32)]
         crop = Crop.around(_anything(whole), volume.grid)
+        part = part or tuple(slice(0, length) for length in crop.shape)
+        self._check_memory(volume.grid, crop.within(part).grid)
         cropped = [crop.cut(channel).transpose(self._axes) for channel in whole]
+        image = np.stack([self._normalised(cropped, index) for index in range(len(cropped))])
+        seen = tuple(part[axis] for axis in self._axes)
+        crop, image = crop.within(part), image[(slice(None), *seen)]
         spacing = _spacing(self.model, [crop.voxel_size[axis] for axis in self._axes], self.options)
-        image = self._preprocess(cropped, spacing)
+        image = self._resample(image, spacing)
         padded, inner = pad_nd_image(
             torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
         )
-        part = None if inside is None else _seen_box(cropped[1] > 0, inner[1:])
-        logits = self._predict(padded, part, progress)[(slice(None), *inner[1:])]
-        logits, nearest_axis = self._resampled(logits, cropped[0].shape, spacing)
+        wanted = None if inside is None else _seen_box(cropped[1][seen] > 0, inner[1:])
+        logits = self._predict(padded, wanted, step, progress)[(slice(None), *inner[1:])]
+        shape = [crop.shape[axis] for axis in self._axes]
+        logits, nearest_axis = self._resampled(logits, shape, spacing)
         if inside is not None:
             with torch.inference_mode():
                 logits[0] = _NEVER
@@ -369,8 +386,8 @@ class NnunetSegmenter:
             keep=keep,
         ), crop
 
-    def _check_memory(self, volume: Volume) -> None:
-        need, given = self.memory_of_scan(volume.grid), self.options.memory
+    def _check_memory(self, grid: Grid, part: Grid) -> None:
+        need, given = self.memory_of_scan(grid, part), self.options.memory
         there = given or free_memory() + psutil.Process().memory_info().rss
         what = f"about {need / 1e9:.1f} GB of memory"
         limit = f"{there / 1e9:.1f} GB are {'given' if given else 'free'}"
@@ -390,7 +407,11 @@ class NnunetSegmenter:
             )
 
     def _predict(
-        self, image: torch.Tensor, wanted: Sequence[slice] | None, progress: Progress | None
+        self,
+        image: torch.Tensor,
+        wanted: Sequence[slice] | None,
+        step: float,
+        progress: Progress | None,
     ) -> torch.Tensor:
         """Run all folds over an image (channels, I, J, K); see `_make_smaller` for small GPUs.
 
@@ -400,7 +421,7 @@ class NnunetSegmenter:
             trouble = self._lack_of_gpu_memory()
             if not trouble:
                 try:
-                    return self._predict_here(image, wanted, progress)
+                    return self._predict_here(image, wanted, step, progress)
                 except torch.OutOfMemoryError:
                     if self.device.type == "cpu":
                         raise
@@ -429,7 +450,11 @@ class NnunetSegmenter:
         self._build(self.device if pieces else torch.device("cpu"), lean=True)
 
     def _predict_here(
-        self, image: torch.Tensor, wanted: Sequence[slice] | None, progress: Progress | None
+        self,
+        image: torch.Tensor,
+        wanted: Sequence[slice] | None,
+        step: float,
+        progress: Progress | None,
     ) -> torch.Tensor:
         return predict_tiled(
             self._folds(),
@@ -439,19 +464,23 @@ class NnunetSegmenter:
             fold_count=len(self.model.folds),
             autocast=None if self.load.lean else _reduced_precision(self.device),
             wanted=wanted,
+            step=step,
             on_disk=self.options.low_memory,
             progress=progress,
         )
 
-    def memory_of_scan(self, grid: Grid) -> float:
-        """Estimate in bytes the most main memory that a scan needs, see `sizing.Load.memory`."""
-        return self.load.memory(math.prod(grid.shape), seen_shape(self.model, grid, self.options))
+    def memory_of_scan(self, grid: Grid, part: Grid | None = None) -> float:
+        """Estimate in bytes the most main memory that a scan needs, see `sizing.Load.memory`.
 
-    def _preprocess(
-        self, channels: Sequence[npt.NDArray[np.float32]], spacing: Sequence[float]
+        `part` is what the network sees of it; default: all.
+        """
+        seen = seen_shape(self.model, part or grid, self.options)
+        return self.load.memory(math.prod(grid.shape), seen)
+
+    def _resample(
+        self, image: npt.NDArray[np.float32], spacing: Sequence[float]
     ) -> npt.NDArray[np.float32]:
-        """Normalise and resample cropped images to the network's voxels: (channels, I, J, K)."""
-        image = np.stack([self._normalised(channels, index) for index in range(len(channels))])
+        """Resample an image (channels, I, J, K) to the network's voxels."""
         shape = compute_new_shape(image.shape[1:], spacing, self._plan.spacing)
         resampled = self._plan.resampling_fn_data(image, shape, spacing, self._plan.spacing)
         return np.ascontiguousarray(resampled, dtype=np.float32)
@@ -562,21 +591,25 @@ def estimate(
     options: Inference,
     *,
     cpus: int,
+    focus: Focus | None = None,
 ) -> Size:
     """Estimate what the largest of some scans takes; without any, one of 256^3 at 1 mm stands in.
 
-    Fit for asking a scheduler with some spare, not for promising.
+    Fit for asking a scheduler with some spare, not for promising. `focus` tells what the network
+    will see of a scan, all of it by default.
     """
     load = load_of(model, device, options)
     scans = [
-        (math.prod(grid.shape), seen_shape(model, grid, options))
+        (math.prod(grid.shape), seen_shape(model, focus.typical(grid) if focus else grid, options))
         for grid in grids or [Grid((256, 256, 256), np.eye(4))]
     ]
-    work = model.multiply_adds
+    work, step = model.multiply_adds, focus.step if focus else TILE_STEP
     return Size(
         memory=max(load.memory(*scan) for scan in scans),
         answer=max(load.answer(*scan) for scan in scans),
-        seconds=max(load.seconds(*scan, multiply_adds=work, cpus=cpus) for scan in scans),
+        seconds=max(
+            load.seconds(*scan, multiply_adds=work, cpus=cpus, step=step) for scan in scans
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 
 _LEAST = 1e-9
 """A probability that counts as 0, where its logarithm is taken."""
@@ -106,6 +107,35 @@ class Logits:
             np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
         return np.minimum(found, 1, out=found)
 
+    def box_of(self, classes: Sequence[int], margin: Sequence[float]) -> tuple[slice, ...]:
+        """Return a box of the wanted grid around the voxels where one of the classes is likeliest.
+
+        Islands of less than a twentieth of the largest connected piece do not count; where there
+        is nothing, the box is the whole grid.
+
+        Parameters
+        ----------
+        margin
+            Voxels of the wanted grid by which the box is wider, at each end of each axis.
+        """
+        mask = np.zeros(self._logits.shape[1:], np.bool_)
+        for place in range(len(mask)):
+            likeliest = self._logits[:, place].float().max(0).indices.numpy()
+            mask[place] = np.isin(likeliest, classes)
+        pieces, count = ndimage.label(mask)
+        if not count:
+            return tuple(slice(0, length) for length in self.shape)
+        sizes = np.bincount(pieces.ravel())[1:]
+        large = np.flatnonzero(sizes >= 0.05 * sizes.max())
+        found = [each for place, each in enumerate(ndimage.find_objects(pieces)) if place in large]
+        box = []
+        for axis, (length, edge) in enumerate(zip(self.shape, margin, strict=True)):
+            scale = length / mask.shape[axis]
+            low = scale * min(piece[axis].start for piece in found) - edge
+            high = scale * max(piece[axis].stop for piece in found) + edge
+            box.append(slice(max(0, int(low)), min(length, int(np.ceil(high)))))
+        return tuple(box)
+
     def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
         planes, rows, columns = self._steps
         logits = self._logits[classes]
@@ -120,28 +150,66 @@ class MeanScores:
 
     Parameters
     ----------
-    parts
-        Of the same shape and classes.
+    first
+        On the whole grid.
+    others
+        On the box, of the same classes.
+    box
+        Of the grid; outside it the first one's probabilities stand alone. Default: everything.
+    alone
+        Classes whose probability is the first one's everywhere; the means of the others are scaled
+        to what is left.
     """
 
-    def __init__(self, parts: Sequence[Logits]) -> None:
-        self.shape, self.classes = parts[0].shape, parts[0].classes
-        self._parts = parts
+    def __init__(
+        self,
+        first: Logits,
+        others: Sequence[Logits],
+        box: Sequence[slice] | None = None,
+        alone: Sequence[int] = (),
+    ) -> None:
+        self.shape, self.classes = first.shape, first.classes
+        self._first, self._others = first, others
+        self._box = tuple(box or (slice(0, length) for length in self.shape))
+        self._alone = list(alone)
 
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) logarithms of the mean probabilities of each plane, float32."""
-        for planes in zip(*(part.planes() for part in self._parts), strict=True):
-            total = planes[0].float().softmax(0)
-            for plane in planes[1:]:
-                total += plane.float().softmax(0)
-            yield total.div_(len(planes)).clamp_(min=_LEAST).log_()
+        rows, *window = self._box
+        others = [part.planes() for part in self._others]
+        for place, plane in enumerate(self._first.planes()):
+            total = plane.float().softmax(0)
+            if rows.start <= place < rows.stop:
+                inner = total[(slice(None), *window)]
+                own = inner[self._alone]
+                for other in others:
+                    inner += next(other).float().softmax(0)
+                inner.div_(1 + len(others))
+                if self._alone:
+                    rest = (1 - inner[self._alone].sum(0)).clamp_(min=_LEAST)
+                    inner.mul_((1 - own.sum(0)) / rest)
+                    inner[self._alone] = own
+            yield total.clamp_(min=_LEAST).log_()
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the mean probability (I, J, K) of one class."""
-        total = self._parts[0].probability(index)
-        for part in self._parts[1:]:
-            total += part.probability(index)
-        return np.divide(total, np.float32(len(self._parts)), out=total)
+        total = self._first.probability(index)
+        if index in self._alone:
+            return total
+        inner = total[self._box]
+        inner[:] = self._mean(inner, index)
+        if self._alone:
+            own = [self._first.probability(place)[self._box] for place in self._alone]
+            means = [self._mean(part, place) for part, place in zip(own, self._alone, strict=True)]
+            inner *= (1 - np.sum(own, 0)) / np.maximum(1 - np.sum(means, 0), _LEAST)
+        return total
+
+    def _mean(self, own: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.float32]:
+        """Return the mean over all networks, in the box, where `own` is the first one's."""
+        mean = own.copy()
+        for part in self._others:
+            mean += part.probability(index)
+        return np.divide(mean, np.float32(1 + len(self._others)), out=mean)
 
 
 class Certainty:

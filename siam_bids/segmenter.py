@@ -22,6 +22,9 @@ from siam_bids.scores import Certainty, Scores, labels_of
 from siam_bids.usage import release_memory
 from siam_bids.volume import Crop, Segmentation, Volume
 
+TILE_STEP = 0.5
+"""Tile edges between two tiles, at most, as in nnU-Net."""
+
 Progress = Callable[[float], None]
 """Told the share of the work done, 0 to 1."""
 
@@ -143,7 +146,7 @@ def choose_device(wish: str) -> torch.device:
     return torch.device(wish)
 
 
-def tile_starts(length: int, tile: int, step: float = 0.5) -> list[int]:
+def tile_starts(length: int, tile: int, step: float = TILE_STEP) -> list[int]:
     """Return where tiles begin along one axis: evenly spread, at most `step` tiles apart.
 
     The rule of nnU-Net's sliding window (Isensee et al., Nat. Methods 2021). For example a length
@@ -174,6 +177,7 @@ def predict_tiled(
     fold_count: int = 1,
     autocast: torch.dtype | None = None,
     wanted: Sequence[slice] | None = None,
+    step: float = TILE_STEP,
     on_disk: bool = False,
     progress: Progress | None = None,
 ) -> torch.Tensor:
@@ -195,6 +199,8 @@ def predict_tiled(
         Reduced precision to run the network in, or None for the network's own.
     wanted
         Box whose logits are wanted; tiles that do not touch it are left out. Default: all.
+    step
+        Tile edges between two tiles, at most.
     on_disk
         Keep the logits in a nameless scratch file; the result is a view of it.
 
@@ -208,7 +214,7 @@ def predict_tiled(
         The scratch file does not fit the disk.
     """
     shape = tuple(image.shape[1:])
-    starts = [tile_starts(length, edge) for length, edge in zip(shape, tile, strict=True)]
+    starts = [tile_starts(length, edge, step) for length, edge in zip(shape, tile, strict=True)]
     corners = list(itertools.product(*starts))
     if wanted is not None:
         corners = [corner for corner in corners if _touches(corner, tile, wanted)]

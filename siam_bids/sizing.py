@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from siam_bids.network import SLAB
-from siam_bids.segmenter import tile_starts
+from siam_bids.segmenter import TILE_STEP, tile_starts
 
 BYTES_PER_VOXEL = 16.0
 """Least memory for a voxel of a scan: float32 intensities, a reordered copy, and labels."""
@@ -104,7 +104,13 @@ class Load:
         return float(sums + 4 * voxels)
 
     def seconds(
-        self, voxels: int, shape: Sequence[int], *, multiply_adds: float, cpus: int
+        self,
+        voxels: int,
+        shape: Sequence[int],
+        *,
+        multiply_adds: float,
+        cpus: int,
+        step: float = TILE_STEP,
     ) -> float:
         """Estimate the wall seconds of a scan.
 
@@ -114,9 +120,12 @@ class Load:
             As for `memory`.
         multiply_adds
             Of one tile through one fold.
+        step
+            Tile edges between two tiles, at most.
         """
         tiles = math.prod(
-            len(tile_starts(length, edge)) for length, edge in zip(shape, self.tile, strict=True)
+            len(tile_starts(length, edge, step))
+            for length, edge in zip(shape, self.tile, strict=True)
         )
         rate = _CPU_RATE * cpus if self.on_cpu else _GPU_RATE
         handling = _HANDLING + _HANDLING_PER_VOXEL * voxels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -142,6 +143,20 @@ class Crop:
         """Edge lengths along z, y, x in mm."""
         x, y, z = self.turn.target.voxel_size
         return z, y, x
+
+    @property
+    def grid(self) -> Grid:
+        """That of the box, in RAS+ order; where it begins is left out."""
+        x, y, z = self.shape[::-1]
+        return Grid((x, y, z), self.turn.target.affine)
+
+    def within(self, part: Sequence[slice]) -> Crop:
+        """Return the crop to a part of this one, [z, y, x]."""
+        z, y, x = (
+            slice(whole.start + inner.start, whole.start + inner.stop)
+            for whole, inner in zip(self.box, part, strict=True)
+        )
+        return Crop(self.turn, (z, y, x))
 
     def cut(self, data: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return a view of scan data (I, J, K) within the box, [z, y, x]."""

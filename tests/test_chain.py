@@ -16,7 +16,13 @@ from siam_bids.errors import ModelError
 from siam_bids.labels import LabelTable
 from siam_bids.measure import tissue_volumes
 from siam_bids.models import find_model
-from siam_bids.nnunet import CONFIGURATION, NnunetModel, build_network, checkpoint
+from siam_bids.nnunet import (
+    CONFIGURATION,
+    NnunetModel,
+    NnunetSegmenter,
+    build_network,
+    checkpoint,
+)
 from siam_bids.store import CHECKPOINT
 from siam_bids.volume import Grid, Volume
 
@@ -245,3 +251,89 @@ def test_an_ensemble_may_be_refined_too(pair):
     both = {**json.loads(pair.read_text()), "regions": [{"inside": "GM", "model": "second"}]}
     path.write_text(json.dumps(both))
     np.testing.assert_array_equal(siam_bids.segment(scene(), model=str(path)).data, found.data)
+
+
+@pytest.fixture(scope="module")
+def focused(pair):
+    """The pair, its second model looking only where the first found the bright half."""
+    path = pair.with_name("focused.json")
+    focus = {"tissues": ["GM"], "margin": 8, "step": 0.7, "extent": [50, 32, 72]}
+    path.write_text(json.dumps({**json.loads(pair.read_text()), "focus": focus}))
+    return path
+
+
+def test_members_with_a_focus_see_a_box_of_the_scan(focused, pair, monkeypatch):
+    seen = []
+    scores = NnunetSegmenter.scores
+
+    def watched(self, volume, **options):
+        answer = scores(self, volume, **options)
+        seen.append((answer[0].shape, answer[1].grid.shape))
+        return answer
+
+    monkeypatch.setattr(NnunetSegmenter, "scores", watched)
+    names = ["background", "GM", "Rare"]
+    found = predicted(focused, scene(), probabilities=names)
+    (whole, _), (box, part) = seen
+    assert whole == SHAPE[::-1]
+    assert box == part[::-1]
+    assert np.prod(box) < 0.6 * np.prod(whole)
+    first = predicted(pair.parent / "half", scene(), probabilities=names)
+    outside = np.abs(found.probabilities["GM"] - first.probabilities["GM"]) < 1e-6
+    assert 1 - outside.mean() == pytest.approx(np.prod(box) / np.prod(whole), abs=0.02)
+    everywhere = predicted(pair, scene()).segmentation.data
+    assert (found.segmentation.data == everywhere).mean() > 0.97
+
+
+def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
+    record, plain = find_model(str(focused)), find_model(str(pair))
+    assert record.describe()["Focus"] == {
+        "Tissues": ["GM"],
+        "MarginInMillimetres": 8,
+        "TileStep": 0.7,
+    }
+    assert "Focus" not in plain.describe()
+    assert record.sha256 != plain.sha256
+    grid = Grid((60, 60, 60), np.diag([4.0, 4.0, 4.0, 1.0]))
+    assert record.focus.typical(grid).shape == (17, 12, 22)
+    assert record.focus.typical(scene().grid).shape == (17, 12, 22)
+    sizes = [
+        Chain.open(each).estimate([grid], CPU, Inference(), cpus=1) for each in (record, plain)
+    ]
+    assert sizes[0].seconds < sizes[1].seconds
+    assert sizes[0].memory <= sizes[1].memory
+    assert find_model(str(refined(focused))).focus == record.focus
+    content = json.loads(focused.read_text())
+    content["focus"]["tissues"] = ["WM"]
+    odd = focused.with_name("odd.json")
+    odd.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="no label WM in"):
+        opened(odd)
+
+
+def test_the_first_member_may_decide_on_a_label_alone(pair):
+    path = pair.with_name("decided.json")
+    path.write_text(json.dumps({**json.loads(pair.read_text()), "decides": ["GM"]}))
+    names = ["background", "GM", "Rare"]
+    found, first, both = (
+        predicted(each, scene(), probabilities=names)
+        for each in (path, pair.with_name("half"), pair)
+    )
+    gm = found.probabilities["GM"]
+    np.testing.assert_allclose(gm, first.probabilities["GM"], atol=1e-6)
+    rest = (1 - gm) / (1 - both.probabilities["GM"])
+    expected = both.probabilities["background"] * rest
+    np.testing.assert_allclose(found.probabilities["background"], expected, atol=2e-3)
+    stack = np.stack([found.probabilities[name] for name in names])
+    np.testing.assert_allclose(stack.sum(0), 1, atol=2e-3)
+    assert (found.segmentation.data == stack.argmax(0)).mean() > 0.999
+    assert find_model(str(path)).describe()["FirstDecides"] == ["GM"]
+    assert find_model(str(path)).sha256 != find_model(str(pair)).sha256
+
+
+def refined(ensemble):
+    """A chain that begins with an ensemble."""
+    path = ensemble.with_name("then.json")
+    regions = [{"inside": "GM", "model": "second"}]
+    path.write_text(json.dumps({"model": ensemble.name, "regions": regions}))
+    return path

@@ -59,7 +59,7 @@ def test_the_mean_is_that_of_the_softmaxes_on_the_common_grid():
         Logits(torch.from_numpy(rng.normal(size=(4, *size)) * 3).half(), shape, keep=True)
         for size in sizes
     ]
-    scores, certainty = MeanScores(parts), Certainty(4)
+    scores, certainty = MeanScores(parts[0], parts[1:]), Certainty(4)
     labels = labels_of(scores, certainty=certainty)
     softmax = [torch.stack(list(part.planes()), 1).float().softmax(0).numpy() for part in parts]
     mean = np.mean(softmax, axis=0)
@@ -71,10 +71,42 @@ def test_the_mean_is_that_of_the_softmaxes_on_the_common_grid():
     assert certainty.entropy() == pytest.approx(entropy, abs=1e-3)
 
 
+def test_outside_the_box_the_first_stands_alone():
+    rng = np.random.default_rng(4)
+    box = (slice(2, 6), slice(0, 5), slice(3, 7))
+    first, second, third = (
+        Logits(torch.from_numpy(rng.normal(size=(3, *shape))).half(), shape, keep=True)
+        for shape in ((8, 9, 7), (4, 5, 4), (4, 5, 4))
+    )
+    mean = MeanScores(first, [second, third], box)
+    found = torch.stack(list(mean.planes()), 1).exp().numpy()
+    chances = [np.stack([p.probability(c) for c in range(3)]) for p in (first, second, third)]
+    expected = chances[0].copy()
+    where = (slice(None), *box)
+    expected[where] = (chances[0][where] + chances[1] + chances[2]) / 3
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    labels_of(mean)
+    np.testing.assert_allclose(mean.probability(2), expected[2], atol=2e-3)
+    assert not np.allclose(expected[where], chances[0][where], atol=0.05)
+
+
+def test_a_box_holds_what_was_found_but_islands():
+    logits = torch.zeros((4, 10, 10, 10))
+    logits[0] = 1
+    logits[2, 3:7, 2:8, 4:6] = 2
+    logits[3, 7:9, 2:8, 4:6] = 2
+    logits[2, 0, 0, 0] = 2  # an island
+    fine = Logits(logits, (20, 10, 30))
+    assert fine.box_of([2], (0, 0, 0)) == (slice(6, 14), slice(2, 8), slice(12, 18))
+    assert fine.box_of([2, 3], (3, 1, 20)) == (slice(3, 20), slice(1, 9), slice(0, 30))
+    assert fine.box_of([1], (0, 0, 0)) == (slice(0, 20), slice(0, 10), slice(0, 30))
+
+
 def test_impossible_classes_do_not_upset_the_mean():
     logits = torch.zeros((3, 2, 2, 2)).half()
     logits[0], logits[1] = -6e4, 100.0
-    scores, certainty = MeanScores([Logits(logits, (2, 2, 2))] * 2), Certainty(3)
+    part = Logits(logits, (2, 2, 2))
+    scores, certainty = MeanScores(part, [part]), Certainty(3)
     assert (labels_of(scores, certainty=certainty) == 1).all()
     assert certainty.confidence() == {1: pytest.approx(1.0)}
     assert certainty.entropy() == pytest.approx(0.0, abs=1e-6)

@@ -3,7 +3,7 @@ import pytest
 from conftest import affine_of
 
 from siam_bids.labels import siam_labels
-from siam_bids.volume import Grid, Reorientation, Segmentation, Volume
+from siam_bids.volume import Crop, Grid, Reorientation, Segmentation, Volume
 
 
 def oblique(codes: str) -> np.ndarray:
@@ -70,3 +70,13 @@ def test_mask_of_names():
     data = np.array([0, 1, 2, 4, 16], np.uint8).reshape(5, 1, 1)
     segmentation = Segmentation(data, Grid((5, 1, 1), np.eye(4)), siam_labels())
     assert segmentation.mask(("GM", "CSFv")).ravel().tolist() == [False, True, False, True, False]
+
+
+def test_a_crop_within_a_crop():
+    data = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+    grid = Grid((4, 5, 6), oblique("LIA"))
+    crop = Crop.around(data > 20, grid)
+    part = crop.within((slice(1, 3), slice(0, 2), slice(1, 2)))
+    np.testing.assert_array_equal(part.cut(data), crop.cut(data)[1:3, 0:2, 1:2])
+    assert part.grid.shape == part.shape[::-1] == (1, 2, 2)
+    assert part.grid.voxel_size == pytest.approx(part.voxel_size[::-1])
