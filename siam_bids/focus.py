@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from siam_bids.errors import ModelError
 from siam_bids.volume import Grid, Reorientation
 
 
@@ -34,9 +35,22 @@ class Focus:
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Focus:
-        """Read the entry `focus` of an ensemble in models.json."""
-        x, y, z = (float(edge) for edge in entry["extent"])
-        return cls(tuple(entry["tissues"]), float(entry["margin"]), float(entry["step"]), (x, y, z))
+        """Read the entry `focus` of an ensemble in models.json.
+
+        Raises
+        ------
+        ModelError
+            Something is missing or no number.
+        """
+        try:
+            x, y, z = (float(edge) for edge in entry["extent"])
+            margin, step = float(entry["margin"]), float(entry["step"])
+            return cls(tuple(map(str, entry["tissues"])), margin, step, (x, y, z))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The focus of an ensemble cannot be read ({error!r}).",
+                'Write {"tissues": [LABEL], "margin": MM, "step": 0.5, "extent": [MM, MM, MM]}.',
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         """Return the focus as sidecars tell it."""

@@ -309,6 +309,10 @@ def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
     odd.write_text(json.dumps(content))
     with pytest.raises(ModelError, match="no label WM in"):
         opened(odd)
+    del content["focus"]["step"]
+    odd.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"focus of an ensemble cannot be read .*'step'"):
+        opened(odd)
 
 
 def test_the_first_member_may_decide_on_a_label_alone(pair):
