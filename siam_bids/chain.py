@@ -30,8 +30,6 @@ class Chain:
     ----------
     heads
         Label the whole head; where there are several, their probabilities are averaged.
-    decides
-        Labels whose probability is that of the first of the heads alone.
     focus
         Where the heads but the first look; None for everywhere.
     regions
@@ -41,7 +39,6 @@ class Chain:
 
     heads: tuple[NnunetModel, ...]
     regions: tuple[tuple[str, NnunetModel], ...] = ()
-    decides: tuple[str, ...] = ()
     focus: Focus | None = None
 
     @classmethod
@@ -71,11 +68,10 @@ class Chain:
                     f"{model.folder} is no model of a region: it has {model.channels} channels, "
                     "not an image and a mask."
                 )
-        tissues = record.focus.tissues if record.focus else ()
-        for name in (*record.decides, *tissues):
+        for name in record.focus.tissues if record.focus else ():
             if name not in heads[0].labels.by_name:
                 raise ModelError(f"There is no label {name} in {heads[0].folder}.")
-        chain = cls(heads, regions, record.decides, record.focus)
+        chain = cls(heads, regions, record.focus)
         chain.tables  # noqa: B018 (tells at once what does not fit)
         return chain
 
@@ -161,7 +157,7 @@ class ChainSegmenter:
         self.options = options
         own = replace(options, folds=())
         self._first: NnunetSegmenter | EnsembleSegmenter = (
-            EnsembleSegmenter(chain.heads, device, own, chain.focus, chain.decides)
+            EnsembleSegmenter(chain.heads, device, own, chain.focus)
             if len(chain.heads) > 1
             else NnunetSegmenter(chain.heads[0], device, own)
         )

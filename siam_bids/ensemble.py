@@ -30,8 +30,6 @@ class EnsembleSegmenter:
         As for `NnunetSegmenter`.
     focus
         Where the members but the first look; elsewhere the first one decides. Default: everywhere.
-    decides
-        Labels whose probability is that of the first member alone.
     """
 
     def __init__(
@@ -40,11 +38,9 @@ class EnsembleSegmenter:
         device: torch.device,
         options: Inference,
         focus: Focus | None = None,
-        decides: Sequence[str] = (),
     ) -> None:
         self._members = [NnunetSegmenter(model, device, options) for model in models]
         self._focus = focus
-        self._alone = [models[0].labels.by_name[name].index for name in decides]
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -68,7 +64,7 @@ class EnsembleSegmenter:
             member.scores(volume, part=box, step=step, keep=keep, progress=part)[0]
             for member, part in zip(others, parts, strict=True)
         ]
-        scores = MeanScores(coarse, finer, box, self._alone)
+        scores = MeanScores(coarse, finer, box)
         return prediction_of(scores, crop, first.model.labels, probabilities)
 
     def _parts(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:

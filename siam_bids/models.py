@@ -58,8 +58,6 @@ class ModelRecord:
         ensemble, only its members know.
     members
         The models of an ensemble, whose probabilities are averaged; empty for a single model.
-    decides
-        Labels of an ensemble whose probability is that of the first member alone.
     focus
         Where members but the first look; None for everywhere.
     regions
@@ -76,7 +74,6 @@ class ModelRecord:
     bfloat16: bool = False
     mirror: bool = False
     members: tuple[ModelRecord, ...] = ()
-    decides: tuple[str, ...] = ()
     focus: Focus | None = None
     regions: tuple[Region, ...] = ()
 
@@ -94,7 +91,6 @@ class ModelRecord:
             "Citation": self.citation,
             **({"MirroredByDefault": True} if self.mirror else {}),
             **({"Members": members} if members else {}),
-            **({"FirstDecides": list(self.decides)} if self.decides else {}),
             **({"Focus": focus} if focus else {}),
             **({"Regions": regions} if regions else {}),
         }
@@ -216,16 +212,13 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     parts = "".join(f"{member.sha256}\n" for member in members[1:])
     parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
     focus = Focus.of(entry["focus"]) if "focus" in entry else first.focus
-    decides = tuple(entry.get("decides", first.decides))
     parts += f"{focus}\n" if focus else ""
-    parts += f"{decides}\n" if decides else ""
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,
         bfloat16=all(member.bfloat16 for member in members or [first]),
         mirror=first.mirror and not members,
         members=members or first.members,
-        decides=decides,
         focus=focus,
         name=name,
         title=entry.get("title", " + ".join(model.title for model in models)),

@@ -156,22 +156,14 @@ class MeanScores:
         On the box, of the same classes.
     box
         Of the grid; outside it the first one's probabilities stand alone. Default: everything.
-    alone
-        Classes whose probability is the first one's everywhere; the means of the others are scaled
-        to what is left.
     """
 
     def __init__(
-        self,
-        first: Logits,
-        others: Sequence[Logits],
-        box: Sequence[slice] | None = None,
-        alone: Sequence[int] = (),
+        self, first: Logits, others: Sequence[Logits], box: Sequence[slice] | None = None
     ) -> None:
         self.shape, self.classes = first.shape, first.classes
         self._first, self._others = first, others
         self._box = tuple(box or (slice(0, length) for length in self.shape))
-        self._alone = list(alone)
 
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) logarithms of the mean probabilities of each plane, float32."""
@@ -181,35 +173,19 @@ class MeanScores:
             total = plane.float().softmax(0)
             if rows.start <= place < rows.stop:
                 inner = total[(slice(None), *window)]
-                own = inner[self._alone]
                 for other in others:
                     inner += next(other).float().softmax(0)
                 inner.div_(1 + len(others))
-                if self._alone:
-                    rest = (1 - inner[self._alone].sum(0)).clamp_(min=_LEAST)
-                    inner.mul_((1 - own.sum(0)) / rest)
-                    inner[self._alone] = own
             yield total.clamp_(min=_LEAST).log_()
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the mean probability (I, J, K) of one class."""
         total = self._first.probability(index)
-        if index in self._alone:
-            return total
         inner = total[self._box]
-        inner[:] = self._mean(inner, index)
-        if self._alone:
-            own = [self._first.probability(place)[self._box] for place in self._alone]
-            means = [self._mean(part, place) for part, place in zip(own, self._alone, strict=True)]
-            inner *= (1 - np.sum(own, 0)) / np.maximum(1 - np.sum(means, 0), _LEAST)
-        return total
-
-    def _mean(self, own: npt.NDArray[np.float32], index: int) -> npt.NDArray[np.float32]:
-        """Return the mean over all networks, in the box, where `own` is the first one's."""
-        mean = own.copy()
         for part in self._others:
-            mean += part.probability(index)
-        return np.divide(mean, np.float32(1 + len(self._others)), out=mean)
+            inner += part.probability(index)
+        np.divide(inner, np.float32(1 + len(self._others)), out=inner)
+        return total
 
 
 class Certainty:

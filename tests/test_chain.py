@@ -315,26 +315,6 @@ def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
         opened(odd)
 
 
-def test_the_first_member_may_decide_on_a_label_alone(pair):
-    path = pair.with_name("decided.json")
-    path.write_text(json.dumps({**json.loads(pair.read_text()), "decides": ["GM"]}))
-    names = ["background", "GM", "Rare"]
-    found, first, both = (
-        predicted(each, scene(), probabilities=names)
-        for each in (path, pair.with_name("half"), pair)
-    )
-    gm = found.probabilities["GM"]
-    np.testing.assert_allclose(gm, first.probabilities["GM"], atol=1e-6)
-    rest = (1 - gm) / (1 - both.probabilities["GM"])
-    expected = both.probabilities["background"] * rest
-    np.testing.assert_allclose(found.probabilities["background"], expected, atol=2e-3)
-    stack = np.stack([found.probabilities[name] for name in names])
-    np.testing.assert_allclose(stack.sum(0), 1, atol=2e-3)
-    assert (found.segmentation.data == stack.argmax(0)).mean() > 0.999
-    assert find_model(str(path)).describe()["FirstDecides"] == ["GM"]
-    assert find_model(str(path)).sha256 != find_model(str(pair)).sha256
-
-
 def refined(ensemble):
     """A chain that begins with an ensemble."""
     path = ensemble.with_name("then.json")
