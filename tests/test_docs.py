@@ -194,11 +194,16 @@ def shell(tmp_path, monkeypatch, head, small_sample, tiny_model, server) -> Shel
     shutil.copytree(tiny_model, tmp_path / "NAME")
     write_model(tmp_path / "path/of/layers", names=("background", "one", "two"), channels=2)
     write_model(tmp_path / "path/of/another")
-    chain, pair = (block for block in blocks("docs/siam.md") if block.startswith("{"))
+    chain, pair, _ = (block for block in blocks("docs/siam.md") if block.startswith("{"))
     (tmp_path / "chain.json").write_text(chain)
     (tmp_path / "pair.json").write_text(pair)
     _stand_ins(tmp_path / "bin", monkeypatch)
     return Shell(tmp_path, tiny_model)
+
+
+def test_the_focus_that_is_told_is_the_default_models():
+    *_, told = (block for block in blocks("docs/siam.md") if block.startswith("{"))
+    assert json.loads(told).items() <= models.registry()["compact"].items()
 
 
 def _corrected_segmentation(place: Path) -> None:

@@ -28,7 +28,8 @@ def test_the_default_model_is_the_mean_of_two():
     described = record.describe()
     assert [each["Name"] for each in described["Members"]] == ["compact-2mm", "compact-1mm"]
     mirrored = [each.get("MirroredByDefault", False) for each in described["Members"]]
-    assert mirrored == [True, False]
+    assert mirrored == [True, True]
+    assert described["Focus"]["Tissues"] == ["GM", "cerGM"]
     assert record.licence == "Apache-2.0"
     with pytest.raises(UsageError, match="Give one: --model compact-2mm or --model compact-1mm"):
         ChainSegmenter(Chain.open(record), torch.device("cpu"), Inference(interpolate=False))
