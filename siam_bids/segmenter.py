@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import mmap
@@ -19,11 +20,17 @@ from scipy.ndimage import gaussian_filter
 from siam_bids.errors import UsageError
 from siam_bids.labels import LabelTable
 from siam_bids.scores import Certainty, Scores, labels_of
-from siam_bids.usage import release_memory
+from siam_bids.usage import memory_reused, release_memory
 from siam_bids.volume import Crop, Segmentation, Volume
 
 TILE_STEP = 0.5
 """Tile edges between two tiles, at most, as in nnU-Net."""
+
+_SMALL = 1 << 27
+"""Bytes of a tile's logits up to which freed memory is kept for the next tile.
+
+Of larger networks it would hold too much: that of SIAM's size took 6.3 GB instead of 4.0.
+"""
 
 Progress = Callable[[float], None]
 """Told the share of the work done, 0 to 1."""
@@ -219,27 +226,30 @@ def predict_tiled(
     if wanted is not None:
         corners = [corner for corner in corners if _touches(corner, tile, wanted)]
     weight = tile_weight(tile)
+    small = 4 * classes * math.prod(tile) <= _SMALL
     mean: torch.Tensor | None = None
-    for fold, network in enumerate(folds):
-        network.eval()
-        device = next(network.parameters()).device
-        logits, let_go = _sums((classes, *shape), on_disk=on_disk)
-        total = torch.zeros(shape, dtype=torch.float16)
-        for done, corner in enumerate(corners, start=1):
-            window = tuple(slice(at, at + edge) for at, edge in zip(corner, tile, strict=True))
-            release_memory()
-            patch = image[(slice(None), *window)][None].to(device)
-            with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                _add_weighted(logits[(slice(None), *window)], network(patch)[0].cpu(), weight)
-            total[window] += weight
-            let_go()
-            if progress:
-                progress((fold + done / len(corners)) / fold_count)
-        if wanted is not None:
-            total.masked_fill_(total == 0, 1)
-        for logit in logits:
-            logit.div_(total)
-        mean = logits if mean is None else mean.add_(logits)
+    with memory_reused() if small else contextlib.nullcontext():
+        for fold, network in enumerate(folds):
+            network.eval()
+            device = next(network.parameters()).device
+            logits, let_go = _sums((classes, *shape), on_disk=on_disk)
+            total = torch.zeros(shape, dtype=torch.float16)
+            for done, corner in enumerate(corners, start=1):
+                window = tuple(slice(at, at + edge) for at, edge in zip(corner, tile, strict=True))
+                if not small:
+                    release_memory()
+                patch = image[(slice(None), *window)][None].to(device)
+                with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                    _add_weighted(logits[(slice(None), *window)], network(patch)[0].cpu(), weight)
+                total[window] += weight
+                let_go()
+                if progress:
+                    progress((fold + done / len(corners)) / fold_count)
+            if wanted is not None:
+                total.masked_fill_(total == 0, 1)
+            for logit in logits:
+                logit.div_(total)
+            mean = logits if mean is None else mean.add_(logits)
     if mean is None:
         raise ValueError("no fold to predict with")
     return mean.div_(fold_count) if fold_count > 1 else mean

@@ -94,3 +94,36 @@ def test_freed_memory_goes_back_to_the_system():
         release_memory()
         assert before - resident().rss > 40e6
     """)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc can be told to keep what is freed")
+def test_memory_is_reused_within_and_given_back_at_the_end():
+    """A page that comes from the system anew is a page fault."""
+    in_a_fresh_process("""
+        import os
+        import resource
+        import numpy as np
+        import psutil
+        from siam_bids.usage import memory_reused
+
+        resident = psutil.Process().memory_info
+
+        def faults():
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(10):
+                np.ones(12_000_000)  # 96 MB, 23 thousand pages
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+        np.ones(12_000_000)
+        outside = faults()
+        start = resident().rss
+        with memory_reused():
+            pieces = [os.urandom(100_000) for _ in range(1000)]
+            inside = faults()
+            del pieces[::2]  # those between keep the C library's heap as long
+            kept = resident().rss - start
+        left = resident().rss - start
+        assert inside < 0.3 * outside, (inside, outside)
+        assert kept > 180e6, kept
+        assert left < 70e6, left
+    """)
