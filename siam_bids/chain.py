@@ -14,6 +14,7 @@ from siam_bids.config import Inference
 from siam_bids.ensemble import EnsembleSegmenter, focus_of_each, precisions_of
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.focus import Focus
+from siam_bids.intensities import Intensities
 from siam_bids.labels import LabelTable
 from siam_bids.models import ModelRecord
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
@@ -32,6 +33,8 @@ class Chain:
         Label the whole head; where there are several, their probabilities are averaged.
     focus
         Where the heads but the first look; None for everywhere.
+    intensities
+        How far the labels of the heads follow the intensities of the scan; None for not at all.
     regions
         Name of a label, and the model that refines it there, in order. Such a model takes the
         image and, as second channel, the mask of the region; its own background cannot win there.
@@ -40,6 +43,7 @@ class Chain:
     heads: tuple[NnunetModel, ...]
     regions: tuple[tuple[str, NnunetModel], ...] = ()
     focus: Focus | None = None
+    intensities: Intensities | None = None
 
     @classmethod
     def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Chain:
@@ -71,7 +75,7 @@ class Chain:
         for name in record.focus.tissues if record.focus else ():
             if name not in heads[0].labels.by_name:
                 raise ModelError(f"There is no label {name} in {heads[0].folder}.")
-        chain = cls(heads, regions, record.focus)
+        chain = cls(heads, regions, record.focus, record.intensities)
         chain.tables  # noqa: B018 (tells at once what does not fit)
         return chain
 
@@ -157,9 +161,9 @@ class ChainSegmenter:
         self.options = options
         own = replace(options, folds=())
         self._first: NnunetSegmenter | EnsembleSegmenter = (
-            EnsembleSegmenter(chain.heads, device, own, chain.focus)
+            EnsembleSegmenter(chain.heads, device, own, chain.focus, chain.intensities)
             if len(chain.heads) > 1
-            else NnunetSegmenter(chain.heads[0], device, own)
+            else NnunetSegmenter(chain.heads[0], device, own, chain.intensities)
         )
         self._finer = [NnunetSegmenter(model, device, own) for _, model in chain.regions]
 

@@ -52,6 +52,9 @@ class Inference:
     mirror
         Average over mirrored tiles too (test-time augmentation), along the axes that the model was
         trained for; None leaves it to the model.
+    intensities
+        Let the labels follow the intensities of the scan if the model says so; False leaves the
+        network's own.
     precision
         `auto`, `float32` or `bfloat16` on a CPU.
     volume
@@ -67,6 +70,7 @@ class Inference:
     interpolate: bool = True
     folds: tuple[str, ...] = ()
     mirror: bool | None = None
+    intensities: bool = True
     precision: str = "auto"
     volume: int | None = None
     memory: float | None = None

@@ -10,7 +10,9 @@ import torch
 
 from siam_bids.config import Inference
 from siam_bids.focus import Focus
+from siam_bids.intensities import Intensities
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
+from siam_bids.posterior import following
 from siam_bids.scores import MeanScores
 from siam_bids.segmenter import TILE_STEP, Prediction, Progress, prediction_of
 from siam_bids.volume import Volume
@@ -30,6 +32,8 @@ class EnsembleSegmenter:
         As for `NnunetSegmenter`.
     focus
         Where the members but the first look; elsewhere the first one decides. Default: everywhere.
+    intensities
+        How far the labels follow the intensities of the scan. Default: not at all.
     """
 
     def __init__(
@@ -38,9 +42,11 @@ class EnsembleSegmenter:
         device: torch.device,
         options: Inference,
         focus: Focus | None = None,
+        intensities: Intensities | None = None,
     ) -> None:
         self._members = [NnunetSegmenter(model, device, options) for model in models]
         self._focus = focus
+        self._intensities = intensities
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -64,7 +70,8 @@ class EnsembleSegmenter:
             member.scores(volume, part=box, step=step, keep=keep, progress=part)[0]
             for member, part in zip(others, parts, strict=True)
         ]
-        scores = MeanScores(coarse, finer, box)
+        mean = MeanScores(coarse, finer, box)
+        scores = following(mean, volume, crop, self._intensities, keep=keep)
         return prediction_of(scores, crop, first.model.labels, probabilities)
 
     def _parts(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:

@@ -17,9 +17,11 @@ from typing import Any
 from filelock import FileLock
 
 from siam_bids import store
+from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.files import sha256, write_json
 from siam_bids.focus import Focus
+from siam_bids.intensities import Intensities
 from siam_bids.resources import resource
 
 MANIFEST = "siam-bids.json"
@@ -60,6 +62,9 @@ class ModelRecord:
         The models of an ensemble, whose probabilities are averaged; empty for a single model.
     focus
         Where members but the first look; None for everywhere.
+    intensities
+        How far the labels follow the intensities of the scan; None for not at all. What a member of
+        an ensemble has here holds for it alone.
     regions
         What refines labels of this model, in order; see `chain`.
     """
@@ -75,12 +80,14 @@ class ModelRecord:
     mirror: bool = False
     members: tuple[ModelRecord, ...] = ()
     focus: Focus | None = None
+    intensities: Intensities | None = None
     regions: tuple[Region, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return the model as sidecars name it."""
         members = [each.describe() for each in self.members]
         focus = self.focus and self.focus.describe()
+        intensities = self.intensities and self.intensities.describe()
         regions = [{"Inside": each.inside, **each.model.describe()} for each in self.regions]
         return {
             "Name": self.name,
@@ -92,8 +99,13 @@ class ModelRecord:
             **({"MirroredByDefault": True} if self.mirror else {}),
             **({"Members": members} if members else {}),
             **({"Focus": focus} if focus else {}),
+            **({"Intensities": intensities} if intensities else {}),
             **({"Regions": regions} if regions else {}),
         }
+
+    def as_asked(self, options: Inference) -> ModelRecord:
+        """Return the model without what the options leave out of it."""
+        return self if options.intensities else replace(self, intensities=None)
 
     def parts(self) -> list[ModelRecord]:
         """Return all models, each with a folder of its own."""
@@ -149,6 +161,7 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
             citation=entry["citation"],
             bfloat16=entry.get("bfloat16", False),
             mirror=entry.get("mirror", False),
+            intensities=_intensities(entry),
         )
     start = Path(name).expanduser()
     if not start.is_dir():
@@ -182,7 +195,8 @@ def _joined_file(path: Path) -> dict[str, Any]:
         if len(members) > 1:
             first, listed = {"members": members}, content.get("regions", ())
         else:
-            first, listed = {"model": absolute(content["model"])}, content["regions"]
+            first = {"model": absolute(content["model"])}
+            listed = content.get("regions", ()) if "intensities" in content else content["regions"]
         regions = [
             {"inside": str(each["inside"]), "model": absolute(each["model"])} for each in listed
         ]
@@ -206,6 +220,7 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     for member in members:
         if member.members or member.regions:
             raise ModelError(f"{name}: {member.name} is no single model, so no member.")
+    members = tuple(replace(member, intensities=None) for member in members)
     if entry.get("bfloat16"):
         members = tuple(replace(member, bfloat16=True) for member in members)
     models = [*(members or [first]), *(region.model for region in regions)]
@@ -213,6 +228,8 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
     focus = Focus.of(entry["focus"]) if "focus" in entry else first.focus
     parts += f"{focus}\n" if focus else ""
+    intensities = _intensities(entry) or (None if members else first.intensities)
+    parts += f"{intensities}\n" if intensities else ""
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,
@@ -220,6 +237,7 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
         mirror=first.mirror and not members,
         members=members or first.members,
         focus=focus,
+        intensities=intensities,
         name=name,
         title=entry.get("title", " + ".join(model.title for model in models)),
         version=entry.get("version", " + ".join(model.version for model in models)),
@@ -227,6 +245,10 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
         citation=entry.get("citation", " ".join(citations)),
         regions=(*first.regions, *regions),
     )
+
+
+def _intensities(entry: Mapping[str, Any]) -> Intensities | None:
+    return Intensities.of(entry["intensities"]) if "intensities" in entry else None
 
 
 def locate(name: str, roots: Sequence[Path]) -> list[Path]:

@@ -33,8 +33,10 @@ from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, UsageError
 from siam_bids.files import atomic
 from siam_bids.focus import Focus
+from siam_bids.intensities import Intensities
 from siam_bids.labels import LabelTable
 from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
+from siam_bids.posterior import following
 from siam_bids.scores import Logits
 from siam_bids.segmenter import (
     TILE_STEP,
@@ -263,6 +265,8 @@ class NnunetSegmenter:
     options
         How to run it. Precision `auto` is bfloat16 where the model allows it and the CPU computes
         in it, float16 on CUDA as in stock nnU-Net, else float32.
+    intensities
+        How far the labels follow the intensities of the scan. Default: not at all, as in nnU-Net.
 
     Raises
     ------
@@ -271,8 +275,13 @@ class NnunetSegmenter:
     """
 
     def __init__(
-        self, model: NnunetModel, device: torch.device, options: Inference | None = None
+        self,
+        model: NnunetModel,
+        device: torch.device,
+        options: Inference | None = None,
+        intensities: Intensities | None = None,
     ) -> None:
+        self._following = intensities
         self.options = options or Inference()
         self.model = model.with_folds(self.options.folds)
         model = self.model
@@ -325,9 +334,9 @@ class NnunetSegmenter:
         ImageError
             It needs more memory than there is, see `memory_of_scan`.
         """
-        scores, crop = self.scores(
-            volume, inside=inside, keep=bool(probabilities), progress=progress
-        )
+        keep = bool(probabilities)
+        logits, crop = self.scores(volume, inside=inside, keep=keep, progress=progress)
+        scores = following(logits, volume, crop, self._following, keep=keep)
         mask = None if inside is None else crop.cut(inside)
         return prediction_of(scores, crop, self.model.labels, probabilities, inside=mask)
 

@@ -69,7 +69,7 @@ def segment(
         volume = load_volume(Path(image), index=inference.volume)
     else:
         volume = as_volume(image, Path(image.get_filename() or "the image"), inference.volume)
-    record = find_model(model, search_path(os.environ))
+    record = find_model(model, search_path(os.environ)).as_asked(inference)
     return _segmenter(record, device, threads, inference).segment(volume).segmentation
 
 
@@ -151,7 +151,7 @@ def segment_files(
     images = list_images(source)
     if source.is_dir() and target.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"{source} is a folder, {target} is not.", "Give an output folder.")
-    record = find_model(model, model_dirs)
+    record = find_model(model, model_dirs).as_asked(inference)
     segmenter = _segmenter(record, device, threads, inference)
     written, failed = [], {}
     for image in images:

@@ -41,13 +41,21 @@ def methods_text(models: Sequence[Description]) -> str:
         for model in models
         if "Members" in model
     )
+    followed = "".join(
+        f" The class probabilities of {model['Title']} were then updated by the intensities of the "
+        "scan: Gaussians per class, measured in windows around each place, and a Markov random "
+        "field (Ashburner and Friston, NeuroImage 2005; Zhang et al., IEEE Trans. Med. Imaging "
+        "2001)."
+        for model in models
+        if "Intensities" in model
+    )
     text = (
         f"Head MRI scans were segmented with siam-bids {__version__} using the model {used}. "
         "Each scan was brought to RAS+ order, z-scored and resampled to the voxel size of the "
         "network, labelled by an nnU-Net (Isensee et al., Nature Methods 2021) over "
         "half-overlapping tiles, and the class scores were interpolated back to the scan's own "
-        f"grid{several}. Volumes are label counts times the voxel volume; the total intracranial "
-        "volume (TIV) sums brain tissue, ventricles and cerebrospinal fluid."
+        f"grid{several}.{followed} Volumes are label counts times the voxel volume; the total "
+        "intracranial volume (TIV) sums brain tissue, ventricles and cerebrospinal fluid."
     )
     cited = [str(model["Citation"]) for model in models if model["Citation"]]
     return " ".join([text, *(f"Model: {citation}" for citation in cited)])

@@ -75,7 +75,7 @@ def run_participant(config: RunConfig) -> Summary:
 def _prepare(config: RunConfig) -> tuple[_Worker, list[Scan]]:
     """Check all that a run needs, without writing anything."""
     _check_folders(config)
-    record = find_model(config.model, config.model_dirs)
+    record = find_model(config.model, config.model_dirs).as_asked(config.inference)
     scans = find_scans(config.bids_dir, config.query)
     chain = Chain.open(record, config.inference.folds)
     chain.check(config.inference)
@@ -108,7 +108,8 @@ def _ahead(
 
 def boilerplate(config: RunConfig) -> str:
     """Return the methods text for the model of a run."""
-    return methods_text([find_model(config.model, config.model_dirs).describe()])
+    record = find_model(config.model, config.model_dirs).as_asked(config.inference)
+    return methods_text([record.describe()])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_model
+from scipy import ndimage
 
 import siam_bids
 from siam_bids import models
@@ -313,6 +314,45 @@ def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
     odd.write_text(json.dumps(content))
     with pytest.raises(ModelError, match=r"focus of an ensemble cannot be read .*'step'"):
         opened(odd)
+
+
+INTENSITIES = models.registry()["compact"]["intensities"]
+
+
+@pytest.mark.parametrize("name", ["pair", "first"])
+def test_labels_follow_the_intensities_if_the_model_does(name, pair, chain_file):
+    """An ensemble and a single model, in a scan whose right half is a voxel wider than it was."""
+    alone = {"model": "first"} if name == "first" else json.loads(pair.read_text())
+    plain = pair if name == "pair" else chain_file.parent / "first"
+    path = (pair if name == "pair" else chain_file).with_name(f"{name}-follows.json")
+    path.write_text(json.dumps({**alone, "intensities": INTENSITIES}))
+    record = find_model(str(path))
+    assert record.describe()["Intensities"]["ReachInMillimetres"] == 20
+    assert record.sha256 != find_model(str(plain)).sha256
+    head = scene()
+    grey = replace(head, data=ndimage.gaussian_filter(head.data, 1.2))
+    names = [label.name for label in opened(path).labels]
+    found = predicted(path, grey, probabilities=names)
+    network = predicted(plain, grey, probabilities=names)
+    assert (found.segmentation.data != network.segmentation.data).any()
+    maps = np.stack([found.probabilities[each] for each in names])
+    assert maps.sum(0) == pytest.approx(1, abs=5e-3)
+    likeliest = maps.argmax(0) == found.segmentation.data
+    assert likeliest.mean() > 0.999
+    chosen = siam_bids.segment(grey, model=str(path), intensities=False)
+    assert np.array_equal(chosen.data, network.segmentation.data)
+
+
+def test_a_chain_keeps_the_intensities_of_its_first_model(pair):
+    path = pair.with_name("follows.json")
+    path.write_text(json.dumps({**json.loads(pair.read_text()), "intensities": INTENSITIES}))
+    assert find_model(str(refined(path))).intensities == find_model(str(path)).intensities
+    assert find_model("compact").intensities is not None
+    assert "Intensities" in find_model("compact-2mm").describe()
+    ensemble = find_model("compact").describe()
+    assert not any("Intensities" in member for member in ensemble["Members"])
+    plain = find_model("compact").as_asked(Inference(intensities=False))
+    assert "Intensities" not in plain.describe()
 
 
 def refined(ensemble):

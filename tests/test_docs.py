@@ -194,16 +194,18 @@ def shell(tmp_path, monkeypatch, head, small_sample, tiny_model, server) -> Shel
     shutil.copytree(tiny_model, tmp_path / "NAME")
     write_model(tmp_path / "path/of/layers", names=("background", "one", "two"), channels=2)
     write_model(tmp_path / "path/of/another")
-    chain, pair, _ = (block for block in blocks("docs/siam.md") if block.startswith("{"))
+    chain, pair, *_ = (block for block in blocks("docs/siam.md") if block.startswith("{"))
     (tmp_path / "chain.json").write_text(chain)
     (tmp_path / "pair.json").write_text(pair)
     _stand_ins(tmp_path / "bin", monkeypatch)
     return Shell(tmp_path, tiny_model)
 
 
-def test_the_focus_that_is_told_is_the_default_models():
-    *_, told = (block for block in blocks("docs/siam.md") if block.startswith("{"))
-    assert json.loads(told).items() <= models.registry()["compact"].items()
+def test_the_focus_and_intensities_that_are_told_are_the_default_models():
+    *_, focus, intensities = (block for block in blocks("docs/siam.md") if block.startswith("{"))
+    default = models.registry()["compact"]
+    assert json.loads(focus).items() <= default.items()
+    assert json.loads(intensities)["intensities"] == default["intensities"]
 
 
 def _corrected_segmentation(place: Path) -> None:

@@ -97,6 +97,12 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         help="average over mirrored tiles too, if trained for it (default: as the model says)",
     )
     group.add_argument(
+        "--no-intensities",
+        dest="intensities",
+        action="store_false",
+        help="keep the network's own labels where a model lets borders follow the intensities",
+    )
+    group.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
@@ -137,6 +143,7 @@ def inference_of(arguments: argparse.Namespace) -> Inference:
         interpolate=not arguments.no_interpolation,
         folds=tuple(_bare(arguments.folds, "fold-")),
         mirror=arguments.mirror,
+        intensities=arguments.intensities,
         precision=arguments.precision,
         volume=arguments.volume,
         memory=1e9 * arguments.mem_gb if arguments.mem_gb else None,

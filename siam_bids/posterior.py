@@ -1,0 +1,250 @@
+"""A network's answer brought in line with the scan's own intensities: Bayes' rule, voxel by voxel.
+
+A small network knows where tissues lie better than where exactly they end. So its probabilities are
+taken as a prior. From the voxels that it is sure of we learn what each class looks like around
+every place of this very scan, a Gaussian whose mean and variance drift slowly with the bias field;
+how likely a voxel's intensity is under each class then shifts the borders. This is the model of
+unified segmentation (Wells et al., IEEE Trans. Med. Imaging 1996; Ashburner and Friston, NeuroImage
+2005) with a network in the place of the atlas. Neighbours vote too, as in a Markov random field
+(Zhang et al., IEEE Trans. Med. Imaging 2001), so that noise does not come through.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from siam_bids.intensities import Intensities
+from siam_bids.scores import Scores
+from siam_bids.volume import Crop, Volume
+
+_FEW = 50.0
+"""Voxels (weighted) below which a class borrows its Gaussian from the whole scan."""
+_BLOCK = 8.0
+"""Edge in mm of the blocks in which voxels are summed up."""
+_LEAST = 1e-12
+"""A probability, or a sum of weights, that counts as 0."""
+
+
+class Posterior:
+    """Scores that follow the intensities of the scan.
+
+    With p the given probabilities of classes c, x the intensity, m and v the mean and variance of a
+    class around the voxel, q = softmax(log p - weight / 2 ((x - m)^2 / v + log v)); and the
+    logarithms of the answer, times `temperature`, are those of q plus `neighbours` times the mean
+    of q over the voxels around, which count 1/4, 1/2, 1/4 along each axis.
+
+    Parameters
+    ----------
+    scores
+        Of the network; gone through once more often than there are rounds, plane by plane.
+    image
+        (I, J, K) intensities, on the grid of the scores.
+    voxel_size
+        In mm.
+    keep
+        Whether `probability` will be asked for.
+    """
+
+    def __init__(
+        self,
+        scores: Scores,
+        image: npt.NDArray[np.float32],
+        voxel_size: Sequence[float],
+        how: Intensities,
+        *,
+        keep: bool = False,
+    ) -> None:
+        self.shape, self.classes = scores.shape, scores.classes
+        self._scores, self._how = scores, how
+        spread = float(image.std()) or 1.0
+        self._image, self._scale = image, (float(image.mean()), spread)
+        self._size = tuple(voxel_size)
+        self._gaussians: _Gaussians | None = None
+        self._normalisers = np.zeros((2, *self.shape), np.float32) if keep else None
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) float32 logarithms of the probabilities, plane by plane."""
+        if self._gaussians is None:
+            self._gaussians = self._measured(plane.softmax(0) for plane in self._network())
+            for _ in range(1, self._how.rounds):
+                self._gaussians = self._measured(plane.exp() for plane in self._followed(1))
+        return self._followed(self._how.temperature)
+
+    def _network(self) -> Iterator[torch.Tensor]:
+        return (plane.float() for plane in self._scores.planes())
+
+    def _followed(self, temperature: float) -> Iterator[torch.Tensor]:
+        before: torch.Tensor | None = None
+        here: tuple[torch.Tensor, torch.Tensor] | None = None
+        for place, plane in enumerate(self._network()):
+            scores = plane.log_softmax(0).add_(self._likelihood(place))
+            votes = _smoothed(self._normalised(0, place, scores).exp_())
+            if here:
+                voted = self._voted(here, before, votes).div_(temperature)
+                yield self._normalised(1, place - 1, voted)
+                before = here[1]
+            here = scores, votes
+        if here:
+            voted = self._voted(here, before, None).div_(temperature)
+            yield self._normalised(1, self.shape[0] - 1, voted)
+
+    def _voted(
+        self,
+        here: tuple[torch.Tensor, torch.Tensor],
+        before: torch.Tensor | None,
+        after: torch.Tensor | None,
+    ) -> torch.Tensor:
+        scores, votes = here
+        around = votes / 2
+        for plane in (before, after):
+            around.add_(votes if plane is None else plane, alpha=0.25)
+        return scores.add_(around, alpha=self._how.neighbours)
+
+    def _normalised(self, step: int, place: int, scores: torch.Tensor) -> torch.Tensor:
+        normaliser = scores.logsumexp(0)
+        if self._normalisers is not None:
+            self._normalisers[step, place] = normaliser.numpy()
+        return scores - normaliser
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the probability (I, J, K) of a class, float32 in [0, 1]; after `planes`."""
+        if self._normalisers is None:
+            raise ValueError("probabilities were not to be kept")
+        first, second = self._normalisers
+        found = self._scores.probability(index)
+        np.log(np.maximum(found, _LEAST, out=found), out=found)
+        for place in range(len(found)):
+            found[place] += self._likelihood(place, slice(index, index + 1))[0].numpy()
+        votes = np.exp(found - first)
+        for axis in range(3):
+            votes = ndimage.correlate1d(votes, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
+        found += np.float32(self._how.neighbours) * votes
+        found /= np.float32(self._how.temperature)
+        found -= second
+        np.exp(found, out=found)
+        return np.minimum(found, 1, out=found)
+
+    def _standard(self, place: int) -> torch.Tensor:
+        mean, spread = self._scale
+        return torch.from_numpy((self._image[place] - np.float32(mean)) / np.float32(spread))
+
+    def _likelihood(self, place: int, classes: slice = slice(None)) -> torch.Tensor:
+        """Return weighted log likelihoods (classes, J, K) of a plane, but for a constant."""
+        if self._gaussians is None:
+            raise ValueError("planes come first")
+        mean, scale = self._gaussians.at(place, classes)
+        distance = mean.sub_(self._standard(place)).mul_(torch.exp(-scale)).square_()
+        return distance.mul_(-0.5).sub_(scale).mul_(self._how.weight)
+
+    def _measured(self, planes: Iterator[torch.Tensor]) -> _Gaussians:
+        block = [max(1, round(_BLOCK / size)) for size in self._size]
+        counts = [-(-length // edge) for length, edge in zip(self.shape, block, strict=True)]
+        sums = torch.zeros((3, self.classes, *counts))
+        for place, chances in enumerate(planes):
+            if block[0] > 1 and place % 2:  # every other plane tells enough
+                continue
+            weights = chances.square_()  # what is sure counts most
+            x = self._standard(place)
+            for power in range(3):
+                sums[power, :, place // block[0]] += _block_sums(weights, block[1:])
+                weights.mul_(x)
+        edges = [size * count for size, count in zip(self._size, block, strict=True)]
+        reach = [self._how.reach / edge for edge in edges]
+        return _Gaussians.of(sums, reach, self._how.spread, block, self.shape)
+
+
+@dataclass(frozen=True)
+class _Gaussians:
+    """Means and logarithms of the standard deviations of the classes, in blocks of voxels."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    block: Sequence[int]
+    shape: Sequence[int]
+
+    @classmethod
+    def of(
+        cls,
+        sums: torch.Tensor,
+        reach: Sequence[float],
+        spread: float,
+        block: Sequence[int],
+        shape: Sequence[int],
+    ) -> _Gaussians:
+        """Measure them in Gaussian windows.
+
+        Parameters
+        ----------
+        sums
+            (3, classes, I', J', K') of weights, weighted intensities and weighted squares.
+        reach
+            Of the windows, in blocks.
+        """
+        whole = sums.sum((2, 3, 4), dtype=torch.float64).float()[..., None, None, None]
+        count, total, squares = (part.sum(0) for part in whole)
+        mean = total / count.clamp_min(_LEAST)
+        all_of_it = mean, (squares / count.clamp_min(_LEAST) - mean**2).clamp_min(0)
+        everywhere = _borrowed(whole, *all_of_it)
+        window = (2 * math.pi) ** 1.5 * math.prod(reach)
+        near = ndimage.gaussian_filter(sums.numpy(), (0, 0, *reach), mode="constant", truncate=3.0)
+        mean, variance = _borrowed(torch.from_numpy(near) * window, *everywhere)
+        typical = variance.mean(0, keepdim=True)
+        variance = (variance + spread * typical).clamp_min(1e-6)
+        return cls(mean, variance.log().div_(2), block, shape)
+
+    def at(self, place: int, classes: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Interpolate both (classes, J, K) linearly to a plane of voxels."""
+        where = (place + 0.5) / self.block[0] - 0.5
+        low = max(0, math.floor(where))
+        high = min(low + 1, self.mean.shape[1] - 1)
+        share = min(max(where - low, 0.0), 1.0)
+        edges = [
+            count * edge for count, edge in zip(self.mean.shape[2:], self.block[1:], strict=True)
+        ]
+        rows, columns = self.shape[1:]
+        found = []
+        for part in (self.mean[classes], self.scale[classes]):
+            plane = torch.lerp(part[:, low], part[:, high], share)[None]
+            finer = functional.interpolate(plane, size=edges, mode="bilinear", align_corners=False)
+            found.append(finer[0, :, :rows, :columns])
+        return found[0], found[1]
+
+
+def _borrowed(
+    sums: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return means and variances of weighted sums; where these are small, mostly those given."""
+    count, total, squares = sums
+    own = total / count.clamp_min(_LEAST)
+    scatter = (squares - total * own).clamp_min(0)
+    whole = count + _FEW
+    return (total + _FEW * mean) / whole, (scatter + _FEW * variance) / whole
+
+
+def _block_sums(planes: torch.Tensor, block: Sequence[int]) -> torch.Tensor:
+    return functional.avg_pool2d(planes[None], tuple(block), ceil_mode=True, divisor_override=1)[0]
+
+
+def _smoothed(planes: torch.Tensor) -> torch.Tensor:
+    """Weigh voxels of planes (classes, J, K) and their neighbours 1/4, 1/2, 1/4 on both axes."""
+    padded = functional.pad(planes[None], (1, 1, 1, 1), mode="replicate")[0]
+    rows = padded[:, :-2] + padded[:, 2:] + 2 * padded[:, 1:-1]
+    both = rows[:, :, :-2] + rows[:, :, 2:] + 2 * rows[:, :, 1:-1]
+    return both.div_(16)
+
+
+def following(
+    scores: Scores, volume: Volume, crop: Crop, how: Intensities | None, *, keep: bool
+) -> Scores:
+    """Let the scores of a crop of a scan follow its intensities, if that is wanted."""
+    if how is None:
+        return scores
+    return Posterior(scores, crop.cut(volume.data), crop.voxel_size, how, keep=keep)

@@ -1,0 +1,149 @@
+"""Labels follow the scan's own intensities."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from siam_bids.errors import ModelError
+from siam_bids.intensities import Intensities
+from siam_bids.posterior import Posterior, following
+from siam_bids.scores import Logits, labels_of
+from siam_bids.volume import Crop, Grid, Volume
+
+SHAPE = (34, 40, 37)
+HOW = Intensities(weight=0.7, reach=20, spread=0.2, neighbours=4, temperature=2.3, rounds=2)
+
+
+def truth():
+    """A ball of 1 and a shell of 2 in 0."""
+    places = np.indices(SHAPE) - np.array(SHAPE).reshape(3, 1, 1, 1) / 2
+    radius = np.sqrt((places**2).sum(0))
+    return np.select([radius < 8, radius < 14], [1, 2], 0).astype(np.uint8)
+
+
+def unsure(labels, classes=4, blur=2.0):
+    """Scores of a network that knows where tissues lie, but not where exactly they end."""
+    maps = [ndimage.gaussian_filter((labels == c).astype(np.float32), blur) for c in range(classes)]
+    return Logits(torch.from_numpy(np.log(np.maximum(maps, 1e-6))), SHAPE, keep=True)
+
+
+def scan(labels, means=(0, 120, 80, 40), noise=8.0, bias=None):
+    image = np.array(means, np.float32)[labels]
+    if bias is not None:
+        image = image * bias
+    return (image + np.random.default_rng(3).normal(0, noise, SHAPE)).astype(np.float32)
+
+
+def wrong(scores):
+    return (labels_of(scores) != truth()).mean()
+
+
+def test_borders_move_to_where_the_intensities_change():
+    scores = unsure(np.roll(truth(), 1, 0))
+    followed = Posterior(scores, scan(truth()), (1, 1, 1), HOW)
+    assert wrong(scores) > 0.03
+    assert wrong(followed) < 0.25 * wrong(scores)
+
+
+def test_a_bias_field_is_followed():
+    """Gaussians measured nearby serve better than those of the whole scan."""
+    bias = np.linspace(0.5, 1.5, SHAPE[1], dtype=np.float32)[None, :, None]
+    image, scores = scan(truth(), noise=4, bias=bias), unsure(truth(), blur=3)
+    near, everywhere = (
+        wrong(Posterior(scores, image, (1, 1, 1), Intensities(0.7, reach, 0.2, 4, 2.3, 2)))
+        for reach in (6, 1000)
+    )
+    assert near < 0.6 * everywhere
+    assert everywhere < 0.1 * wrong(scores)
+
+
+def test_without_weight_the_network_decides():
+    scores = unsure(truth())
+    plain = labels_of(scores)
+    followed = Posterior(scores, scan(truth()), (1, 1, 1), Intensities(0, 20, 0.2, 0, 2.3, 1))
+    assert np.array_equal(labels_of(followed), plain)
+
+
+@pytest.mark.parametrize("image", [np.zeros(SHAPE, np.float32), np.full(SHAPE, 7e4, np.float32)])
+def test_an_image_without_contrast_tells_nothing(image):
+    scores = unsure(truth())
+    followed = labels_of(Posterior(scores, image, (1, 1, 1), HOW))
+    assert (followed == labels_of(scores)).mean() > 0.99
+
+
+def test_the_temperature_changes_probabilities_and_no_label():
+    cold, warm = (
+        Posterior(
+            unsure(truth()),
+            scan(truth(), noise=25),
+            (1, 1, 1),
+            Intensities(0.7, 20, 0.2, 4, heat, 2),
+        )
+        for heat in (1, 2.3)
+    )
+    assert np.array_equal(labels_of(cold), labels_of(warm))
+    sure = [torch.stack(list(each.planes())).max(1).values.exp().mean() for each in (cold, warm)]
+    assert sure[1] < sure[0] - 0.005
+
+
+def test_votes_of_neighbours_hold_noise_back():
+    image = scan(truth(), noise=40)
+    alone, voted = (
+        Posterior(unsure(truth(), blur=4), image, (1, 1, 1), Intensities(1, 20, 0.2, votes, 2.3, 2))
+        for votes in (0, 6)
+    )
+    assert wrong(voted) < 0.8 * wrong(alone)
+
+
+def test_classes_that_the_network_does_not_see_stay_away():
+    """Class 3 is nowhere likely; an odd voxel does not become one."""
+    image = scan(truth())
+    image[truth() == 1] += np.where(
+        np.random.default_rng(1).random((truth() == 1).sum()) < 0.05, 300, 0
+    )
+    assert labels_of(Posterior(unsure(truth()), image, (1, 1, 1), HOW)).max() < 3
+
+
+def test_probabilities_are_those_that_the_labels_come_from():
+    size = (1, 1.5, 5)
+    followed = Posterior(unsure(truth()), scan(truth()), size, HOW, keep=True)
+    planes = torch.stack(list(followed.planes()), 1).exp().numpy()
+    maps = np.stack([followed.probability(index) for index in range(4)])
+    assert planes.sum(0) == pytest.approx(1, abs=1e-5)
+    assert np.abs(maps - planes).max() < 2e-3  # the network's logits are float16
+    with pytest.raises(ValueError, match="not to be kept"):
+        Posterior(unsure(truth()), scan(truth()), size, HOW).probability(1)
+
+
+def test_the_result_does_not_depend_on_the_units_of_the_scan():
+    image = scan(truth())
+    one, two = (
+        labels_of(Posterior(unsure(truth()), units, (1, 1, 1), HOW))
+        for units in (image, 3000 + 20 * image)
+    )
+    assert (one != two).mean() < 1e-3
+
+
+def test_only_what_is_asked_for_follows():
+    volume = Volume(scan(truth()), Grid(SHAPE, np.eye(4)))
+    crop = Crop.around(volume.data != 0, volume.grid)
+    scores = unsure(truth())
+    assert following(scores, volume, crop, None, keep=False) is scores
+    assert isinstance(following(scores, volume, crop, HOW, keep=False), Posterior)
+
+
+def test_an_entry_that_cannot_be_read_is_said_in_one_line():
+    entry = {
+        "weight": 0.7,
+        "reach": 20,
+        "spread": 0.2,
+        "neighbours": 4,
+        "temperature": 2.3,
+        "rounds": 2,
+    }
+    assert Intensities.of(entry) == HOW
+    assert HOW.describe()["ReachInMillimetres"] == 20
+    for odd in ({**entry, "reach": "far"}, {"weight": 1}):
+        with pytest.raises(ModelError, match="intensities of a model cannot be read"):
+            Intensities.of(odd)
