@@ -39,7 +39,9 @@ class Posterior:
     With p the given probabilities of classes c, x the intensity, m and v the mean and variance of a
     class around the voxel, q = softmax(log p - weight / 2 ((x - m)^2 / v + log v)); and the
     logarithms of the answer, times `temperature`, are those of q plus `neighbours` times the mean
-    of q over the voxels around, which count 1/4, 1/2, 1/4 along each axis.
+    of q over the voxels around, which count 1/4, 1/2, 1/4 along each axis, or less where they are
+    further away than 1 mm: 1 / (4 mm^2). Where voxels are longer than 1 mm, they mix tissues and
+    follow no Gaussian: the weight is divided by their longest edge in mm.
 
     Parameters
     ----------
@@ -67,6 +69,8 @@ class Posterior:
         spread = float(image.std()) or 1.0
         self._image, self._scale = image, (float(image.mean()), spread)
         self._size = tuple(voxel_size)
+        self._weight = how.weight / max(1.0, *voxel_size)
+        self._sides = [0.25 / max(1.0, size) ** 2 for size in voxel_size]
         self._gaussians: _Gaussians | None = None
         self._normalisers = np.zeros((2, *self.shape), np.float32) if keep else None
 
@@ -86,7 +90,7 @@ class Posterior:
         here: tuple[torch.Tensor, torch.Tensor] | None = None
         for place, plane in enumerate(self._network()):
             scores = plane.log_softmax(0).add_(self._likelihood(place))
-            votes = _smoothed(self._normalised(0, place, scores).exp_())
+            votes = _smoothed(self._normalised(0, place, scores).exp_(), self._sides[1:])
             if here:
                 voted = self._voted(here, before, votes).div_(temperature)
                 yield self._normalised(1, place - 1, voted)
@@ -103,9 +107,10 @@ class Posterior:
         after: torch.Tensor | None,
     ) -> torch.Tensor:
         scores, votes = here
-        around = votes / 2
+        side = self._sides[0]
+        around = votes * (1 - 2 * side)
         for plane in (before, after):
-            around.add_(votes if plane is None else plane, alpha=0.25)
+            around.add_(votes if plane is None else plane, alpha=side)
         return scores.add_(around, alpha=self._how.neighbours)
 
     def _normalised(self, step: int, place: int, scores: torch.Tensor) -> torch.Tensor:
@@ -124,8 +129,9 @@ class Posterior:
         for place in range(len(found)):
             found[place] += self._likelihood(place, slice(index, index + 1))[0].numpy()
         votes = np.exp(found - first)
-        for axis in range(3):
-            votes = ndimage.correlate1d(votes, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
+        for axis, side in enumerate(self._sides):
+            kernel = [side, 1 - 2 * side, side]
+            votes = ndimage.correlate1d(votes, kernel, axis=axis, mode="nearest")
         found += np.float32(self._how.neighbours) * votes
         found /= np.float32(self._how.temperature)
         found -= second
@@ -142,7 +148,7 @@ class Posterior:
             raise ValueError("planes come first")
         mean, scale = self._gaussians.at(place, classes)
         distance = mean.sub_(self._standard(place)).mul_(torch.exp(-scale)).square_()
-        return distance.mul_(-0.5).sub_(scale).mul_(self._how.weight)
+        return distance.mul_(-0.5).sub_(scale).mul_(self._weight)
 
     def _measured(self, planes: Iterator[torch.Tensor]) -> _Gaussians:
         block = [max(1, round(_BLOCK / size)) for size in self._size]
@@ -233,12 +239,12 @@ def _block_sums(planes: torch.Tensor, block: Sequence[int]) -> torch.Tensor:
     return functional.avg_pool2d(planes[None], tuple(block), ceil_mode=True, divisor_override=1)[0]
 
 
-def _smoothed(planes: torch.Tensor) -> torch.Tensor:
-    """Weigh voxels of planes (classes, J, K) and their neighbours 1/4, 1/2, 1/4 on both axes."""
+def _smoothed(planes: torch.Tensor, sides: Sequence[float]) -> torch.Tensor:
+    """Average planes (classes, J, K) with the voxels beside, which count `sides` on each axis."""
     padded = functional.pad(planes[None], (1, 1, 1, 1), mode="replicate")[0]
-    rows = padded[:, :-2] + padded[:, 2:] + 2 * padded[:, 1:-1]
-    both = rows[:, :, :-2] + rows[:, :, 2:] + 2 * rows[:, :, 1:-1]
-    return both.div_(16)
+    across, along = sides
+    rows = across * (padded[:, :-2] + padded[:, 2:]) + (1 - 2 * across) * padded[:, 1:-1]
+    return along * (rows[:, :, :-2] + rows[:, :, 2:]) + (1 - 2 * along) * rows[:, :, 1:-1]
 
 
 def following(
