@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -408,6 +409,29 @@ def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
         if path not in outputs:
             path.unlink(missing_ok=True)
             sidecar(path).unlink(missing_ok=True)
+
+
+def finish_scan(names: ScanNames, about: Mapping[str, Any], outputs: Sequence[Path]) -> None:
+    """Declare a scan done, unless something of it is gone.
+
+    Parameters
+    ----------
+    about
+        What the sidecar of the segmentation says.
+
+    Raises
+    ------
+    FileNotFoundError
+        An output or its sidecar was removed while the scan was written.
+    """
+    declared = sidecar(names.segmentation)
+    write_json(declared, about)
+    pictures = {names.figure(kind) for kind in FIGURES}
+    beside = [sidecar(path) for path in outputs if path not in pictures]
+    for path in (*outputs, *beside):
+        if not path.exists():
+            declared.unlink(missing_ok=True)
+            raise FileNotFoundError(errno.ENOENT, "Removed while the scan was written", str(path))
 
 
 def sweep_subject(root: Path, subject: str) -> None:

@@ -328,7 +328,7 @@ class _Worker:
             about = {**task.provenance, "Grid": _describe(task.volume)}
             if self._segmenter:
                 about["Precision"] = " + ".join(self._segmenter.precisions)
-            write_json(derivatives.sidecar(task.names.segmentation), about)
+            derivatives.finish_scan(task.names, about, task.outputs)
             self.summary.done.append(task.scan.name)
             logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])
         except Exception as error:  # noqa: BLE001 (one bad scan stops no other)

@@ -212,6 +212,23 @@ def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
     assert not names.preview("image").exists()
 
 
+def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
+    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    declared = derivatives.sidecar(names.segmentation)
+    outputs = [names.segmentation, names.brain_mask, names.figure("mosaic")]
+    written = [*outputs, derivatives.sidecar(names.brain_mask)]
+    for gone in written:
+        for path in written:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        derivatives.finish_scan(names, {"InputSHA256": "a"}, outputs)
+        assert declared.exists()
+        gone.unlink()
+        with pytest.raises(FileNotFoundError, match=gone.name):
+            derivatives.finish_scan(names, {"InputSHA256": "a"}, outputs)
+        assert not declared.exists()
+
+
 def test_scans_say_why_they_are_to_do(tmp_path):
     names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
     made = {"InputSHA256": "a", "Model": {"SHA256": "m"}, "Options": {}, "SoftwareVersion": "1"}
