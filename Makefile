@@ -28,7 +28,8 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 2 \
+		--dist loadfile --no-loadscope-reorder
 
 # Programs of others that some tests drive; without them these tests skip. Needs Python 3.11.
 tools: $(TOOLS)/ready
