@@ -16,8 +16,7 @@ class Intensities:
     Attributes
     ----------
     weight
-        Power of the likelihood. 1 is Bayes' rule for a network that had not seen the image; it has,
-        and neighbouring voxels are not independent, so less is right.
+        Power of the likelihood. 1 is Bayes' rule for a network that had not seen the image.
     reach
         Standard deviation in mm of the windows in which the Gaussians are measured.
     spread
@@ -29,7 +28,8 @@ class Intensities:
         What the logarithms are divided by at the end, so that of the voxels with a probability of
         80 % as many are right (Guo et al., ICML 2017); labels stay the same.
     rounds
-        How often the Gaussians are measured, the first time by the network's own probabilities.
+        How often the Gaussians are measured: first one of each class, by the network's own
+        probabilities, then two of each.
     """
 
     weight: float
@@ -55,8 +55,8 @@ class Intensities:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The intensities of a model cannot be read ({error!r}).",
-                'Write {"weight": 0.7, "reach": 20, "spread": 0.2, "neighbours": 4, '
-                '"temperature": 2.3, "rounds": 2}.',
+                'Write {"weight": 1, "reach": 20, "spread": 0.2, "neighbours": 8, '
+                '"temperature": 3.5, "rounds": 2}.',
             ) from error
 
     def describe(self) -> dict[str, Any]:

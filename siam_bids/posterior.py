@@ -2,15 +2,17 @@
 
 A small network knows where tissues lie better than where exactly they end. So its probabilities are
 taken as a prior. From the voxels that it is sure of we learn what each class looks like around
-every place of this very scan, a Gaussian whose mean and variance drift slowly with the bias field;
-how likely a voxel's intensity is under each class then shifts the borders. This is the model of
-unified segmentation (Wells et al., IEEE Trans. Med. Imaging 1996; Ashburner and Friston, NeuroImage
-2005) with a network in the place of the atlas. Neighbours vote too, as in a Markov random field
-(Zhang et al., IEEE Trans. Med. Imaging 2001), so that noise does not come through.
+every place of this very scan: a Gaussian at first, then two, since skull or fluid mix tissues.
+Their means and variances drift slowly with the bias field. How likely a voxel's intensity is under
+each class then shifts the borders. This is the model of unified segmentation (Wells et al., IEEE
+Trans. Med. Imaging 1996; Ashburner and Friston, NeuroImage 2005) with a network in the place of the
+atlas. Neighbours vote too, as in a Markov random field (Zhang et al., IEEE Trans. Med. Imaging
+2001), so that noise does not come through.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ _FEW = 50.0
 """Voxels (weighted) below which a class borrows its Gaussian from the whole scan."""
 _BLOCK = 8.0
 """Edge in mm of the blocks in which voxels are summed up."""
+_RARE = 1e-3
+"""Least share of a part in its class."""
 _LEAST = 1e-12
 """A probability, or a sum of weights, that counts as 0."""
 
@@ -36,12 +40,14 @@ _LEAST = 1e-12
 class Posterior:
     """Scores that follow the intensities of the scan.
 
-    With p the given probabilities of classes c, x the intensity, m and v the mean and variance of a
-    class around the voxel, q = softmax(log p - weight / 2 ((x - m)^2 / v + log v)); and the
-    logarithms of the answer, times `temperature`, are those of q plus `neighbours` times the mean
-    of q over the voxels around, which count 1/4, 1/2, 1/4 along each axis, or less where they are
-    further away than 1 mm: 1 / (4 mm^2). Where voxels are longer than 1 mm, they mix tissues and
-    follow no Gaussian: the weight is divided by their longest edge in mm.
+    With p the given probabilities of classes c, x the intensity, m and s the mean and standard
+    deviation around the voxel of a class, or of each of its parts a of share r, q =
+    softmax(log p + weight log sum_a r / s exp(-(x - m)^2 / 2 s^2)); and the logarithms of the
+    answer, times `temperature`, are those of q plus `neighbours` times the mean of q over the
+    voxels around, which count 1/4, 1/2, 1/4 along each axis, or less where they are further away
+    than 1 mm: 1 / (4 mm^2). In the first round a class is one part; then it is two, the voxels
+    above and below its mean. Where voxels are longer than 1 mm, they mix tissues and follow no
+    Gaussian: the weight is divided by their longest edge in mm.
 
     Parameters
     ----------
@@ -71,15 +77,15 @@ class Posterior:
         self._size = tuple(voxel_size)
         self._weight = how.weight / max(1.0, *voxel_size)
         self._sides = [0.25 / max(1.0, size) ** 2 for size in voxel_size]
-        self._gaussians: _Gaussians | None = None
+        self._gaussians: tuple[_Gaussians, ...] = ()
         self._normalisers = np.zeros((2, *self.shape), np.float32) if keep else None
 
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) float32 logarithms of the probabilities, plane by plane."""
-        if self._gaussians is None:
-            self._gaussians = self._measured(plane.softmax(0) for plane in self._network())
+        if not self._gaussians:
+            self._measure(plane.softmax(0) for plane in self._network())
             for _ in range(1, self._how.rounds):
-                self._gaussians = self._measured(plane.exp() for plane in self._followed(1))
+                self._measure(plane.exp() for plane in self._followed(1))
         return self._followed(self._how.temperature)
 
     def _network(self) -> Iterator[torch.Tensor]:
@@ -114,10 +120,10 @@ class Posterior:
         return scores.add_(around, alpha=self._how.neighbours)
 
     def _normalised(self, step: int, place: int, scores: torch.Tensor) -> torch.Tensor:
-        normaliser = scores.logsumexp(0)
+        logarithms = scores.log_softmax(0)
         if self._normalisers is not None:
-            self._normalisers[step, place] = normaliser.numpy()
-        return scores - normaliser
+            self._normalisers[step, place] = (scores[0] - logarithms[0]).numpy()
+        return logarithms
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the probability (I, J, K) of a class, float32 in [0, 1]; after `planes`."""
@@ -144,46 +150,68 @@ class Posterior:
 
     def _likelihood(self, place: int, classes: slice = slice(None)) -> torch.Tensor:
         """Return weighted log likelihoods (classes, J, K) of a plane, but for a constant."""
-        if self._gaussians is None:
+        if not self._gaussians:
             raise ValueError("planes come first")
-        mean, scale = self._gaussians.at(place, classes)
-        distance = mean.sub_(self._standard(place)).mul_(torch.exp(-scale)).square_()
-        return distance.mul_(-0.5).sub_(scale).mul_(self._weight)
+        x = self._standard(place)
+        heights = [
+            height.addcmul_(distance, distance, value=-0.5)
+            for distance, height in (each.at(place, x, classes) for each in self._gaussians)
+        ]
+        return functools.reduce(torch.logaddexp, heights).mul_(self._weight)
 
-    def _measured(self, planes: Iterator[torch.Tensor]) -> _Gaussians:
+    def _measure(self, planes: Iterator[torch.Tensor]) -> None:
+        """Measure the Gaussians by probabilities (classes, J, K) of all planes."""
         block = [max(1, round(_BLOCK / size)) for size in self._size]
         counts = [-(-length // edge) for length, edge in zip(self.shape, block, strict=True)]
-        sums = torch.zeros((3, self.classes, *counts))
+        sums = torch.zeros((max(1, 2 * len(self._gaussians[:1])), 3, self.classes, *counts))
         for place, chances in enumerate(planes):
             if block[0] > 1 and place % 2:  # every other plane tells enough
                 continue
             weights = chances.square_()  # what is sure counts most
             x = self._standard(place)
-            for power in range(3):
-                sums[power, :, place // block[0]] += _block_sums(weights, block[1:])
-                weights.mul_(x)
+            parts = [weights]
+            if self._gaussians:
+                distance, _ = self._gaussians[0].at(place, x, slice(None))
+                above = weights * (distance < 0)
+                parts = [weights.sub_(above), above]
+            for part, found in zip(parts, sums, strict=True):
+                for power in range(3):
+                    found[power, :, place // block[0]] += _block_sums(part, block[1:])
+                    part.mul_(x)
         edges = [size * count for size, count in zip(self._size, block, strict=True)]
         reach = [self._how.reach / edge for edge in edges]
-        return _Gaussians.of(sums, reach, self._how.spread, block, self.shape)
+        shares = _shares(sums[:, 0], reach)
+        axes = tuple(map(_between, self.shape, counts, block))
+        self._gaussians = tuple(
+            _Gaussians.of(part, share, reach, self._how.spread, axes)
+            for part, share in zip(sums, shares, strict=True)
+        )
 
 
 @dataclass(frozen=True)
 class _Gaussians:
-    """Means and logarithms of the standard deviations of the classes, in blocks of voxels."""
+    """One Gaussian of each class around every block of voxels.
 
-    mean: torch.Tensor
-    scale: torch.Tensor
-    block: Sequence[int]
-    shape: Sequence[int]
+    Attributes
+    ----------
+    parts
+        (3, classes, I', J', K') means over standard deviations, 1 over these, and logarithms of
+        the share of the class over these.
+    axes
+        (voxels, blocks) weights of linear interpolation along each axis.
+    """
+
+    parts: torch.Tensor
+    axes: tuple[torch.Tensor, ...]
 
     @classmethod
     def of(
         cls,
         sums: torch.Tensor,
+        share: torch.Tensor,
         reach: Sequence[float],
         spread: float,
-        block: Sequence[int],
-        shape: Sequence[int],
+        axes: tuple[torch.Tensor, ...],
     ) -> _Gaussians:
         """Measure them in Gaussian windows.
 
@@ -191,6 +219,8 @@ class _Gaussians:
         ----------
         sums
             (3, classes, I', J', K') of weights, weighted intensities and weighted squares.
+        share
+            (classes, I', J', K') of the voxels of each class.
         reach
             Of the windows, in blocks.
         """
@@ -200,28 +230,47 @@ class _Gaussians:
         all_of_it = mean, (squares / count.clamp_min(_LEAST) - mean**2).clamp_min(0)
         everywhere = _borrowed(whole, *all_of_it)
         window = (2 * math.pi) ** 1.5 * math.prod(reach)
-        near = ndimage.gaussian_filter(sums.numpy(), (0, 0, *reach), mode="constant", truncate=3.0)
-        mean, variance = _borrowed(torch.from_numpy(near) * window, *everywhere)
+        mean, variance = _borrowed(_windows(sums, reach) * window, *everywhere)
         typical = variance.mean(0, keepdim=True)
-        variance = (variance + spread * typical).clamp_min(1e-6)
-        return cls(mean, variance.log().div_(2), block, shape)
+        scale = (variance + spread * typical).clamp_min(1e-6).sqrt()
+        return cls(torch.stack((mean / scale, 1 / scale, (share / scale).log())), axes)
 
-    def at(self, place: int, classes: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Interpolate both (classes, J, K) linearly to a plane of voxels."""
-        where = (place + 0.5) / self.block[0] - 0.5
-        low = max(0, math.floor(where))
-        high = min(low + 1, self.mean.shape[1] - 1)
-        share = min(max(where - low, 0.0), 1.0)
-        edges = [
-            count * edge for count, edge in zip(self.mean.shape[2:], self.block[1:], strict=True)
-        ]
-        rows, columns = self.shape[1:]
-        found = []
-        for part in (self.mean[classes], self.scale[classes]):
-            plane = torch.lerp(part[:, low], part[:, high], share)[None]
-            finer = functional.interpolate(plane, size=edges, mode="bilinear", align_corners=False)
-            found.append(finer[0, :, :rows, :columns])
-        return found[0], found[1]
+    def at(self, place: int, x: torch.Tensor, classes: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compare the intensities x (J, K) of a plane of voxels with each class.
+
+        Returns
+        -------
+        distance
+            (classes, J, K) of the mean above x, in standard deviations.
+        height
+            (classes, J, K) logarithms of the share over the standard deviation.
+        """
+        across, rows, columns = self.axes
+        near = across[place].nonzero()[:, 0]  # one block or two
+        plane = torch.einsum("i,pcijk->pcjk", across[place, near], self.parts[:, classes, near])
+        shift, sharp, height = rows @ (plane @ columns.T)
+        return torch.addcmul(shift, x, sharp, value=-1), height
+
+
+def _windows(sums: torch.Tensor, reach: Sequence[float]) -> torch.Tensor:
+    """Average (..., I', J', K') in Gaussian windows."""
+    still = (0,) * (sums.ndim - 3)
+    near = ndimage.gaussian_filter(sums.numpy(), (*still, *reach), mode="constant", truncate=3.0)
+    return torch.from_numpy(near)
+
+
+def _shares(counts: torch.Tensor, reach: Sequence[float]) -> torch.Tensor:
+    """Return the shares (parts, classes, I', J', K') of parts in their class, by their counts."""
+    near = _windows(counts, reach)
+    whole = counts.sum((2, 3, 4), keepdim=True)
+    near += _RARE * whole / whole.sum(0).clamp_min(_LEAST)
+    return (near / near.sum(0).clamp_min(_LEAST)).clamp_min(_RARE)
+
+
+def _between(voxels: int, blocks: int, edge: int) -> torch.Tensor:
+    """Return weights (voxels, blocks) of linear interpolation between the centres of blocks."""
+    where = ((torch.arange(voxels) + 0.5) / edge - 0.5).clamp(0, blocks - 1)
+    return (1 - (where[:, None] - torch.arange(blocks)).abs()).clamp_min(0)
 
 
 def _borrowed(
@@ -243,8 +292,10 @@ def _smoothed(planes: torch.Tensor, sides: Sequence[float]) -> torch.Tensor:
     """Average planes (classes, J, K) with the voxels beside, which count `sides` on each axis."""
     padded = functional.pad(planes[None], (1, 1, 1, 1), mode="replicate")[0]
     across, along = sides
-    rows = across * (padded[:, :-2] + padded[:, 2:]) + (1 - 2 * across) * padded[:, 1:-1]
-    return along * (rows[:, :, :-2] + rows[:, :, 2:]) + (1 - 2 * along) * rows[:, :, 1:-1]
+    rows = padded[:, 1:-1] * (1 - 2 * across)
+    rows.add_(padded[:, :-2], alpha=across).add_(padded[:, 2:], alpha=across)
+    smooth = rows[:, :, 1:-1] * (1 - 2 * along)
+    return smooth.add_(rows[:, :, :-2], alpha=along).add_(rows[:, :, 2:], alpha=along)
 
 
 def following(

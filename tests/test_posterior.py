@@ -58,6 +58,19 @@ def test_a_bias_field_is_followed():
     assert everywhere < 0.1 * wrong(scores)
 
 
+def test_a_class_of_two_tissues_is_no_single_gaussian():
+    """Class 2 is darker and brighter than class 1, whose mean is its own."""
+    image, columns = scan(truth()), np.arange(SHAPE[2]) % 2 == 0
+    image[truth() == 2] += (
+        np.where(columns, 100, -20)[None, None].repeat(34, 0).repeat(40, 1)[truth() == 2]
+    )
+    one, two = (
+        wrong(Posterior(unsure(truth()), image, (1, 1, 1), Intensities(1, 20, 0.2, 0, 1, rounds)))
+        for rounds in (1, 2)
+    )
+    assert two < 0.5 * one
+
+
 def test_without_weight_the_network_decides():
     scores = unsure(truth())
     plain = labels_of(scores)
