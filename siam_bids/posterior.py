@@ -83,9 +83,9 @@ class Posterior:
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) float32 logarithms of the probabilities, plane by plane."""
         if not self._gaussians:
-            self._measure(plane.softmax(0) for plane in self._network())
+            (whole,) = self._gaussians = self._measured(p.softmax(0) for p in self._network())
             for _ in range(1, self._how.rounds):
-                self._measure(plane.exp() for plane in self._followed(1))
+                self._gaussians = self._measured((p.exp() for p in self._followed(1)), whole)
         return self._followed(self._how.temperature)
 
     def _network(self) -> Iterator[torch.Tensor]:
@@ -159,19 +159,24 @@ class Posterior:
         ]
         return functools.reduce(torch.logaddexp, heights).mul_(self._weight)
 
-    def _measure(self, planes: Iterator[torch.Tensor]) -> None:
-        """Measure the Gaussians by probabilities (classes, J, K) of all planes."""
+    def _measured(
+        self, planes: Iterator[torch.Tensor], whole: _Gaussians | None = None
+    ) -> tuple[_Gaussians, ...]:
+        """Measure a Gaussian of each class by probabilities (classes, J, K) of all planes.
+
+        Given those of whole classes, measure two: of the voxels below and above their means.
+        """
         block = [max(1, round(_BLOCK / size)) for size in self._size]
         counts = [-(-length // edge) for length, edge in zip(self.shape, block, strict=True)]
-        sums = torch.zeros((max(1, 2 * len(self._gaussians[:1])), 3, self.classes, *counts))
+        sums = torch.zeros((2 if whole else 1, 3, self.classes, *counts))
         for place, chances in enumerate(planes):
             if block[0] > 1 and place % 2:  # every other plane tells enough
                 continue
             weights = chances.square_()  # what is sure counts most
             x = self._standard(place)
             parts = [weights]
-            if self._gaussians:
-                distance, _ = self._gaussians[0].at(place, x, slice(None))
+            if whole:
+                distance, _ = whole.at(place, x, slice(None))
                 above = weights * (distance < 0)
                 parts = [weights.sub_(above), above]
             for part, found in zip(parts, sums, strict=True):
@@ -182,7 +187,7 @@ class Posterior:
         reach = [self._how.reach / edge for edge in edges]
         shares = _shares(sums[:, 0], reach)
         axes = tuple(map(_between, self.shape, counts, block))
-        self._gaussians = tuple(
+        return tuple(
             _Gaussians.of(part, share, reach, self._how.spread, axes)
             for part, share in zip(sums, shares, strict=True)
         )
