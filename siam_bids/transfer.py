@@ -1,4 +1,4 @@
-"""Start a network from the weights of another: of the same shape, or one stage coarser."""
+"""Start a network from the weights of another: alike, narrower, or one stage coarser."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ _LEAK = 0.01
 
 def start_from(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
     """Copy the weights of a plain U-Net into `network`.
+
+    A network with more channels begins with the same answers: the channels that are new see all
+    others, as at random, and none of the old ones listens to them yet.
 
     A network with one stage more, at half the voxel size, is set up so that it begins as the
     coarse network on the averaged image, its answer upsampled: training then only has to add
@@ -34,7 +37,7 @@ def start_from(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
     Raises
     ------
     ModelError
-        The two networks are neither alike nor one stage apart.
+        The two networks are neither alike, but for wider stages, nor one stage apart.
     """
     own = dict(network.named_parameters())
     theirs = {name: value for name, value in weights.items() if not _is_alias(name)}
@@ -49,6 +52,8 @@ def start_from(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
                 raise _unlike()
             if own[name].shape == value.shape:
                 own[name].copy_(value)
+            elif not grown and _fits(value, own[name]):
+                _widen(own[name], value, name)
             elif grown and name == _OLD_ENTRANCE:
                 own[name].zero_()
                 own[name][:, :1], own[name][:, 1:2] = value / (1 + _LEAK), -value / (1 + _LEAK)
@@ -62,9 +67,30 @@ _OLD_ENTRANCE = "encoder.stages.1.0.convs.1.conv.weight"
 
 def _unlike() -> ModelError:
     return ModelError(
-        "The network to start from is neither like the one to train nor one stage coarser.",
+        "The network to start from is neither like the one to train, nor narrower, nor coarser by "
+        "one stage.",
         "Give a model folder trained by siam-bids-train.",
     )
+
+
+def _fits(old: torch.Tensor, new: torch.Tensor) -> bool:
+    return all(length <= room for length, room in zip(old.shape, new.shape, strict=True))
+
+
+def _widen(new: torch.Tensor, old: torch.Tensor, name: str) -> None:
+    """Put the weights of a layer into one with more channels, which leave the old ones alone."""
+    if new.ndim == 1:
+        new[: len(old)] = old
+        return
+    if "transpconvs" in name:  # whose first axis is the input
+        new, old = new.transpose(0, 1), old.transpose(0, 1)
+    joined = name.startswith("decoder.stages") and ".convs.0." in name
+    parts = 2 if joined else 1  # features from below, then those skipped
+    before, room = old.shape[1] // parts, new.shape[1] // parts
+    new[: len(old)] = 0
+    for part in range(parts):
+        inputs = slice(part * room, part * room + before)
+        new[: len(old), inputs] = old[:, part * before : (part + 1) * before]
 
 
 def _is_alias(name: str) -> bool:

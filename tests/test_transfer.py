@@ -41,6 +41,15 @@ def test_a_finer_network_begins_as_the_coarse_one_on_the_averaged_image(image):
     assert float((found == expected)[inner].float().mean()) > 0.9
 
 
+def test_a_wider_network_begins_with_the_same_answers(image):
+    old, new = network((8, 12, 16)), network((12, 12, 20), seed=1)
+    assert start_from(new, old.state_dict()) is False
+    with torch.no_grad():
+        assert torch.allclose(old(image), new(image), atol=1e-4)
+    new(image).square().mean().backward()
+    assert new.decoder.seg_layers[-1].weight.grad[:, 8:].any()  # what is new can be learnt
+
+
 def test_unlike_networks_are_refused():
     with pytest.raises(ModelError, match="neither like"):
         start_from(network((8, 8, 16, 16)), network((8, 12, 20)).state_dict())

@@ -118,8 +118,8 @@ def parser() -> argparse.ArgumentParser:
         "--from",
         dest="start",
         metavar="MODEL",
-        help="begin with the weights of this model (name or folder): fine-tuning; with one more "
-        "--features and half the --voxel, the network grows by a finer stage",
+        help="begin with the weights of this model (name or folder): fine-tuning; with larger "
+        "--features the network grows wider, with one more and half the --voxel by a finer stage",
     )
     top.add_argument("--features", type=_channels, help="channels of each stage: 16,32,64")
     top.add_argument("--patch", type=int, help="edge of patches and tiles, in voxels")
