@@ -22,15 +22,13 @@ def main() -> None:
     for run, part in log.groupby("run", sort=False):
         smooth = part.rolling(5, min_periods=1, on="step").mean(numeric_only=True)
         left.plot(part["step"], smooth["loss"], label=run)
-        for place, name in enumerate(SHOWN):
-            label = name if run == log["run"].iloc[-1] else None
-            right.plot(part["step"], smooth[f"dice_{name}"], color=f"C{place}", label=label)
-        if "validation" in part:
-            right.plot(part["step"], part["validation"], "ko", markersize=4)
+    for name in SHOWN:  # of the last run
+        right.plot(part["step"], smooth[f"dice_{name}"], label=name)
+    right.plot(part["step"], part["validation"], "k", label="held out, all")
     left.set(xlabel="step", ylabel="loss of the training patches")
     left.legend()
     right.set(xlabel="step", ylabel="soft Dice", ylim=(0, 1))
-    right.set_title("training patches (dots: held-out maps, mean of all classes)", fontsize=9)
+    right.set_title(f"{run}: training patches, and the mean on held-out maps", fontsize=9)
     right.legend(ncol=2, fontsize=8)
     figure.tight_layout()
     figure.savefig(options.out, dpi=80)
