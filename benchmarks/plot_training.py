@@ -24,7 +24,8 @@ def main() -> None:
         left.plot(part["step"], smooth["loss"], label=run)
     for name in SHOWN:  # of the last run
         right.plot(part["step"], smooth[f"dice_{name}"], label=name)
-    right.plot(part["step"], part["validation"], "k", label="held out, all")
+    if "validation" in part:
+        right.plot(part["step"], part["validation"], "k", label="held out, all")
     left.set(xlabel="step", ylabel="loss of the training patches")
     left.legend()
     right.set(xlabel="step", ylabel="soft Dice", ylim=(0, 1))

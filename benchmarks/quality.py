@@ -105,6 +105,12 @@ def compare(where: tuple[str, str], found: np.ndarray, truth: np.ndarray, surfac
             yield *where, name, "hd95", hd95(one, two)
 
 
+def held_out_recipe(seed: int, contrast: str, thick: float) -> Recipe:
+    """Draw how image `seed` of a held-out map is painted, in slices of so many mm."""
+    recipe = draw_recipe(np.random.default_rng((seed, 2026)), contrast=contrast)
+    return replace(recipe, spacing=(1.0, 1.0, thick), strip="no", lesions="no")
+
+
 class Bench:
     """The model, the label maps and the seeds."""
 
@@ -134,10 +140,7 @@ class Bench:
     def held_out(self, title: str, contrast: str, thick: float, count: int) -> Rows:
         for name in HELD_OUT:
             for seed in range(count):
-                recipe = draw_recipe(np.random.default_rng((seed, 2026)), contrast=contrast)
-                spacing = (1.0, 1.0, thick)
-                recipe = replace(recipe, spacing=spacing, strip="no", lesions="no")
-                rendering, truth = self.painted(name, recipe)
+                rendering, truth = self.painted(name, held_out_recipe(seed, contrast, thick))
                 found = self.segment(rendering.image.numpy())
                 surfaces = contrast == "T1w"
                 yield from compare((title, f"{name}/{seed}"), found, truth, surfaces)
