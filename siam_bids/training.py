@@ -59,7 +59,7 @@ class TrainingConfig:
     ramp_steps
         Steps over which the difficulty of the images rises from 0 to 1.
     fresh_every
-        A new image replaces the oldest of the pool every so many steps.
+        A new image replaces the oldest of the pool every so many patches.
     pool
         Images kept to draw patches from.
     voxel
@@ -77,6 +77,8 @@ class TrainingConfig:
         Anal. 2021); a last leg at 0 sets volumes and probabilities right.
     features, patch
         Channels of each stage, and edge of the training patches and tiles in voxels.
+    batch
+        Patches in one step: a GPU learns from several in the time of one.
     processes
         How many train side by side and share what they learn, see `replicas`.
     validation
@@ -90,6 +92,7 @@ class TrainingConfig:
     seed: int = 0
     features: tuple[int, ...] = (16, 32, 64, 128, 160)
     patch: int = 64
+    batch: int = 1
     voxel: int = 2
     learning_rate: float = 2e-3
     warmup_steps: int = 200
@@ -247,6 +250,14 @@ class PatchSource:
         target.scatter_add_(1, parts, torch.full_like(parts, 1, dtype=torch.float32))
         target = target.div_(factor**3).view(size, size, size, count)
         return image.permute(2, 1, 0)[None, None].contiguous(), target.permute(3, 2, 1, 0)[None]
+
+    def batch(
+        self, rng: np.random.Generator, difficulty: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images (B, 1, P, P, P) and targets (B, groups, P, P, P), both [z, y, x]."""
+        patches = [self.patch(rng, difficulty) for _ in range(self._config.batch)]
+        images, targets = zip(*patches, strict=True)
+        return torch.cat(images), torch.cat(targets)
 
     def recipe(self, rng: np.random.Generator, difficulty: float) -> Recipe:
         """Draw how to paint the next image, in the contrasts and with the lesions asked for."""
@@ -595,13 +606,14 @@ def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy
     if trainer.unsettled:
         rng = np.random.default_rng(config.seed)
         settle(trainer.network, [source.patch(rng, 1.0)[0] for _ in range(config.pool)])
+    torch.backends.cudnn.benchmark = True  # all patches have one shape
     forward = torch.compile(loss_of, dynamic=False) if config.compile else loss_of
     log = _Log(config.folder / "log.csv")
     begin = last_save = time.monotonic()
     for share in replicas.leg(60 * config.minutes, trainer.shared):
         rng = np.random.default_rng((config.seed, trainer.step, replicas.rank))
         difficulty = 1.0 if trainer.pretrained else min(1.0, trainer.step / config.ramp_steps)
-        image, target = source.patch(rng, difficulty)
+        image, target = source.batch(rng, difficulty)
         rate = trainer.learning_rate(share)
         for group in trainer.optimizer.param_groups:
             group["lr"] = rate

@@ -141,6 +141,22 @@ def test_the_log_tells_the_dice_on_maps_held_out(tmp_path, label_map):
     assert clueless != scores[0]
 
 
+def test_a_step_takes_as_many_patches_as_asked_for(label_map, tmp_path):
+    three = config(tmp_path / "run", label_map, minutes=0.02, batch=3)
+    anatomies = load_anatomies(three.maps, tmp_path)
+    image, target = PatchSource(anatomies, GROUPS, three).batch(np.random.default_rng(1), 1.0)
+    assert image.shape == (3, 1, 24, 24, 24)
+    assert target.shape == (3, len(GROUPS.members), 24, 24, 24)
+    alone = PatchSource(anatomies, GROUPS, three)
+    rng = np.random.default_rng(1)
+    for place in range(3):
+        patch = alone.patch(rng, 1.0)
+        assert torch.equal(patch[0][0], image[place])
+        assert torch.equal(patch[1][0], target[place])
+    assert not torch.equal(image[0], image[1])
+    assert train(three).step > 0
+
+
 def test_validation_leaves_the_network_as_it_was_and_able_to_learn(tmp_path, label_map):
     """It once froze all convolutions but the last: the U-Net lists its layers twice."""
     from siam_bids.training import Trainer

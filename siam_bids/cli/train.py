@@ -60,6 +60,7 @@ def _run(argv: list[str]) -> int:
             minutes=arguments.minutes,
             cooldown=arguments.cooldown,
             seed=arguments.seed,
+            batch=arguments.batch,
             device=arguments.device,
             compile=arguments.compile,
             processes=arguments.processes,
@@ -123,6 +124,9 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--features", type=_channels, help="channels of each stage: 16,32,64")
     top.add_argument("--patch", type=int, help="edge of patches and tiles, in voxels")
+    top.add_argument(
+        "--batch", type=_count, default=1, help="patches in one step: on a GPU 4 or more"
+    )
     top.add_argument("--voxel", type=int, help="voxel size in mm")
     top.add_argument("--learning-rate", type=float, help="peak of the learning rate")
     top.add_argument(
