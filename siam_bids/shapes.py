@@ -153,7 +153,8 @@ def add_lesions(
         part = codes[window]
         if kind == "tumour":
             part = _push(part, distance, table)
-            ring = (distance < 1.2 + float(torch.rand((), generator=rng))) & lookup(part, wm)
+            width = float(torch.rand((), generator=rng, device=rng.device))
+            ring = (distance < 1.2 + width) & lookup(part, wm)
             part = torch.where(ring, oedema, part).to(torch.uint8)
             inside = lookup(part, _brain(table))
         else:

@@ -97,7 +97,7 @@ class TrainingConfig:
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     ramp_steps: int = 6000
-    fresh_every: int = 10
+    fresh_every: int = 8
     pool: int = 12
     siam_share: float = 0.15
     contrasts: tuple[str, ...] = ()
@@ -413,7 +413,9 @@ class Trainer:
         architecture = self.plans["configurations"][CONFIGURATION]["architecture"]
         torch.manual_seed(config.seed)
         network = build_network(architecture, channels=1, classes=CLASSES)
-        self.network = network.to(config.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.network = network.to(config.device)
+        if config.device == "cpu":  # a GPU is faster without
+            self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self._start_with_common_classes()
         self.unsettled = False
         if config.start and not (config.folder / "progress.json").exists():

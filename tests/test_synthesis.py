@@ -37,6 +37,16 @@ def test_images_are_finite_and_no_label_but_lesions_is_created(anatomy, seed):
     assert tuple(rendering.codes.shape) == tuple(2 * n for n in rendering.image.shape)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("lesions", LESIONS)
+def test_a_gpu_paints_as_well(anatomy, lesions):
+    recipe = draw_recipe(np.random.default_rng(4), lesion_share=1)
+    recipe = replace(recipe, lesions=lesions, lesion_radii=(6.0,), motion=2.0, ghost=0.1, objects=2)
+    rendering = render(anatomy, recipe, device="cuda")
+    assert rendering.image.device.type == rendering.codes.device.type == "cuda"
+    assert torch.isfinite(rendering.image).all()
+
+
 def test_an_undeformed_head_keeps_its_volumes(anatomy):
     codes = render(anatomy, PLAIN).codes.numpy()
     np.testing.assert_array_equal(
