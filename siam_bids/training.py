@@ -454,10 +454,9 @@ class Trainer:
         progress = json.loads((folder / "progress.json").read_text())
         self.step = progress["step"]
         self.pretrained |= progress.get("pretrained", False)
-        weights = load_file(folder / "weights.safetensors")
-        self.network.load_state_dict(weights, strict=False)
-        self.average = load_file(folder / "average.safetensors", device=self.config.device)
-        first, second = (load_file(folder / f"moment{order}.safetensors") for order in (1, 2))
+        self.network.load_state_dict(load_state(folder, "weights"), strict=False)
+        self.average = load_state(folder, "average", self.config.device)
+        first, second = (load_state(folder, f"moment{order}") for order in (1, 2))
         for name, parameter in self.network.named_parameters():
             if name in first:
                 self.optimizer.state[parameter] = {
@@ -467,7 +466,7 @@ class Trainer:
                 }
 
     def save(self) -> None:
-        """Write state (four files of one network size each) and the model folder so far."""
+        """Write state (files of at most `STATE_FILE` bytes) and the model folder so far."""
         folder = self.config.folder
         folder.mkdir(parents=True, exist_ok=True)
         states = {
@@ -475,16 +474,14 @@ class Trainer:
             for name, parameter in self.network.named_parameters()
             if parameter in self.optimizer.state
         }
-        contents = {
+        contents: dict[str, Mapping[str, torch.Tensor]] = {
             "weights": dict(self.network.named_parameters()),
             "average": self.average,
             "moment1": {name: state["exp_avg"] for name, state in states.items()},
             "moment2": {name: state["exp_avg_sq"] for name, state in states.items()},
         }
         for name, tensors in contents.items():
-            part = folder / f"{name}.safetensors.part"
-            save_file({key: value.detach().contiguous() for key, value in tensors.items()}, part)
-            part.replace(folder / f"{name}.safetensors")
+            save_state(folder, name, tensors)
         write_model_folder(
             folder / "model", self.plans, self._averaged_state(), len(self.config.maps)
         )
@@ -522,6 +519,42 @@ class Trainer:
         """Warm-up, plateau, and linear fall over a cooldown leg; `elapsed` is its share done."""
         warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
         return self.config.learning_rate * warm * (1 - elapsed if self.config.cooldown else 1)
+
+
+STATE_FILE = 16 << 20
+"""Most bytes of one file of a training's state, so that it passes where large files do not."""
+
+
+def save_state(folder: Path, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as `NAME-1.safetensors`, `NAME-2.safetensors`, ... of at most `STATE_FILE`."""
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    room = limit = STATE_FILE - (1 << 16)  # some of it for the header
+    for key, value in tensors.items():
+        if shards[-1] and value.nbytes > room:
+            shards.append({})
+            room = limit
+        shards[-1][key] = value.detach().contiguous()
+        room -= value.nbytes
+    kept = [folder / f"{name}-{number}.safetensors" for number in range(1, len(shards) + 1)]
+    for path, shard in zip(kept, shards, strict=True):
+        part = path.with_name(path.name + ".part")
+        save_file(shard, part)
+        part.replace(path)
+    for path in set(_state_files(folder, name)) - set(kept):
+        path.unlink()
+
+
+def load_state(folder: Path, name: str, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """Read what `save_state` wrote."""
+    state: dict[str, torch.Tensor] = {}
+    for path in _state_files(folder, name):
+        state |= load_file(path, device=device)
+    return state
+
+
+def _state_files(folder: Path, name: str) -> list[Path]:
+    """List the files of a state; versions before 0.9 wrote it as one, `NAME.safetensors`."""
+    return sorted([*folder.glob(f"{name}-*.safetensors"), *folder.glob(f"{name}.safetensors")])
 
 
 def write_model_folder(

@@ -6,6 +6,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from siam_bids.anatomy import source_table
 from siam_bids.cli import train as train_command
@@ -19,8 +20,10 @@ from siam_bids.training import (
     Validation,
     _Log,
     load_anatomies,
+    load_state,
     marginal_loss,
     mixed_precision,
+    save_state,
     shape_of,
     train,
     z_score,
@@ -116,7 +119,8 @@ def test_legs_learn_resume_and_leave_a_model_that_segments(tmp_path, label_map, 
     assert mirror_axes(model.folds[0]) == (left_right,)
     state = again.network.state_dict()
     assert sorted(path.name for path in (tmp_path / "run").glob("*.safetensors")) == [
-        "average.safetensors", "moment1.safetensors", "moment2.safetensors", "weights.safetensors",
+        "average-1.safetensors", "moment1-1.safetensors", "moment2-1.safetensors",
+        "weights-1.safetensors",
     ]  # fmt: skip
     assert all(torch.isfinite(value).all() for value in state.values())
     if again.step >= 100:
@@ -198,6 +202,23 @@ def test_resuming_restores_weights_moments_and_step(tmp_path, label_map):
         torch.testing.assert_close(fresh.network.state_dict()[name], value)
     old, new = (list(t.optimizer.state.values()) for t in (trained, fresh))
     torch.testing.assert_close(old[0]["exp_avg_sq"], new[0]["exp_avg_sq"])
+
+
+def test_no_file_of_a_state_is_larger_than_16_mib(tmp_path):
+    """The state of the wider 2 mm network, 18 MB a file, was."""
+    rng = torch.Generator().manual_seed(1)
+    tensors = {f"layer{n}": torch.randn(1 << 20, generator=rng) for n in range(9)}
+    save_file(tensors, tmp_path / "weights.safetensors")  # as it was written before
+    assert load_state(tmp_path, "weights").keys() == tensors.keys()
+    save_state(tmp_path, "weights", tensors)
+    files = sorted(tmp_path.iterdir())
+    assert [path.name for path in files] == [f"weights-{n}.safetensors" for n in (1, 2, 3)]
+    assert max(path.stat().st_size for path in files) <= 16 * 2**20
+    again = load_state(tmp_path, "weights")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    save_state(tmp_path, "weights", {"layer0": tensors["layer0"]})
+    assert [path.name for path in tmp_path.iterdir()] == ["weights-1.safetensors"]
 
 
 def test_a_leg_goes_on_with_the_network_and_the_difficulty_of_the_run(tmp_path, label_map, capsys):
