@@ -33,9 +33,13 @@ class _Steps:
         below = place.floor().long()
         return cls(below, (below + 1).clamp(max=source - 1), (place - below).float())
 
+    def every(self, voxels: slice) -> _Steps:
+        """Return those of some of the voxels."""
+        return _Steps(self.below[voxels], self.above[voxels], self.share[voxels])
+
     def along(self, data: torch.Tensor, axis: int) -> torch.Tensor:
         """Resize float32 `data` along one axis."""
-        if len(self.below) == data.shape[axis]:
+        if not self.share.any() and torch.equal(self.below, torch.arange(data.shape[axis])):
             return data
         share = self.share.view(-1, *[1] * (data.ndim - 1 - axis))
         return data.index_select(axis, self.below).lerp(data.index_select(axis, self.above), share)
@@ -56,6 +60,14 @@ class Scores(Protocol):
         ...
 
 
+class Prior(Scores, Protocol):
+    """Scores that can be had for a part of the voxels alone."""
+
+    def every(self, apart: Sequence[int]) -> Scores:
+        """Return those of every few voxels along each axis, without `probability`."""
+        ...
+
+
 class Logits:
     """Logits interpolated linearly to a grid of the same extent, as nnU-Net does.
 
@@ -72,6 +84,8 @@ class Logits:
         Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
     keep
         Whether `probability` will be asked for.
+    voxels
+        Of the wanted grid; the others are left out. Default: all.
     """
 
     def __init__(
@@ -81,14 +95,18 @@ class Logits:
         *,
         nearest_axis: int | None = None,
         keep: bool = False,
+        voxels: Sequence[slice] = (slice(None),) * 3,
     ) -> None:
-        self.shape = tuple(shape)
         self.classes = len(logits)
         self._logits = logits
+        self._whole, self._nearest_axis = tuple(shape), nearest_axis
         self._steps = [
-            _Steps.between(source, target, nearest=axis == nearest_axis)
-            for axis, (source, target) in enumerate(zip(logits.shape[1:], shape, strict=True))
+            _Steps.between(source, target, nearest=axis == nearest_axis).every(part)
+            for axis, (source, target, part) in enumerate(
+                zip(logits.shape[1:], shape, voxels, strict=True)
+            )
         ]
+        self.shape = tuple(len(steps.below) for steps in self._steps)
         self._normaliser = np.empty(self.shape, np.float32) if keep else None
 
     def planes(self) -> Iterator[torch.Tensor]:
@@ -106,6 +124,11 @@ class Logits:
         for place, plane in enumerate(self._interpolated(slice(index, index + 1))):
             np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
         return np.minimum(found, 1, out=found)
+
+    def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Logits:
+        """Return those of every few voxels along each axis, without `probability`."""
+        voxels = [slice(start, None, step) for start, step in zip(first, apart, strict=True)]
+        return Logits(self._logits, self._whole, nearest_axis=self._nearest_axis, voxels=voxels)
 
     def box_of(self, classes: Sequence[int], margin: Sequence[float]) -> tuple[slice, ...]:
         """Return a box of the wanted grid around the voxels where one of the classes is likeliest.
@@ -177,6 +200,16 @@ class MeanScores:
                     inner += next(other).float().softmax(0)
                 inner.div_(1 + len(others))
             yield total.clamp_(min=_LEAST).log_()
+
+    def every(self, apart: Sequence[int]) -> MeanScores:
+        """Return those of every few voxels along each axis, without `probability`."""
+        first = [-part.start % step for part, step in zip(self._box, apart, strict=True)]
+        box = [
+            slice(-(-part.start // step), -(-part.stop // step))
+            for part, step in zip(self._box, apart, strict=True)
+        ]
+        others = [part.every(apart, first) for part in self._others]
+        return MeanScores(self._first.every(apart), others, box)
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the mean probability (I, J, K) of one class."""

@@ -62,7 +62,7 @@ def test_a_bias_field_is_followed():
 def test_a_class_of_two_tissues_is_no_single_gaussian(more):
     """Class 2 is darker and brighter than class 1, whose mean is its own."""
     image, shell = scan(truth()), truth() == 2
-    shift = np.where(np.arange(SHAPE[2]) % 2, -20, 100)
+    shift = np.where(np.arange(SHAPE[2]) // 2 % 2, -20, 100)
     image[shell] += np.broadcast_to(shift, SHAPE)[shell]
     one, two = (
         wrong(Posterior(unsure(truth()), image, (1, 1, 1), Intensities(1, 20, 0.2, 0, 1, rounds)))

@@ -116,3 +116,21 @@ def test_probabilities_that_were_not_kept_are_an_error():
     scores = Logits(torch.zeros((3, 2, 2, 2)).half(), (2, 2, 2))
     with pytest.raises(ValueError, match="not to be kept"):
         scores.probability(1)
+
+
+@pytest.mark.parametrize("apart", [(1, 1, 1), (2, 1, 3), (2, 2, 2)])
+@pytest.mark.parametrize("start", [0, 3, 4])
+def test_every_few_voxels_have_the_scores_of_the_whole(apart, start):
+    rng = np.random.default_rng(5)
+    box = (slice(start, 11), slice(start, 9), slice(start, 10))
+    shapes = [part.stop - part.start for part in box]
+    first = Logits(torch.from_numpy(rng.normal(size=(3, 6, 7, 8))).half(), (12, 11, 16))
+    other = Logits(torch.from_numpy(rng.normal(size=(3, *shapes))).half(), shapes)
+    coarser = Logits(torch.from_numpy(rng.normal(size=(3, 4, 2, 3))).half(), shapes)
+    i, j, k = (slice(None, None, step) for step in apart)
+    for scores in (first, MeanScores(first, [other, coarser], box)):
+        some = scores.every(apart)
+        planes = torch.stack(list(some.planes()), 1)
+        expected = torch.stack(list(scores.planes()), 1)[:, i, j, k]
+        assert some.shape == tuple(planes.shape[1:]) == tuple(expected.shape[1:])
+        torch.testing.assert_close(planes, expected, atol=1e-6, rtol=1e-6)
