@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -15,34 +14,16 @@ _LEAST = 1e-9
 """A probability that counts as 0, where its logarithm is taken."""
 
 
-@dataclass(frozen=True)
-class _Steps:
-    """Where the voxels of a resized axis lie between two source voxels: `below`, `above`, share."""
+def _steps(source: int, target: int, *, nearest: bool) -> torch.Tensor:
+    """Return weights (target, source) that resize an axis: linear ones, or those of the nearest.
 
-    below: torch.Tensor
-    above: torch.Tensor
-    share: torch.Tensor
-
-    @classmethod
-    def between(cls, source: int, target: int, *, nearest: bool) -> _Steps:
-        """Align by extent (half-pixel rule, edges clamped), as `skimage.transform.resize` does."""
-        place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
-        place = place.clamp(0, source - 1)
-        if nearest:
-            place = (place + 0.5).floor().clamp(0, source - 1)
-        below = place.floor().long()
-        return cls(below, (below + 1).clamp(max=source - 1), (place - below).float())
-
-    def every(self, voxels: slice) -> _Steps:
-        """Return those of some of the voxels."""
-        return _Steps(self.below[voxels], self.above[voxels], self.share[voxels])
-
-    def along(self, data: torch.Tensor, axis: int) -> torch.Tensor:
-        """Resize float32 `data` along one axis."""
-        if not self.share.any() and torch.equal(self.below, torch.arange(data.shape[axis])):
-            return data
-        share = self.share.view(-1, *[1] * (data.ndim - 1 - axis))
-        return data.index_select(axis, self.below).lerp(data.index_select(axis, self.above), share)
+    Aligned by extent (half-pixel rule, edges clamped), as in `skimage.transform.resize`.
+    """
+    place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+    place = place.clamp(0, source - 1)
+    if nearest:
+        place = (place + 0.5).floor().clamp(0, source - 1)
+    return (1 - (place[:, None] - torch.arange(source)).abs()).clamp_min(0).float()
 
 
 class Scores(Protocol):
@@ -101,12 +82,12 @@ class Logits:
         self._logits = logits
         self._whole, self._nearest_axis = tuple(shape), nearest_axis
         self._steps = [
-            _Steps.between(source, target, nearest=axis == nearest_axis).every(part)
+            _steps(source, target, nearest=axis == nearest_axis)[part]
             for axis, (source, target, part) in enumerate(
                 zip(logits.shape[1:], shape, voxels, strict=True)
             )
         ]
-        self.shape = tuple(len(steps.below) for steps in self._steps)
+        self.shape = tuple(len(steps) for steps in self._steps)
         self._normaliser = np.empty(self.shape, np.float32) if keep else None
 
     def planes(self) -> Iterator[torch.Tensor]:
@@ -160,12 +141,20 @@ class Logits:
         return tuple(box)
 
     def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
-        planes, rows, columns = self._steps
+        across, rows, columns = self._steps
         logits = self._logits[classes]
-        for place in range(self.shape[0]):
-            low, high = (logits[:, int(at[place])].float() for at in (planes.below, planes.above))
-            plane = torch.lerp(low, high, float(planes.share[place]))
-            yield rows.along(columns.along(plane, 2), 1).half()
+        for weights in across:
+            near = weights.nonzero()[:, 0]  # one plane or two
+            low, high = logits[:, near[0]].float(), logits[:, near[-1]].float()
+            plane = torch.lerp(low, high, float(1 - weights[near[0]]))
+            yield _resized(rows, _resized(columns, plane.mT).mT).half()
+
+
+def _resized(steps: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
+    """Resize (classes, J, K) along J."""
+    if torch.equal(steps, torch.eye(planes.shape[1])):
+        return planes
+    return steps @ planes
 
 
 class MeanScores:

@@ -133,4 +133,4 @@ def test_every_few_voxels_have_the_scores_of_the_whole(apart, start):
         planes = torch.stack(list(some.planes()), 1)
         expected = torch.stack(list(scores.planes()), 1)[:, i, j, k]
         assert some.shape == tuple(planes.shape[1:]) == tuple(expected.shape[1:])
-        torch.testing.assert_close(planes, expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(planes.float(), expected.float(), atol=2e-3, rtol=0)  # float16
