@@ -70,7 +70,7 @@ class EnsembleSegmenter:
             member.scores(volume, part=box, step=step, keep=keep, progress=part)[0]
             for member, part in zip(others, parts, strict=True)
         ]
-        mean = MeanScores(coarse, finer, box)
+        mean = MeanScores(coarse, finer, box, self._focus.share if self._focus else None)
         scores = following(mean, volume, crop, self._intensities, keep=keep)
         return prediction_of(scores, crop, first.model.labels, probabilities)
 

@@ -26,12 +26,16 @@ class Focus:
     extent
         What such tissues measure from left to right, back to front and bottom to top in large
         heads, in mm: for estimates of time and memory.
+    share
+        What the others' probabilities count in the mean there, 0 to 1; None for each as much as
+        the first one's.
     """
 
     tissues: tuple[str, ...]
     margin: float
     step: float
     extent: tuple[float, float, float]
+    share: float | None = None
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Focus:
@@ -40,16 +44,20 @@ class Focus:
         Raises
         ------
         ModelError
-            Something is missing or no number.
+            Something is missing, no number, or a share that is not between 0 and 1.
         """
         try:
             x, y, z = (float(edge) for edge in entry["extent"])
             margin, step = float(entry["margin"]), float(entry["step"])
-            return cls(tuple(map(str, entry["tissues"])), margin, step, (x, y, z))
+            share = float(entry["share"]) if "share" in entry else None
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"share {share}")
+            return cls(tuple(map(str, entry["tissues"])), margin, step, (x, y, z), share)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The focus of an ensemble cannot be read ({error!r}).",
-                'Write {"tissues": [LABEL], "margin": MM, "step": 0.5, "extent": [MM, MM, MM]}.',
+                'Write {"tissues": [LABEL], "margin": MM, "step": 0.5, "extent": [MM, MM, MM], '
+                '"share": 0.5}.',
             ) from error
 
     def describe(self) -> dict[str, Any]:
@@ -58,6 +66,7 @@ class Focus:
             "Tissues": list(self.tissues),
             "MarginInMillimetres": self.margin,
             "TileStep": self.step,
+            **({"Share": self.share} if self.share is not None else {}),
         }
 
     def typical(self, grid: Grid) -> Grid:

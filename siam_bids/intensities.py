@@ -55,8 +55,8 @@ class Intensities:
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The intensities of a model cannot be read ({error!r}).",
-                'Write {"weight": 1, "reach": 20, "spread": 0.2, "neighbours": 8, '
-                '"temperature": 3.5, "rounds": 2}.',
+                'Write {"weight": 1.5, "reach": 20, "spread": 0.3, "neighbours": 18, '
+                '"temperature": 6, "rounds": 5}.',
             ) from error
 
     def describe(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def methods_text(models: Sequence[Description]) -> str:
         f"Head MRI scans were segmented with siam-bids {__version__} using the model {used}. "
         "Each scan was brought to RAS+ order, z-scored and resampled to the voxel size of the "
         "network, labelled by an nnU-Net (Isensee et al., Nature Methods 2021) over "
-        "half-overlapping tiles, and the class scores were interpolated back to the scan's own "
+        "overlapping tiles, and the class scores were interpolated back to the scan's own "
         f"grid{several}.{followed} Volumes are label counts times the voxel volume; the total "
         "intracranial volume (TIV) sums brain tissue, ventricles and cerebrospinal fluid."
     )

@@ -168,13 +168,20 @@ class MeanScores:
         On the box, of the same classes.
     box
         Of the grid; outside it the first one's probabilities stand alone. Default: everything.
+    share
+        What the others count together, 0 to 1. Default: each as much as the first.
     """
 
     def __init__(
-        self, first: Logits, others: Sequence[Logits], box: Sequence[slice] | None = None
+        self,
+        first: Logits,
+        others: Sequence[Logits],
+        box: Sequence[slice] | None = None,
+        share: float | None = None,
     ) -> None:
         self.shape, self.classes = first.shape, first.classes
         self._first, self._others = first, others
+        self._share = len(others) / (1 + len(others)) if share is None else share
         self._box = tuple(box or (slice(0, length) for length in self.shape))
 
     def planes(self) -> Iterator[torch.Tensor]:
@@ -184,10 +191,9 @@ class MeanScores:
         for place, plane in enumerate(self._first.planes()):
             total = plane.float().softmax(0)
             if rows.start <= place < rows.stop:
-                inner = total[(slice(None), *window)]
+                inner = total[(slice(None), *window)].mul_(1 - self._share)
                 for other in others:
-                    inner += next(other).float().softmax(0)
-                inner.div_(1 + len(others))
+                    inner.add_(next(other).float().softmax(0), alpha=self._share / len(others))
             yield total.clamp_(min=_LEAST).log_()
 
     def every(self, apart: Sequence[int]) -> MeanScores:
@@ -198,15 +204,15 @@ class MeanScores:
             for part, step in zip(self._box, apart, strict=True)
         ]
         others = [part.every(apart, first) for part in self._others]
-        return MeanScores(self._first.every(apart), others, box)
+        return MeanScores(self._first.every(apart), others, box, self._share)
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the mean probability (I, J, K) of one class."""
         total = self._first.probability(index)
         inner = total[self._box]
+        inner *= np.float32(1 - self._share)
         for part in self._others:
-            inner += part.probability(index)
-        np.divide(inner, np.float32(1 + len(self._others)), out=inner)
+            inner += np.float32(self._share / len(self._others)) * part.probability(index)
         return total
 
 

@@ -286,6 +286,17 @@ def test_members_with_a_focus_see_a_box_of_the_scan(focused, pair, monkeypatch):
     assert (found.segmentation.data == everywhere).mean() > 0.97
 
 
+def test_members_that_count_nothing_change_nothing(focused, pair):
+    path = focused.with_name("uncounted.json")
+    content = json.loads(focused.read_text())
+    path.write_text(json.dumps({**content, "focus": {**content["focus"], "share": 0}}))
+    found, equal = (predicted(each, scene(), probabilities=["GM"]) for each in (path, focused))
+    first = predicted(pair.parent / "half", scene(), probabilities=["GM"])
+    alone = np.abs(found.probabilities["GM"] - first.probabilities["GM"])
+    assert alone.max() < 1e-5
+    assert np.abs(found.probabilities["GM"] - equal.probabilities["GM"]).max() > 0.01
+
+
 def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
     record, plain = find_model(str(focused)), find_model(str(pair))
     assert record.describe()["Focus"] == {
@@ -309,6 +320,13 @@ def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
     odd = focused.with_name("odd.json")
     odd.write_text(json.dumps(content))
     with pytest.raises(ModelError, match="no label WM in"):
+        opened(odd)
+    content["focus"] |= {"tissues": ["GM"], "share": 0.25}
+    odd.write_text(json.dumps(content))
+    assert find_model(str(odd)).describe()["Focus"]["Share"] == 0.25
+    content["focus"]["share"] = 25
+    odd.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=r"focus of an ensemble cannot be read .*share 25"):
         opened(odd)
     del content["focus"]["step"]
     odd.write_text(json.dumps(content))

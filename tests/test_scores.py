@@ -71,19 +71,21 @@ def test_the_mean_is_that_of_the_softmaxes_on_the_common_grid():
     assert certainty.entropy() == pytest.approx(entropy, abs=1e-3)
 
 
-def test_outside_the_box_the_first_stands_alone():
+@pytest.mark.parametrize(("share", "counts"), [(None, (1, 1, 1)), (0.4, (3, 1, 1))])
+def test_outside_the_box_the_first_stands_alone(share, counts):
     rng = np.random.default_rng(4)
     box = (slice(2, 6), slice(0, 5), slice(3, 7))
     first, second, third = (
         Logits(torch.from_numpy(rng.normal(size=(3, *shape))).half(), shape, keep=True)
         for shape in ((8, 9, 7), (4, 5, 4), (4, 5, 4))
     )
-    mean = MeanScores(first, [second, third], box)
+    mean = MeanScores(first, [second, third], box, share)
     found = torch.stack(list(mean.planes()), 1).exp().numpy()
     chances = [np.stack([p.probability(c) for c in range(3)]) for p in (first, second, third)]
     expected = chances[0].copy()
     where = (slice(None), *box)
-    expected[where] = (chances[0][where] + chances[1] + chances[2]) / 3
+    inside = (chances[0][where], *chances[1:])
+    expected[where] = np.average(inside, axis=0, weights=counts)
     np.testing.assert_allclose(found, expected, atol=2e-3)
     labels_of(mean)
     np.testing.assert_allclose(mean.probability(2), expected[2], atol=2e-3)
