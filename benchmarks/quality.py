@@ -404,9 +404,10 @@ def main() -> None:
         options.out.with_suffix(".tsv"), sep="\t", index=False, float_format="%.4f", na_rep="n/a"
     )
     error = draw_reliability(table, options.out.with_name(options.out.name + "_reliability.png"))
+    images = table[table["set"] != "reliability"].groupby("set", sort=False)["scan"].nunique()
     about = (
-        f"{model_line(record.describe())}; {options.count} images of each held-out map at 1 mm "
-        f"with random contrast, fewer in the other sets. "
+        f"{model_line(record.describe())}. Images or pairs of each set: "
+        f"{', '.join(f'{name} {count}' for name, count in images.items())}. "
         f"Expected calibration error {error:.3f}.\n\n{targets(table)}"
     )
     text = summary(table, about)
