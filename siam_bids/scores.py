@@ -23,7 +23,12 @@ def _steps(source: int, target: int, *, nearest: bool) -> torch.Tensor:
     place = place.clamp(0, source - 1)
     if nearest:
         place = (place + 0.5).floor().clamp(0, source - 1)
-    return (1 - (place[:, None] - torch.arange(source)).abs()).clamp_min(0).float()
+    return linear_weights(place, source).float()
+
+
+def linear_weights(places: torch.Tensor, count: int) -> torch.Tensor:
+    """Return weights (places, count) of linear interpolation at places 0 to `count` - 1."""
+    return (1 - (places[:, None] - torch.arange(count)).abs()).clamp_min(0)
 
 
 class Scores(Protocol):
@@ -141,7 +146,10 @@ class Logits:
         return tuple(box)
 
     def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
-        across, rows, columns = self._steps
+        across, *others = self._steps
+        rows, columns = (
+            None if torch.equal(steps, torch.eye(steps.shape[1])) else steps for steps in others
+        )
         logits = self._logits[classes]
         for weights in across:
             near = weights.nonzero()[:, 0]  # one plane or two
@@ -150,11 +158,9 @@ class Logits:
             yield _resized(rows, _resized(columns, plane.mT).mT).half()
 
 
-def _resized(steps: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:
-    """Resize (classes, J, K) along J."""
-    if torch.equal(steps, torch.eye(planes.shape[1])):
-        return planes
-    return steps @ planes
+def _resized(steps: torch.Tensor | None, planes: torch.Tensor) -> torch.Tensor:
+    """Resize (classes, J, K) along J; None leaves it as it is."""
+    return planes if steps is None else steps @ planes
 
 
 class MeanScores:
