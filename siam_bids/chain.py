@@ -18,6 +18,7 @@ from siam_bids.intensities import Intensities
 from siam_bids.labels import LabelTable
 from siam_bids.models import ModelRecord
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
+from siam_bids.pose import Upright
 from siam_bids.segmenter import Prediction, ProbabilityMaps, Progress
 from siam_bids.sizing import Size
 from siam_bids.volume import Grid, Segmentation, Volume
@@ -35,6 +36,8 @@ class Chain:
         Where the heads but the first look; None for everywhere.
     intensities
         How far the labels of the heads follow the intensities of the scan; None for not at all.
+    upright
+        Which heads are turned upright and looked at again; None for no such thing.
     regions
         Name of a label, and the model that refines it there, in order. Such a model takes the
         image and, as second channel, the mask of the region; its own background cannot win there.
@@ -44,6 +47,7 @@ class Chain:
     regions: tuple[tuple[str, NnunetModel], ...] = ()
     focus: Focus | None = None
     intensities: Intensities | None = None
+    upright: Upright | None = None
 
     @classmethod
     def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Chain:
@@ -75,7 +79,7 @@ class Chain:
         for name in record.focus.tissues if record.focus else ():
             if name not in heads[0].labels.by_name:
                 raise ModelError(f"There is no label {name} in {heads[0].folder}.")
-        chain = cls(heads, regions, record.focus, record.intensities)
+        chain = cls(heads, regions, record.focus, record.intensities, record.upright)
         chain.tables  # noqa: B018 (tells at once what does not fit)
         return chain
 
@@ -161,8 +165,15 @@ class ChainSegmenter:
         self.options = options
         own = replace(options, folds=())
         self._first: NnunetSegmenter | EnsembleSegmenter = (
-            EnsembleSegmenter(chain.heads, device, own, chain.focus, chain.intensities)
-            if len(chain.heads) > 1
+            EnsembleSegmenter(
+                chain.heads,
+                device,
+                own,
+                focus=chain.focus,
+                intensities=chain.intensities,
+                upright=chain.upright,
+            )
+            if len(chain.heads) > 1 or chain.upright
             else NnunetSegmenter(chain.heads[0], device, own, chain.intensities)
         )
         self._finer = [NnunetSegmenter(model, device, own) for _, model in chain.regions]
@@ -227,4 +238,5 @@ def _joined(
         ProbabilityMaps(tuple(names), probability),
         {**coarse.confidence, **finer.confidence},
         coarse.entropy,
+        coarse.pose,
     )

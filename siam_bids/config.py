@@ -55,6 +55,8 @@ class Inference:
     intensities
         Let the labels follow the intensities of the scan if the model says so; False leaves the
         network's own.
+    upright
+        Turn heads upright for a second look if the model says so; False never does.
     precision
         `auto`, `float32` or `bfloat16` on a CPU.
     volume
@@ -71,6 +73,7 @@ class Inference:
     folds: tuple[str, ...] = ()
     mirror: bool | None = None
     intensities: bool = True
+    upright: bool = True
     precision: str = "auto"
     volume: int | None = None
     memory: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence, Sized
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,10 +13,11 @@ from siam_bids.config import Inference
 from siam_bids.focus import Focus
 from siam_bids.intensities import Intensities
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
+from siam_bids.pose import Upright, Window
 from siam_bids.posterior import following
-from siam_bids.scores import MeanScores
+from siam_bids.scores import Logits, MeanScores, Prior
 from siam_bids.segmenter import TILE_STEP, Prediction, Progress, prediction_of
-from siam_bids.volume import Volume
+from siam_bids.volume import Crop, Volume
 
 
 class EnsembleSegmenter:
@@ -27,13 +29,15 @@ class EnsembleSegmenter:
     Parameters
     ----------
     models
-        Two or more, with the same labels.
+        One or more, with the same labels.
     device, options
         As for `NnunetSegmenter`.
     focus
         Where the members but the first look; elsewhere the first one decides. Default: everywhere.
     intensities
         How far the labels follow the intensities of the scan. Default: not at all.
+    upright
+        Which heads are turned upright and looked at again. Default: none.
     """
 
     def __init__(
@@ -41,12 +45,15 @@ class EnsembleSegmenter:
         models: Sequence[NnunetModel],
         device: torch.device,
         options: Inference,
+        *,
         focus: Focus | None = None,
         intensities: Intensities | None = None,
+        upright: Upright | None = None,
     ) -> None:
         self._members = [NnunetSegmenter(model, device, options) for model in models]
         self._focus = focus
         self._intensities = intensities
+        self._upright = upright if options.interpolate else None
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -58,21 +65,71 @@ class EnsembleSegmenter:
     ) -> Prediction:
         """Segment one scan on its own grid; see `Segmenter.segment`."""
         keep = bool(probabilities)
-        first, *others = self._members
+        first = self._members[0]
         told, *parts = self._parts(volume, progress)
         coarse, crop = first.scores(volume, keep=keep, progress=told)
+        prior: Prior
+        if window := self._window(coarse, crop):
+            prior = self._upright_scores(volume, window, parts, keep=keep)
+        else:
+            prior = self._scores(volume, coarse, crop, parts, keep=keep)
+        scores = following(prior, volume, crop, self._intensities, keep=keep)
+        found = prediction_of(scores, crop, first.model.labels, probabilities)
+        return replace(found, pose=window.pose if window else None)
+
+    def _scores(
+        self,
+        volume: Volume,
+        coarse: Logits,
+        crop: Crop,
+        parts: Sequence[Progress | None],
+        *,
+        keep: bool,
+    ) -> Prior:
+        """Let the others look at the scan as it is."""
         box, step = None, TILE_STEP
         if self._focus:
             step = self._focus.step
-            seen = [first.model.labels.by_name[name].index for name in self._focus.tissues]
-            box = coarse.box_of(seen, [self._focus.margin / size for size in crop.voxel_size])
+            box = coarse.box_of(self._seen, [self._focus.margin / size for size in crop.voxel_size])
         finer = [
             member.scores(volume, part=box, step=step, keep=keep, progress=part)[0]
+            for member, part in zip(self._members[1:], parts, strict=True)
+        ]
+        return MeanScores(coarse, finer, box, self._focus.share if self._focus else None)
+
+    def _upright_scores(
+        self, volume: Volume, head: Window, parts: Sequence[Progress | None], *, keep: bool
+    ) -> Prior:
+        """Let all look at the head turned upright, the first one again."""
+        first, *others = self._members
+        again = first.turned_scores(volume, head, elsewhere=True, keep=keep)
+        step, window = TILE_STEP, head
+        if self._focus:
+            step = self._focus.step
+            window = Window(head.pose, *again.box_of(self._seen, self._focus.margin))
+        finer = [
+            member.turned_scores(volume, window, step=step, progress=part)
             for member, part in zip(others, parts, strict=True)
         ]
-        mean = MeanScores(coarse, finer, box, self._focus.share if self._focus else None)
-        scores = following(mean, volume, crop, self._intensities, keep=keep)
-        return prediction_of(scores, crop, first.model.labels, probabilities)
+        if not finer:
+            return again
+        box = finer[0].seen()
+        inner = [each.within(box, keep=keep) for each in finer]
+        return MeanScores(again, inner, box, self._focus.share if self._focus else None)
+
+    def _window(self, coarse: Logits, crop: Crop) -> Window | None:
+        """Return where to look at the head upright, if that is wanted."""
+        if self._upright is None:
+            return None
+        labels = coarse.own_labels()
+        edges = np.array(crop.shape) * crop.voxel_size / labels.shape
+        return self._upright.window(labels, edges, self._members[0].model.labels)
+
+    @property
+    def _seen(self) -> list[int]:
+        """Return the classes that the others look at."""
+        table = self._members[0].model.labels
+        return [table.by_name[name].index for name in self._focus.tissues] if self._focus else []
 
     def _parts(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:
         """Divide the progress among the models by the time that each is estimated to take."""

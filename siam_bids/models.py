@@ -22,6 +22,7 @@ from siam_bids.errors import ModelError, UsageError
 from siam_bids.files import sha256, write_json
 from siam_bids.focus import Focus
 from siam_bids.intensities import Intensities
+from siam_bids.pose import Upright
 from siam_bids.resources import resource
 
 MANIFEST = "siam-bids.json"
@@ -65,6 +66,9 @@ class ModelRecord:
     intensities
         How far the labels follow the intensities of the scan; None for not at all. What a member of
         an ensemble has here holds for it alone.
+    upright
+        Which heads are turned upright and looked at again; None for no such thing. What a member of
+        an ensemble has here holds for it alone.
     regions
         What refines labels of this model, in order; see `chain`.
     """
@@ -81,6 +85,7 @@ class ModelRecord:
     members: tuple[ModelRecord, ...] = ()
     focus: Focus | None = None
     intensities: Intensities | None = None
+    upright: Upright | None = None
     regions: tuple[Region, ...] = ()
 
     def describe(self) -> dict[str, Any]:
@@ -88,6 +93,7 @@ class ModelRecord:
         members = [each.describe() for each in self.members]
         focus = self.focus and self.focus.describe()
         intensities = self.intensities and self.intensities.describe()
+        upright = self.upright and self.upright.describe()
         regions = [{"Inside": each.inside, **each.model.describe()} for each in self.regions]
         return {
             "Name": self.name,
@@ -100,12 +106,17 @@ class ModelRecord:
             **({"Members": members} if members else {}),
             **({"Focus": focus} if focus else {}),
             **({"Intensities": intensities} if intensities else {}),
+            **({"Upright": upright} if upright else {}),
             **({"Regions": regions} if regions else {}),
         }
 
     def as_asked(self, options: Inference) -> ModelRecord:
         """Return the model without what the options leave out of it."""
-        return self if options.intensities else replace(self, intensities=None)
+        return replace(
+            self,
+            intensities=self.intensities if options.intensities else None,
+            upright=self.upright if options.upright else None,
+        )
 
     def parts(self) -> list[ModelRecord]:
         """Return all models, each with a folder of its own."""
@@ -162,6 +173,7 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
             bfloat16=entry.get("bfloat16", False),
             mirror=entry.get("mirror", False),
             intensities=_intensities(entry),
+            upright=_upright(entry),
         )
     start = Path(name).expanduser()
     if not start.is_dir():
@@ -196,7 +208,8 @@ def _joined_file(path: Path) -> dict[str, Any]:
             first, listed = {"members": members}, content.get("regions", ())
         else:
             first = {"model": absolute(content["model"])}
-            listed = content.get("regions", ()) if "intensities" in content else content["regions"]
+            more = "intensities" in content or "upright" in content
+            listed = content.get("regions", ()) if more else content["regions"]
         regions = [
             {"inside": str(each["inside"]), "model": absolute(each["model"])} for each in listed
         ]
@@ -220,7 +233,7 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     for member in members:
         if member.members or member.regions:
             raise ModelError(f"{name}: {member.name} is no single model, so no member.")
-    members = tuple(replace(member, intensities=None) for member in members)
+    members = tuple(replace(member, intensities=None, upright=None) for member in members)
     if entry.get("bfloat16"):
         members = tuple(replace(member, bfloat16=True) for member in members)
     models = [*(members or [first]), *(region.model for region in regions)]
@@ -230,6 +243,8 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     parts += f"{focus}\n" if focus else ""
     intensities = _intensities(entry) or (None if members else first.intensities)
     parts += f"{intensities}\n" if intensities else ""
+    upright = _upright(entry) or (None if members else first.upright)
+    parts += f"{upright}\n" if upright else ""
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,
@@ -238,6 +253,7 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
         members=members or first.members,
         focus=focus,
         intensities=intensities,
+        upright=upright,
         name=name,
         title=entry.get("title", " + ".join(model.title for model in models)),
         version=entry.get("version", " + ".join(model.version for model in models)),
@@ -249,6 +265,10 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
 
 def _intensities(entry: Mapping[str, Any]) -> Intensities | None:
     return Intensities.of(entry["intensities"]) if "intensities" in entry else None
+
+
+def _upright(entry: Mapping[str, Any]) -> Upright | None:
+    return Upright.of(entry["upright"]) if "upright" in entry else None
 
 
 def locate(name: str, roots: Sequence[Path]) -> list[Path]:

@@ -36,6 +36,7 @@ from siam_bids.focus import Focus
 from siam_bids.intensities import Intensities
 from siam_bids.labels import LabelTable
 from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
+from siam_bids.pose import Window, centres
 from siam_bids.posterior import following
 from siam_bids.scores import Logits
 from siam_bids.segmenter import (
@@ -47,6 +48,7 @@ from siam_bids.segmenter import (
 )
 from siam_bids.sizing import Load, Size
 from siam_bids.store import CHECKPOINT, CONVERTED, fold_weights
+from siam_bids.turned import TurnedLogits
 from siam_bids.usage import free_memory
 from siam_bids.volume import Crop, Grid, Reorientation, Volume, box_of
 
@@ -293,6 +295,7 @@ class NnunetSegmenter:
             )
         plans = PlansManager(model.plans)
         self._axes = tuple(plans.transpose_forward)
+        self._back = [int(axis) for axis in np.argsort(self._axes)]
         self._plan = model.plan
         self._intensities = plans.foreground_intensity_properties_per_channel
         self._build(device)
@@ -377,23 +380,93 @@ class NnunetSegmenter:
         crop, image = crop.within(part), image[(slice(None), *seen)]
         spacing = _spacing(self.model, [crop.voxel_size[axis] for axis in self._axes], self.options)
         image = self._resample(image, spacing)
-        padded, inner = pad_nd_image(
-            torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
+        logits = self._padded(
+            image,
+            inside=None if inside is None else cropped[1][seen] > 0,
+            step=step,
+            progress=progress,
         )
-        wanted = None if inside is None else _seen_box(cropped[1][seen] > 0, inner[1:])
-        logits = self._predict(padded, wanted, step, progress)[(slice(None), *inner[1:])]
         shape = [crop.shape[axis] for axis in self._axes]
         logits, nearest_axis = self._resampled(logits, shape, spacing)
         if inside is not None:
             with torch.inference_mode():
                 logits[0] = _NEVER
-        back = [int(axis) for axis in np.argsort(self._axes)]
         return Logits(
-            logits.permute(0, *(1 + axis for axis in back)),
+            logits.permute(0, *(1 + axis for axis in self._back)),
             crop.shape,
             nearest_axis=None if nearest_axis is None else self._axes[nearest_axis],
             keep=keep,
         ), crop
+
+    def turned_scores(
+        self,
+        volume: Volume,
+        window: Window,
+        *,
+        step: float = TILE_STEP,
+        elsewhere: bool = False,
+        keep: bool = False,
+        progress: Progress | None = None,
+    ) -> TurnedLogits:
+        """Run a network of one channel over a scan with the head turned upright.
+
+        Beyond the scan its outermost voxels go on.
+
+        Parameters
+        ----------
+        window
+            What the network sees.
+        elsewhere
+            Whether what lies outside is background; else nothing is said of it.
+        step, keep, progress
+            As for `scores`.
+
+        Returns
+        -------
+        On the voxels of the scan in the crop around everything that is not zero.
+        """
+        crop = Crop.around(volume.data != 0, volume.grid)
+        self._check_memory(volume.grid, crop.grid)
+        image = self._normalised([crop.cut(volume.data).transpose(self._axes)], 0)[None]
+        spacing = _spacing(self.model, [crop.voxel_size[axis] for axis in self._axes], self.options)
+        image = self._resample(image, spacing)[0].transpose(self._back)
+        edges = np.array(crop.shape) * crop.voxel_size / image.shape
+        upright = centres(edges, window.low)
+        image = ndimage.affine_transform(
+            image,
+            np.linalg.inv(window.pose.affine @ centres(edges)) @ upright,
+            output_shape=[max(1, round(n)) for n in (window.high - window.low) / edges],
+            order=3,
+            mode="nearest",
+        )
+        image = np.ascontiguousarray(image.transpose(self._axes))[None]
+        logits = self._padded(image, step=step, progress=progress)
+        unseen = torch.full((len(logits),), _NEVER if elsewhere else torch.nan)
+        if elsewhere:
+            unseen[0] = 0
+        return TurnedLogits(
+            logits.permute(0, *(1 + axis for axis in self._back)),
+            upright,
+            window.pose.affine @ centres(crop.voxel_size),
+            crop.shape,
+            unseen,
+            keep=keep,
+        )
+
+    def _padded(
+        self,
+        image: npt.NDArray[np.float32],
+        *,
+        inside: npt.NDArray[np.bool_] | None = None,
+        step: float,
+        progress: Progress | None,
+    ) -> torch.Tensor:
+        """Return the logits of an image (channels, I, J, K), which may be smaller than a tile."""
+        padded, inner = pad_nd_image(
+            torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
+        )
+        wanted = None if inside is None else _seen_box(inside, inner[1:])
+        return self._predict(padded, wanted, step, progress)[(slice(None), *inner[1:])]
 
     def _check_memory(self, grid: Grid, part: Grid) -> None:
         need, given = self.memory_of_scan(grid, part), self.options.memory

@@ -172,7 +172,8 @@ def _segment_file(
     image: Path, output: Output, segmenter: ChainSegmenter, record: ModelRecord
 ) -> None:
     volume = load_volume(image, index=segmenter.options.volume)
-    segmentation = segmenter.segment(volume).segmentation
+    found = segmenter.segment(volume)
+    segmentation = found.segmentation
     derivatives.save_segmentation(output.segmentation, segmentation)
     derivatives.save_label_table(output.beside(".tsv"), segmentation.labels)
     derivatives.save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation))
@@ -185,5 +186,6 @@ def _segment_file(
             "Model": {**record.describe(), "Folds": segmenter.chain.folds},
             "Options": segmenter.options.changed(),
             "Precision": " + ".join(segmenter.precisions),
+            **({"Pose": found.pose.describe()} if found.pose else {}),
         },
     )

@@ -49,13 +49,20 @@ def methods_text(models: Sequence[Description]) -> str:
         for model in models
         if "Intensities" in model
     )
+    turned = "".join(
+        f" Heads turned by more than {upright['TurnedByMoreDegreesThan']:g} degrees, or larger or "
+        f"smaller than usual by more than a factor of {upright['OfSizeFactorMoreThan']:g}, were "
+        f"brought upright and to the usual size for {model['Title']}."
+        for model in models
+        if (upright := model.get("Upright"))
+    )
     text = (
         f"Head MRI scans were segmented with siam-bids {__version__} using the model {used}. "
         "Each scan was brought to RAS+ order, z-scored and resampled to the voxel size of the "
         "network, labelled by an nnU-Net (Isensee et al., Nature Methods 2021) over "
         "overlapping tiles, and the class scores were interpolated back to the scan's own "
-        f"grid{several}.{followed} Volumes are label counts times the voxel volume; the total "
-        "intracranial volume (TIV) sums brain tissue, ventricles and cerebrospinal fluid."
+        f"grid{several}.{turned}{followed} Volumes are label counts times the voxel volume; the "
+        "total intracranial volume (TIV) sums brain tissue, ventricles and cerebrospinal fluid."
     )
     cited = [str(model["Citation"]) for model in models if model["Citation"]]
     return " ".join([text, *(f"Model: {citation}" for citation in cited)])

@@ -54,6 +54,14 @@ class Prior(Scores, Protocol):
         ...
 
 
+class Part(Prior, Protocol):
+    """Scores of one network among several."""
+
+    def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Part:
+        """Return those of every few voxels along each axis, beginning with these."""
+        ...
+
+
 class Logits:
     """Logits interpolated linearly to a grid of the same extent, as nnU-Net does.
 
@@ -116,6 +124,12 @@ class Logits:
         voxels = [slice(start, None, step) for start, step in zip(first, apart, strict=True)]
         return Logits(self._logits, self._whole, nearest_axis=self._nearest_axis, voxels=voxels)
 
+    def own_labels(self) -> npt.NDArray[np.uint8]:
+        """Return the likeliest class (I', J', K') of each of the network's own voxels."""
+        planes = self._logits.unbind(1)
+        likeliest = [plane.float().max(0).indices.to(torch.uint8) for plane in planes]
+        return torch.stack(likeliest).numpy()
+
     def box_of(self, classes: Sequence[int], margin: Sequence[float]) -> tuple[slice, ...]:
         """Return a box of the wanted grid around the voxels where one of the classes is likeliest.
 
@@ -127,10 +141,7 @@ class Logits:
         margin
             Voxels of the wanted grid by which the box is wider, at each end of each axis.
         """
-        mask = np.zeros(self._logits.shape[1:], np.bool_)
-        for place in range(len(mask)):
-            likeliest = self._logits[:, place].float().max(0).indices.numpy()
-            mask[place] = np.isin(likeliest, classes)
+        mask = np.isin(self.own_labels(), classes)
         pieces, count = ndimage.label(mask)
         if not count:
             return tuple(slice(0, length) for length in self.shape)
@@ -171,7 +182,7 @@ class MeanScores:
     first
         On the whole grid.
     others
-        On the box, of the same classes.
+        On the box, of the same classes; NaN where they say nothing.
     box
         Of the grid; outside it the first one's probabilities stand alone. Default: everything.
     share
@@ -180,8 +191,8 @@ class MeanScores:
 
     def __init__(
         self,
-        first: Logits,
-        others: Sequence[Logits],
+        first: Part,
+        others: Sequence[Part],
         box: Sequence[slice] | None = None,
         share: float | None = None,
     ) -> None:
@@ -197,9 +208,12 @@ class MeanScores:
         for place, plane in enumerate(self._first.planes()):
             total = plane.float().softmax(0)
             if rows.start <= place < rows.stop:
-                inner = total[(slice(None), *window)].mul_(1 - self._share)
+                here = total[(slice(None), *window)]
+                inner = here * (1 - self._share)
                 for other in others:
-                    inner.add_(next(other).float().softmax(0), alpha=self._share / len(others))
+                    told = _told(next(other).float().softmax(0), here)
+                    inner.add_(told, alpha=self._share / len(others))
+                total[(slice(None), *window)] = inner
             yield total.clamp_(min=_LEAST).log_()
 
     def every(self, apart: Sequence[int]) -> MeanScores:
@@ -216,10 +230,19 @@ class MeanScores:
         """Return the mean probability (I, J, K) of one class."""
         total = self._first.probability(index)
         inner = total[self._box]
+        first = inner.copy()
         inner *= np.float32(1 - self._share)
         for part in self._others:
-            inner += np.float32(self._share / len(self._others)) * part.probability(index)
+            told = part.probability(index)
+            told = np.where(np.isnan(told), first, told)
+            inner += np.float32(self._share / len(self._others)) * told
         return total
+
+
+def _told(probabilities: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Put the first network's probabilities where another says nothing (NaN)."""
+    unknown = probabilities[0].isnan()
+    return torch.where(unknown, first, probabilities) if unknown.any() else probabilities
 
 
 class Certainty:

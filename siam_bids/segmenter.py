@@ -19,6 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from siam_bids.errors import UsageError
 from siam_bids.labels import LabelTable
+from siam_bids.pose import Pose
 from siam_bids.scores import Certainty, Scores, labels_of
 from siam_bids.usage import memory_reused, release_memory
 from siam_bids.volume import Crop, Segmentation, Volume
@@ -81,12 +82,15 @@ class Prediction:
         absent labels are not listed.
     entropy
         Mean normalised entropy over all labelled voxels, 0 sure to 1 clueless; None if unknown.
+    pose
+        How the head lies, if it was looked at again because of that.
     """
 
     segmentation: Segmentation
     probabilities: Mapping[str, npt.NDArray[np.float32]]
     confidence: dict[str, float] = field(default_factory=dict)
     entropy: float | None = None
+    pose: Pose | None = None
 
 
 class Segmenter(Protocol):

@@ -326,6 +326,8 @@ class _Worker:
             }
             write_json(task.names.record, {**cost, **where})
             about = {**task.provenance, "Grid": _describe(task.volume)}
+            if prediction.pose:
+                about["Pose"] = prediction.pose.describe()
             if self._segmenter:
                 about["Precision"] = " + ".join(self._segmenter.precisions)
             derivatives.finish_scan(task.names, about, task.outputs)

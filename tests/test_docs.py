@@ -201,11 +201,14 @@ def shell(tmp_path, monkeypatch, head, small_sample, tiny_model, server) -> Shel
     return Shell(tmp_path, tiny_model)
 
 
-def test_the_focus_and_intensities_that_are_told_are_the_default_models():
-    *_, focus, intensities = (block for block in blocks("docs/siam.md") if block.startswith("{"))
+def test_what_is_told_of_ensembles_is_that_of_the_default_model():
+    *_, focus, intensities, upright = (
+        block for block in blocks("docs/siam.md") if block.startswith("{")
+    )
     default = models.registry()["compact"]
     assert json.loads(focus).items() <= default.items()
     assert json.loads(intensities)["intensities"] == default["intensities"]
+    assert json.loads(upright)["upright"] == default["upright"]
 
 
 def _corrected_segmentation(place: Path) -> None:

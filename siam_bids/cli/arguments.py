@@ -103,6 +103,12 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         help="keep the network's own labels where a model lets borders follow the intensities",
     )
     group.add_argument(
+        "--no-upright",
+        dest="upright",
+        action="store_false",
+        help="do not look again, with the head upright, where a model does so with turned ones",
+    )
+    group.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
@@ -144,6 +150,7 @@ def inference_of(arguments: argparse.Namespace) -> Inference:
         folds=tuple(_bare(arguments.folds, "fold-")),
         mirror=arguments.mirror,
         intensities=arguments.intensities,
+        upright=arguments.upright,
         precision=arguments.precision,
         volume=arguments.volume,
         memory=1e9 * arguments.mem_gb if arguments.mem_gb else None,
