@@ -426,7 +426,8 @@ class NnunetSegmenter:
         On the voxels of the scan in the crop around everything that is not zero.
         """
         crop = Crop.around(volume.data != 0, volume.grid)
-        self._check_memory(volume.grid, crop.grid)
+        z, y, x = (int(n) for n in np.ceil((window.high - window.low) / crop.voxel_size))
+        self._check_memory(volume.grid, Grid((x, y, z), crop.grid.affine))
         image = self._normalised([crop.cut(volume.data).transpose(self._axes)], 0)[None]
         spacing = _spacing(self.model, [crop.voxel_size[axis] for axis in self._axes], self.options)
         image = self._resample(image, spacing)[0].transpose(self._back)

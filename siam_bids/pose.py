@@ -29,6 +29,11 @@ _LEAST_TISSUES = 6
 _LEAST_VOXELS = 20
 _BLUR = 4.0
 """Variance in mm2 added to all, so that thin tissues do not decide alone."""
+_MISFIT = 0.4
+"""Nats; more tells of a part of a head, whose pose is not to be trusted.
+
+Whole heads are at 0.02 to 0.22, slabs that seem turned or small at 0.48 to 0.9.
+"""
 _STARTS = (np.zeros(3), *(sign * axis for axis in np.eye(3) for sign in (-0.7, 0.7)))
 """Rotation vectors in radians that the search begins with."""
 
@@ -96,7 +101,8 @@ class Window:
 def upright_head() -> Mapping[str, Shape]:
     """Read the shapes of an upright head, by label name.
 
-    Means over SynthSeg's 16 label maps of the training, mirrored; `benchmarks/upright_head.py` made it.
+    Means over the 16 SynthSeg label maps of the training and their mirror images;
+    `benchmarks/upright_head.py` made the table.
     """
     shapes = {}
     for row in read_rows(resource("data", "labels", "upright.tsv")):
@@ -254,4 +260,5 @@ class Upright:
         return Window(pose, mm.min(0) - self.margin, mm.max(0) + self.margin)
 
     def _needed(self, pose: Pose) -> bool:
-        return pose.degrees > self.degrees or abs(np.log(pose.size)) > np.log(self.size)
+        far = pose.degrees > self.degrees or abs(np.log(pose.size)) > np.log(self.size)
+        return far and pose.misfit < _MISFIT

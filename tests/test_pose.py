@@ -97,6 +97,15 @@ def test_only_turned_and_small_heads_are_looked_at_again(caplog):
     assert upright.window(np.zeros((9, 9, 9), np.uint8), edges, siam_labels()) is None
 
 
+def test_the_upper_half_of_a_head_is_no_small_head():
+    """Its tissues are cut, so that they seem small; the misfit tells."""
+    labels, edges = blobs(0)
+    upper = labels[44:]
+    pose = pose_of(measured(upper, edges, siam_labels(), upright_head()))
+    assert pose.size > UPRIGHT["size"] or pose.degrees > UPRIGHT["degrees"]
+    assert Upright.of(UPRIGHT).window(upper, edges, siam_labels()) is None
+
+
 @pytest.mark.parametrize("wrong", [{"degrees": "far"}, {"size": 0.5}, {"margin": None}])
 def test_a_wrong_entry_is_refused(wrong):
     with pytest.raises(ModelError, match="Which heads a model turns cannot be read"):
