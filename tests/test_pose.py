@@ -17,6 +17,7 @@ from siam_bids.errors import ModelError
 from siam_bids.labels import siam_labels
 from siam_bids.models import find_model, registry
 from siam_bids.nnunet import NnunetSegmenter
+from siam_bids.pages import _facts
 from siam_bids.plain import segment_files
 from siam_bids.pose import Pose, Shape, Upright, centres, measured, pose_of, upright_head
 from siam_bids.provenance import methods_text
@@ -227,6 +228,9 @@ def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatc
     )  # fmt: skip
     about = json.loads((tmp_path / "out.json").read_text())
     assert about["Pose"] == found.pose.describe()
+    grid = {"Shape": [1, 1, 1], "VoxelSize": [1, 1, 1], "Orientation": "RAS"}
+    facts = dict(_facts({**about, "Grid": grid}, {}))
+    assert facts["Pose"] == "turned by 12 degrees, 0.909 times the usual size"
     methods = methods_text([about["Model"]])
     assert "turned by more than 5 degrees, or larger or smaller" in methods
     assert done == sorted(done)
