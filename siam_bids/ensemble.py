@@ -15,7 +15,7 @@ from siam_bids.intensities import Intensities
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, estimate
 from siam_bids.pose import Upright, Window
 from siam_bids.posterior import following
-from siam_bids.scores import Logits, MeanScores, Prior
+from siam_bids.scores import Logits, MeanScores, Part, Prior
 from siam_bids.segmenter import TILE_STEP, Prediction, Progress, prediction_of
 from siam_bids.volume import Crop, Volume
 
@@ -95,7 +95,7 @@ class EnsembleSegmenter:
             member.scores(volume, part=box, step=step, keep=keep, progress=part)[0]
             for member, part in zip(self._members[1:], parts, strict=True)
         ]
-        return MeanScores(coarse, finer, box, self._focus.share if self._focus else None)
+        return self._mean(coarse, finer, box)
 
     def _upright_scores(
         self, volume: Volume, head: Window, parts: Sequence[Progress | None], *, keep: bool
@@ -111,17 +111,21 @@ class EnsembleSegmenter:
             member.turned_scores(volume, window, step=step, progress=part)
             for member, part in zip(others, parts, strict=True)
         ]
+        box = finer[0].seen() if finer else None
+        inner = [each.within(box, keep=keep) for each in finer] if box else []
+        return self._mean(again, inner, box)
+
+    def _mean(self, first: Part, finer: Sequence[Part], box: Sequence[slice] | None) -> Prior:
+        """Average what the first network says with what the others, if any, say in a box."""
         if not finer:
-            return again
-        box = finer[0].seen()
-        inner = [each.within(box, keep=keep) for each in finer]
-        return MeanScores(again, inner, box, self._focus.share if self._focus else None)
+            return first
+        return MeanScores(first, finer, box, self._focus.share if self._focus else None)
 
     def _window(self, coarse: Logits, crop: Crop) -> Window | None:
         """Return where to look at the head upright, if that is wanted."""
         if self._upright is None:
             return None
-        labels = coarse.own_labels()
+        labels = coarse.own_labels
         edges = np.array(crop.shape) * crop.voxel_size / labels.shape
         return self._upright.window(labels, edges, self._members[0].model.labels)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -62,7 +64,45 @@ class Part(Prior, Protocol):
         ...
 
 
-class Logits:
+class Interpolated(ABC):
+    """Logits of a network, interpolated plane by plane to the voxels of another grid.
+
+    Parameters
+    ----------
+    classes
+        Number of classes, background included.
+    shape
+        (I, J, K) of the wanted grid.
+    keep
+        Whether `probability` will be asked for.
+    """
+
+    def __init__(self, classes: int, shape: Sequence[int], *, keep: bool) -> None:
+        self.classes, self.shape = classes, tuple(shape)
+        self._normaliser = np.empty(self.shape, np.float32) if keep else None
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) float16 logits of each plane along the first axis."""
+        for place, plane in enumerate(self._interpolated(slice(None))):
+            if self._normaliser is not None:
+                self._normaliser[place] = plane.float().logsumexp(0).numpy()
+            yield plane
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the softmax (I, J, K) of one class; NaN where nothing is known."""
+        if self._normaliser is None:
+            raise ValueError("probabilities were not to be kept")
+        found = np.empty_like(self._normaliser)
+        for place, plane in enumerate(self._interpolated(slice(index, index + 1))):
+            np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
+        return np.minimum(found, 1, out=found)
+
+    @abstractmethod
+    def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
+        """Yield (some classes, J, K) float16 logits of each plane along the first axis."""
+
+
+class Logits(Interpolated):
     """Logits interpolated linearly to a grid of the same extent, as nnU-Net does.
 
     Works plane by plane, so the logits never exist at full size. Interpolated logits are rounded
@@ -91,7 +131,6 @@ class Logits:
         keep: bool = False,
         voxels: Sequence[slice] = (slice(None),) * 3,
     ) -> None:
-        self.classes = len(logits)
         self._logits = logits
         self._whole, self._nearest_axis = tuple(shape), nearest_axis
         self._steps = [
@@ -100,32 +139,16 @@ class Logits:
                 zip(logits.shape[1:], shape, voxels, strict=True)
             )
         ]
-        self.shape = tuple(len(steps) for steps in self._steps)
-        self._normaliser = np.empty(self.shape, np.float32) if keep else None
-
-    def planes(self) -> Iterator[torch.Tensor]:
-        """Yield (classes, J, K) float16 logits of each plane along the first axis."""
-        for place, plane in enumerate(self._interpolated(slice(None))):
-            if self._normaliser is not None:
-                self._normaliser[place] = plane.float().logsumexp(0).numpy()
-            yield plane
-
-    def probability(self, index: int) -> npt.NDArray[np.float32]:
-        """Return the softmax (I, J, K) of one class."""
-        if self._normaliser is None:
-            raise ValueError("probabilities were not to be kept")
-        found = np.empty_like(self._normaliser)
-        for place, plane in enumerate(self._interpolated(slice(index, index + 1))):
-            np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
-        return np.minimum(found, 1, out=found)
+        super().__init__(len(logits), [len(steps) for steps in self._steps], keep=keep)
 
     def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Logits:
         """Return those of every few voxels along each axis, without `probability`."""
         voxels = [slice(start, None, step) for start, step in zip(first, apart, strict=True)]
         return Logits(self._logits, self._whole, nearest_axis=self._nearest_axis, voxels=voxels)
 
+    @cached_property
     def own_labels(self) -> npt.NDArray[np.uint8]:
-        """Return the likeliest class (I', J', K') of each of the network's own voxels."""
+        """The likeliest class (I', J', K') of each of the network's own voxels."""
         planes = self._logits.unbind(1)
         likeliest = [plane.float().max(0).indices.to(torch.uint8) for plane in planes]
         return torch.stack(likeliest).numpy()
@@ -141,7 +164,7 @@ class Logits:
         margin
             Voxels of the wanted grid by which the box is wider, at each end of each axis.
         """
-        mask = np.isin(self.own_labels(), classes)
+        mask = np.isin(self.own_labels, classes)
         pieces, count = ndimage.label(mask)
         if not count:
             return tuple(slice(0, length) for length in self.shape)

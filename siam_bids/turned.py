@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from siam_bids.scores import Logits
+from siam_bids.scores import Interpolated, Logits
 
 _BLOCK = 1 << 20
 """Voxels interpolated at once: 38 MB of float16 logits of 18 classes."""
 
 
-class TurnedLogits:
+class TurnedLogits(Interpolated):
     """Logits interpolated linearly to a grid that is turned against theirs; see `scores.Prior`.
 
     Parameters
@@ -42,25 +42,8 @@ class TurnedLogits:
         *,
         keep: bool = False,
     ) -> None:
-        self.classes, self.shape = len(logits), tuple(shape)
+        super().__init__(len(logits), shape, keep=keep)
         self._logits, self._own, self._wanted, self._unseen = logits, own, wanted, unseen
-        self._normaliser = np.empty(self.shape, np.float32) if keep else None
-
-    def planes(self) -> Iterator[torch.Tensor]:
-        """Yield (classes, J, K) float16 logits of each plane along the first axis."""
-        for place, plane in enumerate(self._interpolated(slice(None))):
-            if self._normaliser is not None:
-                self._normaliser[place] = plane.float().logsumexp(0).numpy()
-            yield plane
-
-    def probability(self, index: int) -> npt.NDArray[np.float32]:
-        """Return the softmax (I, J, K) of one class; NaN where nothing is known."""
-        if self._normaliser is None:
-            raise ValueError("probabilities were not to be kept")
-        found = np.empty_like(self._normaliser)
-        for place, plane in enumerate(self._interpolated(slice(index, index + 1))):
-            np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
-        return np.minimum(found, 1, out=found)
 
     def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> TurnedLogits:
         """Return those of every few voxels along each axis, without `probability`."""
