@@ -147,7 +147,7 @@ class Chain:
 
 
 def _open(record: ModelRecord) -> NnunetModel:
-    return NnunetModel.open(record.folder, bfloat16=record.bfloat16, mirror=record.mirror)
+    return NnunetModel.open(record.folder, precisions=record.precisions, mirror=record.mirror)
 
 
 class ChainSegmenter:
@@ -180,7 +180,7 @@ class ChainSegmenter:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those of the models' feature maps: `float32`, `bfloat16` or `float16`, each once."""
+        """Those of the models: `float32`, `float16`, `bfloat16`, `int8`; each once."""
         return precisions_of([self._first, *self._finer])
 
     def segment(

@@ -58,7 +58,7 @@ class Inference:
     upright
         Turn heads upright for a second look if the model says so; False never does.
     precision
-        `auto`, `float32` or `bfloat16` on a CPU.
+        `auto`, `float32`, `bfloat16` or `int8` on a CPU.
     volume
         Which volume of a 4-D image is taken, from 0; None refuses 4-D images.
     memory

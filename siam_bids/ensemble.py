@@ -57,7 +57,7 @@ class EnsembleSegmenter:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those of the members' feature maps: `float32`, `bfloat16` or `float16`, each once."""
+        """Those of the members: `float32`, `float16`, `bfloat16`, `int8`; each once."""
         return precisions_of(self._members)
 
     def segment(

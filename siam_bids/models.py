@@ -51,11 +51,11 @@ class ModelRecord:
         Checksum over plans.json, dataset.json and all checkpoints.
     licence, citation
         Empty where unknown.
-    bfloat16
-        Whether labels in bfloat16 were compared with those in float32 and agreed on 99.9 % or more
-        of the voxels of whole scans, so that bfloat16 may be the default where it is fast. Measured
-        for the embedded models only, see benchmarks/bfloat16.md. What is known of an ensemble holds
-        for its members in it, not for these alone.
+    precisions
+        Those (`bfloat16`, `int8`) whose labels were compared with float32's and agreed on 99.9 % or
+        more of the voxels of whole scans: the first that the CPU is fast in is the default.
+        Measured for the embedded models only, see benchmarks/precision.py. What is known of an
+        ensemble holds for its members in it, not for these alone.
     mirror
         Whether mirrored tiles are averaged by default: measured to help, and trained for. Of an
         ensemble, only its members know.
@@ -80,7 +80,7 @@ class ModelRecord:
     sha256: str
     licence: str
     citation: str
-    bfloat16: bool = False
+    precisions: tuple[str, ...] = ()
     mirror: bool = False
     members: tuple[ModelRecord, ...] = ()
     focus: Focus | None = None
@@ -170,7 +170,7 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
             sha256=_folder_checksum(folder),
             licence=entry["licence"],
             citation=entry["citation"],
-            bfloat16=entry.get("bfloat16", False),
+            precisions=tuple(entry.get("precisions", ())),
             mirror=entry.get("mirror", False),
             intensities=_intensities(entry),
             upright=_upright(entry),
@@ -234,9 +234,10 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
         if member.members or member.regions:
             raise ModelError(f"{name}: {member.name} is no single model, so no member.")
     members = tuple(replace(member, intensities=None, upright=None) for member in members)
-    if entry.get("bfloat16"):
-        members = tuple(replace(member, bfloat16=True) for member in members)
-    models = [*(members or [first]), *(region.model for region in regions)]
+    if known := tuple(entry.get("precisions", ())):
+        members = tuple(replace(member, precisions=known) for member in members)
+    heads = members or (first,)
+    models = [*heads, *(region.model for region in regions)]
     parts = "".join(f"{member.sha256}\n" for member in members[1:])
     parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
     focus = Focus.of(entry["focus"]) if "focus" in entry else first.focus
@@ -248,7 +249,9 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,
-        bfloat16=all(member.bfloat16 for member in members or [first]),
+        precisions=tuple(
+            name for name in heads[0].precisions if all(name in head.precisions for head in heads)
+        ),
         mirror=first.mirror and not members,
         members=members or first.members,
         focus=focus,

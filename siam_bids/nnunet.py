@@ -33,6 +33,7 @@ from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, UsageError
 from siam_bids.files import atomic
 from siam_bids.focus import Focus
+from siam_bids.int8 import Int8UNet, bears_int8, has_fast_int8
 from siam_bids.intensities import Intensities
 from siam_bids.labels import LabelTable
 from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
@@ -92,8 +93,8 @@ class NnunetModel:
         Label table read from dataset.json.
     folds
         Checkpoints; their logits are averaged.
-    bfloat16
-        Whether precision `auto` may be bfloat16, see `models.ModelRecord`.
+    precisions
+        What precision `auto` may be beside float32, see `models.ModelRecord`.
     mirror
         Whether mirrored tiles are averaged unless the options say otherwise.
     """
@@ -103,11 +104,13 @@ class NnunetModel:
     dataset: dict[str, Any]
     labels: LabelTable
     folds: tuple[Path, ...]
-    bfloat16: bool = False
+    precisions: tuple[str, ...] = ()
     mirror: bool = False
 
     @classmethod
-    def open(cls, folder: Path, *, bfloat16: bool = False, mirror: bool = False) -> NnunetModel:
+    def open(
+        cls, folder: Path, *, precisions: tuple[str, ...] = (), mirror: bool = False
+    ) -> NnunetModel:
         """Read a model folder without loading its weights.
 
         Raises
@@ -125,7 +128,7 @@ class NnunetModel:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
-        return cls(folder, plans, dataset, labels, folds, bfloat16, mirror)
+        return cls(folder, plans, dataset, labels, folds, precisions, mirror)
 
     @property
     def channels(self) -> int:
@@ -265,15 +268,16 @@ class NnunetSegmenter:
     device
         `cpu`, `cuda` or `mps`.
     options
-        How to run it. Precision `auto` is bfloat16 where the model allows it and the CPU computes
-        in it, float16 on CUDA as in stock nnU-Net, else float32.
+        How to run it. Precision `auto` is bfloat16 or int8 where the model allows it and the CPU
+        is fast in it, float16 on CUDA as in stock nnU-Net, else float32.
     intensities
         How far the labels follow the intensities of the scan. Default: not at all, as in nnU-Net.
 
     Raises
     ------
     UsageError
-        The model lacks a fold of the options, or was not trained for mirroring.
+        The model lacks a fold of the options, was not trained for mirroring, or int8 is asked for
+        and this CPU lacks it.
     """
 
     def __init__(
@@ -306,14 +310,21 @@ class NnunetSegmenter:
         self._network = _sketch(self.model).to_empty(device=device)
         self._runner = self._network
         self._loaded: Path | None = None
-        if self.load.lean:
+        if self.load.precision == "int8":
+            if not has_fast_int8():
+                raise UsageError(
+                    "This CPU, or this torch, does not multiply 8-bit integers (VNNI).",
+                    "Omit --precision int8.",
+                )
+            self._runner = Int8UNet(self._network)
+        elif self.load.lean:
             self._runner = LeanUNet(self._network, getattr(torch, self.load.precision))
         if self._axes_mirrored:
             self._runner = Mirrored(self._runner, self._axes_mirrored)
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """That of the feature maps: `float32`, `bfloat16` or `float16`."""
+        """That of the feature maps: `float32`, `float16`, `bfloat16` or `int8`."""
         return (self.load.precision,)
 
     def segment(
@@ -639,10 +650,14 @@ def load_of(
     network = _sketch(model)
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
     lean = (lean or device.type == "cpu" or options.low_memory) and is_unet(network)
-    allowed = options.precision == "auto" and model.bfloat16 and has_fast_bfloat16()
     precision = "float16" if device.type == "cuda" else "float32"
-    if lean and device.type == "cpu" and (options.precision == "bfloat16" or allowed):
-        precision = "bfloat16"
+    if lean and device.type == "cpu":
+        able = {"int8": has_fast_int8, "bfloat16": has_fast_bfloat16}
+        known = [name for name in model.precisions if able[name]()]
+        wish = options.precision
+        precision = next(iter(known), "float32") if wish == "auto" else wish
+        if precision == "int8" and not bears_int8(network):
+            precision = "float32"
     return Load(
         tile=tuple(model.plan.patch_size),
         classes=len(model.labels),

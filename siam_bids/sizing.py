@@ -43,9 +43,9 @@ class Load:
     residual
         Whether the encoder has residual blocks, which hold one map more.
     precision
-        Of the feature maps: `float32`, `bfloat16` or `float16`.
+        Of the feature maps: `float32`, `float16`, `bfloat16` or `int8`.
     lean
-        Whether `network.LeanUNet` runs it.
+        Whether `network.LeanUNet` or `int8.Int8UNet` runs it.
     on_cpu
         Else a GPU holds weights and feature maps.
     low_memory
@@ -69,12 +69,17 @@ class Load:
 
         The lean network holds the skip of the first stage and either one more map of that size
         (in a residual block), or half a map in the stages below, or the tile's logits; and copies
-        of a few slabs. The plain one holds five maps (skip, upsampled, both joined, convolved).
+        of a few slabs. The plain one holds five maps (skip, upsampled, both joined, convolved). In
+        int8 there are the skip of the first stage in two bytes, its convolution with each of these
+        in float32, and the map of the stage below; and weights for each place in a block.
         """
         size = 4 if self.precision == "float32" else 2
         tile = math.prod(self.tile)
         one_map = size * self.width * tile
         logits = 4 * self.classes * tile
+        if self.precision == "int8":
+            values = self.width * tile
+            return float(16 * self.parameters + max(12 * values, 4 * values + logits))
         if not self.lean:
             return float(4 * self.parameters + 5 * one_map + logits)
         more = max(one_map if self.residual else one_map / 2, logits)

@@ -212,11 +212,13 @@ def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypa
     assert record.sha256 not in {each["SHA256"] for each in described}
     chain = Chain.open(record)
     assert chain.folds == 2
-    mixed = replace(chain, heads=(chain.heads[0], replace(chain.heads[1], bfloat16=True)))
+    mixed = replace(
+        chain, heads=(chain.heads[0], replace(chain.heads[1], precisions=("bfloat16",)))
+    )
     monkeypatch.setattr("siam_bids.nnunet.has_fast_bfloat16", lambda: True)
     assert ChainSegmenter(mixed, CPU, Inference()).precisions == ("float32", "bfloat16")
     path = pair.with_name("sure.json")  # what is known of an ensemble holds for all in it
-    path.write_text(json.dumps({**json.loads(pair.read_text()), "bfloat16": True}))
+    path.write_text(json.dumps({**json.loads(pair.read_text()), "precisions": ["bfloat16"]}))
     known = Chain.open(find_model(str(path)))
     assert ChainSegmenter(known, CPU, Inference()).precisions == ("bfloat16",)
     sizes = [

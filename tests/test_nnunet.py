@@ -13,7 +13,8 @@ from conftest import affine_of, write_model
 from siam_bids import nnunet
 from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import Inference
-from siam_bids.errors import ModelError
+from siam_bids.errors import ModelError, UsageError
+from siam_bids.int8 import has_fast_int8
 from siam_bids.models import find_model
 from siam_bids.network import has_fast_bfloat16
 from siam_bids.nifti import load_volume
@@ -94,36 +95,60 @@ def test_the_shipped_models_equal_stock(real_head, name):
     assert (ours.segmentation.data == stock).mean() >= 0.9999
 
 
-@pytest.mark.skipif(not has_fast_bfloat16(), reason="this CPU emulates bfloat16, for hours")
-@pytest.mark.parametrize("name", ["compact", "compact-2mm"])
-def test_the_shipped_models_in_bfloat16_label_a_whole_scan_as_in_float32(name):
+EMULATED = pytest.mark.skipif(
+    not has_fast_bfloat16(), reason="this CPU emulates bfloat16, for hours"
+)
+WITHOUT_VNNI = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no VNNI")
+FAST = [
+    pytest.param("compact", "bfloat16", marks=EMULATED),
+    pytest.param("compact-2mm", "bfloat16", marks=EMULATED),
+    pytest.param("compact", "int8", marks=WITHOUT_VNNI),
+]
+
+
+@pytest.mark.parametrize(("name", "precision"), FAST)
+def test_the_shipped_models_in_less_precision_label_a_whole_scan_as_in_float32(name, precision):
     record = find_model(name)
-    assert record.bfloat16  # what this test is the ground for
+    assert precision in record.precisions  # what this test is the ground for
     path = resource("data", "sample_bids", "sub-seg3d", "anat", "sub-seg3d_T1w.nii.gz")
     volume = load_volume(path)
     exact, fast = (
-        ChainSegmenter(Chain.open(record), CPU, Inference(precision=precision))
+        ChainSegmenter(Chain.open(record), CPU, Inference(precision=each))
         .segment(volume)
         .segmentation.data
-        for precision in ("float32", "bfloat16")
+        for each in ("float32", precision)
     )
     assert len(np.unique(exact)) > 12
     assert (fast == exact).mean() >= 0.999
 
 
-@pytest.mark.parametrize("fast_cpu", [True, False])
-@pytest.mark.parametrize("known", [True, False])
-def test_bfloat16_is_the_default_only_of_models_known_to_bear_it(
-    tiny_model, monkeypatch, fast_cpu, known
+@pytest.mark.parametrize(
+    ("known", "fast", "default"),
+    [
+        ((), ("int8", "bfloat16"), "float32"),
+        (("int8", "bfloat16"), (), "float32"),
+        (("int8", "bfloat16"), ("bfloat16",), "bfloat16"),
+        (("int8", "bfloat16"), ("int8", "bfloat16"), "int8"),
+        (("bfloat16",), ("int8", "bfloat16"), "bfloat16"),
+    ],
+)
+def test_the_default_is_what_the_model_is_known_to_bear_and_the_cpu_is_fast_in(
+    tiny_model, monkeypatch, known, fast, default
 ):
-    monkeypatch.setattr(nnunet, "has_fast_bfloat16", lambda: fast_cpu)
-    model = NnunetModel.open(tiny_model, bfloat16=known)
+    monkeypatch.setattr(nnunet, "has_fast_bfloat16", lambda: "bfloat16" in fast)
+    monkeypatch.setattr(nnunet, "has_fast_int8", lambda: "int8" in fast)
+    model = NnunetModel.open(tiny_model, precisions=known)
 
     def precision(wish):
         return NnunetSegmenter(model, CPU, Inference(precision=wish)).load.precision
 
-    assert precision("auto") == ("bfloat16" if fast_cpu and known else "float32")
+    assert precision("auto") == default
     assert (precision("float32"), precision("bfloat16")) == ("float32", "bfloat16")
+    if "int8" in fast:
+        assert precision("int8") == "int8"
+    else:
+        with pytest.raises(UsageError, match="does not multiply 8-bit integers"):
+            precision("int8")
 
 
 def test_a_head_in_a_corner_is_cropped_and_put_back(tiny_model, head):

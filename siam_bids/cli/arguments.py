@@ -110,9 +110,10 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", "int8"),
         default="auto",
-        help="on a CPU (default: bfloat16 where the CPU has it and the model is known to bear it)",
+        help="on a CPU (default: bfloat16 or else int8 where the CPU is fast in it and the model is"
+        " known to bear it)",
     )
     group.add_argument(
         "--volume", type=int, metavar="N", help="take volume N (from 0) of 4-D images"

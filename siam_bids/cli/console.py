@@ -30,6 +30,7 @@ _CACHES = {
 
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     """Run a command on its arguments (None: those of the process); turn errors into exit codes."""
+    calm_threads()
     try:
         return command(with_hyphens(sys.argv[1:] if argv is None else argv))
     except SiamError as error:
@@ -49,6 +50,16 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
     except KeyboardInterrupt:
         print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def calm_threads() -> None:
+    """Let threads that wait for another sleep after some 0.1 ms; to be called before torch loads.
+
+    GNU OpenMP's own choice is many milliseconds. On a machine that is busy otherwise they are
+    spent on every step, as the other thread has lost its CPU: more than ten times the time in all.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def with_hyphens(argv: Sequence[str]) -> list[str]:
