@@ -63,9 +63,10 @@ Rows = Iterator[tuple[str, str, str, str, float]]
 
 
 def open_model(name: str, device: str = "cpu") -> tuple[ModelRecord, ChainSegmenter]:
-    """Return what is known of a model, and what runs it as the app does."""
+    """Return what is known of a model, and what runs it in float32, alike on every machine."""
     record = find_model(name)
-    return record, ChainSegmenter(Chain.open(record), torch.device(device), Inference())
+    options = Inference(precision="float32")
+    return record, ChainSegmenter(Chain.open(record), torch.device(device), options)
 
 
 def dice(one: np.ndarray, two: np.ndarray) -> float:
@@ -389,6 +390,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes, each on its own thread")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
+    if len(options.only) < len(PARTS) and not options.out.with_suffix(".tsv").exists():
+        parser.error(f"--only needs the other parts' rows: there is no {options.out}.tsv")
     record = find_model(options.model)
     begin = time.monotonic()
     rows = []
