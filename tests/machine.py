@@ -2,6 +2,7 @@
 
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import resource
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 FORK = multiprocessing.get_context("forkserver")
+multiprocessing.util.get_temp_dir()  # of its socket, before a test moves it to too long a path
 FORK.set_forkserver_preload(["siam_bids.workflow", "matplotlib.backends.backend_agg", "scipy"])
 
 
