@@ -218,7 +218,7 @@ def picture(volume: Volume, segmentation: Segmentation) -> Image.Image:
     """Three planes in grey, and below them with outlines."""
     grey, outline = (
         Image.open(io.BytesIO(part)).convert("RGBA")
-        for part in figures.thumbnail(volume, segmentation)
+        for part in figures.thumbnail(figures.cut(volume, segmentation, 1), segmentation.labels)
     )
     both = Image.new("RGBA", (grey.width, 2 * grey.height))
     both.paste(grey, (0, 0))

@@ -23,6 +23,7 @@ THUMBNAIL_EDGE = 160
 MARGIN_MM = 25.0
 """How much is shown around the brain: skull and scalp, but little of face and neck."""
 OVERLAY_ALPHA = 0.45
+_CELL = MOSAIC_WIDTH // SLICES_PER_PLANE
 _DPI = 100
 _LEGEND_COLUMNS = 9
 _LEGEND_ROW = 30
@@ -69,7 +70,11 @@ class Slice:
     position: float
 
 
-def cut(volume: Volume, segmentation: Segmentation, count: int) -> list[tuple[Plane, list[Slice]]]:
+Views = Sequence[tuple[Plane, list[Slice]]]
+"""Slices of each plane, as many of each."""
+
+
+def cut(volume: Volume, segmentation: Segmentation, count: int) -> Views:
     """Cut `count` slices per plane, evenly through the brain.
 
     Voxels are shown along the scan's own axes, turned to the nearest RAS+ order.
@@ -135,10 +140,12 @@ def to_grey(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def draw(volume: Volume, segmentation: Segmentation) -> dict[str, bytes]:
     """Draw all pictures of a scan: mosaic, slices and tissues, thumbnail and outline."""
-    slices, tissues = sheet(volume, segmentation)
-    small, outline = thumbnail(volume, segmentation)
+    views = cut(volume, segmentation, SLICES_PER_PLANE)
+    table = segmentation.labels
+    slices, tissues = sheet(views)
+    small, outline = thumbnail(views, table)
     return {
-        "mosaic": mosaic(volume, segmentation),
+        "mosaic": mosaic(views, table),
         "slices": slices,
         "tissues": tissues,
         "thumbnail": small,
@@ -146,70 +153,84 @@ def draw(volume: Volume, segmentation: Segmentation) -> dict[str, bytes]:
     }
 
 
-def mosaic(volume: Volume, segmentation: Segmentation) -> bytes:
+def mosaic(views: Views, table: LabelTable) -> bytes:
     """Draw a PNG of three planes: a row of slices, below it the same slices with tissues.
 
     All slices have one scale; the patient's left is on the left (neurological display).
     """
-    views = cut(volume, segmentation, SLICES_PER_PLANE)
-    cell = MOSAIC_WIDTH / SLICES_PER_PLANE
-    pixels_per_mm = cell / max(slices[0].size[0] for _, slices in views)
-    present = np.unique(segmentation.data)
-    legend = [label for label in segmentation.labels.foreground if label.index in present]
-    legend_height = _LEGEND_ROW * (2 + math.ceil(len(legend) / _LEGEND_COLUMNS))
-    heights = [slices[0].size[1] * pixels_per_mm for _, slices in views]
-    figure = _figure(MOSAIC_WIDTH, 2 * sum(heights) + legend_height)
-    colors = _lookup(segmentation.labels)
+    rows = _rows(views)
+    shown = np.unique(np.concatenate([labels.ravel() for _, labels in rows]))
+    legend = [label for label in table.foreground if label.index in shown]
+    foot = _LEGEND_ROW * (2 + math.ceil(len(legend) / _LEGEND_COLUMNS))
+    colors = _lookup(table)
+    picture = np.concatenate([part for row in rows for part in _both(*row, colors)])
+    figure = _figure(MOSAIC_WIDTH, len(picture) + foot)
+    figure.figimage(picture, 0, foot, origin="upper")
     top = figure.bbox.height
-    for (plane, slices), height in zip(views, heights, strict=True):
+    for (plane, slices), (grey, _) in zip(views, rows, strict=True):
+        height = len(grey)
         _write(figure, 5, top - 12, plane.name, weight="bold")
-        for column, shown in enumerate(slices):
-            left, right, middle = column * cell, (column + 1) * cell, (column + 0.5) * cell
-            _show(figure, shown, (middle, top - height / 2), pixels_per_mm)
-            _show(figure, shown, (middle, top - height * 1.5), pixels_per_mm, colors)
+        for column, each in enumerate(slices):
+            left, right = column * _CELL, (column + 1) * _CELL
             _write(figure, left + 5, top - height / 2, plane.left)
             _write(figure, right - 5, top - height / 2, plane.right, ha="right")
-            position = f"{plane.coordinate} = {round(shown.position)}"
+            position = f"{plane.coordinate} = {round(each.position)}"
             _write(figure, right - 5, top - 12, position, ha="right")
         top -= 2 * height
-    _legend(figure, legend, top, pixels_per_mm)
+    _legend(figure, legend, top, _scale(views))
     return _png(figure)
 
 
-def sheet(volume: Volume, segmentation: Segmentation) -> tuple[bytes, bytes]:
+def sheet(views: Views) -> tuple[bytes, bytes]:
     """Draw the slices of the mosaic once as a WebP in grey, once as a PNG of label indices.
 
     Both have the same pixels, so that a page can lay any choice of tissues over the slices.
     """
-    views = cut(volume, segmentation, SLICES_PER_PLANE)
-    cell = MOSAIC_WIDTH // SLICES_PER_PLANE
-    scale = cell / max(slices[0].size[0] for _, slices in views)
-    rows = [
-        _paste(slices, scale, width=cell, height=round(slices[0].size[1] * scale))
-        for _, slices in views
-    ]
+    rows = _rows(views)
     grey = np.concatenate([grey for grey, _ in rows])
     labels = np.concatenate([labels for _, labels in rows])
     return _encode(grey, "webp", quality=75), _encode(labels, "png", optimize=True)
 
 
-def thumbnail(volume: Volume, segmentation: Segmentation) -> tuple[bytes, bytes]:
+def thumbnail(views: Views, table: LabelTable) -> tuple[bytes, bytes]:
     """Draw the middle slice of each plane as a small WebP, and the tissues' outlines as another.
 
     The outlines are clear elsewhere: a page lays them over the slices, or does not.
     """
-    views = cut(volume, segmentation, 1)
-    scale = THUMBNAIL_EDGE / max(edge for _, (shown,) in views for edge in shown.size)
-    slices = [shown for _, (shown,) in views]
+    slices = [each[len(each) // 2] for _, each in views]
+    scale = THUMBNAIL_EDGE / max(edge for shown in slices for edge in shown.size)
     grey, labels = _paste(slices, scale, width=THUMBNAIL_EDGE, height=THUMBNAIL_EDGE)
     edge = np.zeros(labels.shape, dtype=bool)
     edge[:-1] |= labels[:-1] != labels[1:]
     edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    outlines = _lookup(segmentation.labels, opaque=True)[np.where(edge, labels, 0)]
+    outlines = _lookup(table)[np.where(edge, labels, 0)]
     return (
         _encode(grey, "webp", quality=70, method=6),
         _encode(outlines, "webp", lossless=True, method=6),
     )
+
+
+def _scale(views: Views) -> float:
+    """Return the pixels per mm at which the widest slice fills a cell."""
+    return _CELL / max(slices[0].size[0] for _, slices in views)
+
+
+def _rows(views: Views) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    """Set the slices of each plane side by side, all at one scale, see `_paste`."""
+    scale = _scale(views)
+    return [
+        _paste(slices, scale, width=_CELL, height=max(1, round(slices[0].size[1] * scale)))
+        for _, slices in views
+    ]
+
+
+def _both(
+    grey: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], colors: npt.NDArray[np.uint8]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Return a row (rows, columns, 3) in grey, and the same with its tissues in `colors`."""
+    plain = np.repeat(grey[..., None], 3, axis=-1)
+    tinted = np.round(OVERLAY_ALPHA * colors[labels][..., :3] + (1 - OVERLAY_ALPHA) * plain)
+    return plain, np.where(labels[..., None] > 0, tinted, plain).astype(np.uint8)
 
 
 def _paste(
@@ -268,32 +289,11 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _show(
-    figure: Figure,
-    shown: Slice,
-    centre: tuple[float, float],
-    pixels_per_mm: float,
-    colors: npt.NDArray[np.uint8] | None = None,
-) -> None:
-    """Draw a slice around pixel `centre`, and its tissues if `colors` (256, 4) are given."""
-    canvas = (figure.bbox.width, figure.bbox.height)
-    size = np.multiply(shown.size, pixels_per_mm)
-    left, bottom = (centre - size / 2) / canvas
-    width, height = size / canvas
-    axes = figure.add_axes((left, bottom, width, height))
-    axes.set_axis_off()
-    axes.imshow(shown.grey, cmap="gray", vmin=0, vmax=1, origin="lower", aspect="auto")
-    if colors is not None:
-        tissues = colors[shown.labels]
-        axes.imshow(tissues, origin="lower", aspect="auto", interpolation="nearest")
-
-
-def _lookup(labels: LabelTable, *, opaque: bool = False) -> npt.NDArray[np.uint8]:
+def _lookup(labels: LabelTable) -> npt.NDArray[np.uint8]:
     """Return (256, 4) uint8 RGBA per label index; background is clear."""
     table = np.zeros((256, 4), dtype=np.uint8)
-    alpha = 255 if opaque else round(OVERLAY_ALPHA * 255)
     for label in labels.foreground:
-        table[label.index] = (*label.rgb, alpha)
+        table[label.index] = (*label.rgb, 255)
     return table
 
 

@@ -169,11 +169,10 @@ class _Norm:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of each channel, (C,) float64: mean, variance, and the least and the greatest value."""
+    """Mean and variance of each channel, (C,) float64."""
 
     mean: torch.Tensor
     variance: torch.Tensor
-    ends: torch.Tensor
 
     @classmethod
     def of(cls, features: torch.Tensor) -> _Moments:
@@ -181,21 +180,28 @@ class _Moments:
         channels = features.shape[-1]
         rows = features.reshape(-1, channels)
         total, squares = torch.zeros((2, channels), dtype=torch.float64)
-        ends = []
         for part in _chunks(rows):
             wide = _widened(rows[part])
             one = wide.new_ones((1, len(wide)))
             total += (one @ wide).view(-1, channels).sum(0)
             squares += (one @ wide.square()).view(-1, channels).sum(0)
-            ends += [wide.amin(0).view(-1, channels), wide.amax(0).view(-1, channels)]
         mean = total / len(rows)
-        variance = (squares / len(rows) - mean.square()).clamp_min_(0)
-        return cls(mean, variance, torch.stack(torch.aminmax(torch.cat(ends), dim=0)).double())
+        return cls(mean, (squares / len(rows) - mean.square()).clamp_min_(0))
+
+
+def _ends(features: torch.Tensor) -> torch.Tensor:
+    """Return the least and the greatest value of each channel of (I, J, K, C): (2, C) float64."""
+    channels = features.shape[-1]
+    rows = features.reshape(-1, channels)
+    found = []
+    for part in _chunks(rows):
+        wide = _widened(rows[part])
+        found += [wide.amin(0).view(-1, channels), wide.amax(0).view(-1, channels)]
+    return torch.stack(torch.aminmax(torch.cat(found), dim=0)).double()
 
 
 def _coded(
     features: torch.Tensor,
-    ends: torch.Tensor,
     factor: torch.Tensor,
     offset: torch.Tensor,
     slope: float,
@@ -206,14 +212,12 @@ def _coded(
     ----------
     features
         (I, J, K, C) float32.
-    ends
-        (2, C) its least and greatest values.
     factor, offset
-        (C,).
+        (C,) float64.
     slope
         Of the leaky ReLU below 0.
     """
-    low, high = torch.aminmax(ends * factor + offset, dim=0)
+    low, high = torch.aminmax(_ends(features) * factor + offset, dim=0)
     zero = math.ceil(_BYTE * slope) + 1
     below = _BYTE * zero
     step = torch.maximum(high / (_HIGHEST - below - 1), -low * slope / below).clamp_min(_LEAST)
@@ -237,8 +241,7 @@ class _Finish:
 
     def coded(self, features: torch.Tensor) -> _Codes:
         """Return codes for the next convolution."""
-        found = _Moments.of(features)
-        return _coded(features, found.ends, *self._norm.line(found), self._slope)
+        return _coded(features, *self._norm.line(_Moments.of(features)), self._slope)
 
     def plain(self, features: torch.Tensor) -> torch.Tensor:
         """Return float32, written over the input."""
@@ -296,9 +299,8 @@ class _ResidualBlock:
 
     def coded(self, features: torch.Tensor) -> _Codes:
         """Return codes of the activated sum."""
-        found = _Moments.of(features)
-        one = torch.ones_like(found.mean)
-        return _coded(features, found.ends, one, torch.zeros_like(one), self._slope)
+        one = torch.ones(features.shape[-1], dtype=torch.float64)
+        return _coded(features, one, torch.zeros_like(one), self._slope)
 
     def plain(self, features: torch.Tensor) -> torch.Tensor:
         """Return the activated sum, written over it."""

@@ -48,6 +48,33 @@ def is_unet(network: Any) -> bool:
     return bool(parts) and plain and all(isinstance(conv, nn.Conv3d) for conv in first)
 
 
+def multiply_adds(network: Any, tile: Sequence[int]) -> int:
+    """Count the multiply-adds of the convolutions, for a tile through a network that `is_unet`.
+
+    Each weight is used once for every voxel of the result, or, in a transposed convolution whose
+    kernel is its stride, of the input. torch's own counter says the same, but needs its compiler.
+    """
+    encoder, decoder = network.encoder, network.decoder
+    shape, voxels = tuple(tile), list[int]()
+    for stride in encoder.strides:
+        shape = tuple(-(-edge // step) for edge, step in zip(shape, stride, strict=True))
+        voxels.append(math.prod(shape))
+    parts = [
+        *zip(encoder.stages, voxels, strict=True),
+        *zip(decoder.transpconvs, voxels[:0:-1], strict=True),
+        *zip(decoder.stages, voxels[-2::-1], strict=True),
+        (decoder.seg_layers[-1], voxels[0]),
+    ]
+    if getattr(encoder, "stem", None) is not None:
+        parts.append((encoder.stem, voxels[0]))
+    return sum(
+        layer.weight.numel() * count
+        for part, count in parts
+        for layer in part.modules()
+        if isinstance(layer, nn.Conv3d | nn.ConvTranspose3d)
+    )
+
+
 class LeanUNet(nn.Module):
     """Runs nnU-Net's plain or residual-encoder U-Net, without deep supervision outputs.
 

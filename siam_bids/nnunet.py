@@ -36,7 +36,7 @@ from siam_bids.focus import Focus
 from siam_bids.int8 import Int8UNet, bears_int8, has_fast_int8
 from siam_bids.intensities import Intensities
 from siam_bids.labels import LabelTable
-from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet
+from siam_bids.network import LeanUNet, Mirrored, has_fast_bfloat16, is_unet, multiply_adds
 from siam_bids.pose import Window, centres
 from siam_bids.posterior import following
 from siam_bids.scores import Logits
@@ -154,6 +154,8 @@ class NnunetModel:
     def multiply_adds(self) -> float:
         """Multiply-adds of one tile through one fold, counted without computing anything."""
         network = _sketch(self)
+        if is_unet(network):
+            return multiply_adds(network, self.plan.patch_size)
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
             network(torch.zeros((1, self.channels, *self.plan.patch_size), device="meta"))
         return float(counter.get_total_flops()) / 2
@@ -307,7 +309,7 @@ class NnunetSegmenter:
     def _build(self, device: torch.device, *, lean: bool = False) -> None:
         self.device = device
         self.load = load_of(self.model, device, self.options, lean=lean)
-        self._network = _sketch(self.model).to_empty(device=device)
+        self._network = _unfilled(self.model, device)
         self._runner = self._network
         self._loaded: Path | None = None
         if self.load.precision == "int8":
@@ -637,7 +639,27 @@ def _sketch(model: NnunetModel) -> nn.Module:
     """Build a model's network without memory for its weights."""
     architecture = model.plan.configuration["architecture"]
     with torch.device("meta"):
-        return build_network(architecture, channels=model.channels, classes=len(model.labels))
+        return build_network(
+            architecture, channels=model.channels, classes=len(model.labels), initialise=False
+        )
+
+
+def _unfilled(model: NnunetModel, device: torch.device) -> nn.Module:
+    """Build a model's network on a device, with whatever memory holds as its weights.
+
+    `Module.to_empty` does the same, but imports torch's compiler: half a second.
+    """
+    network = _sketch(model)
+    for layer in network.modules():
+        for name, value in layer.named_parameters(recurse=False):
+            setattr(layer, name, nn.Parameter(_empty(value, device)))
+        for name, buffer in layer.named_buffers(recurse=False):
+            setattr(layer, name, _empty(buffer, device))
+    return network
+
+
+def _empty(like: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=device)
 
 
 def load_of(
@@ -754,13 +776,17 @@ def _seen_box(mask: npt.NDArray[np.bool_], inner: Sequence[slice]) -> list[slice
     ]
 
 
-def build_network(architecture: Mapping[str, Any], *, channels: int, classes: int) -> nn.Module:
+def build_network(
+    architecture: Mapping[str, Any], *, channels: int, classes: int, initialise: bool = True
+) -> nn.Module:
     """Build the network that a plans.json names, without deep supervision outputs.
 
     Parameters
     ----------
     architecture
         The `architecture` entry of a configuration in plans.json.
+    initialise
+        Draw the first weights at random as nnU-Net does: needed for training only.
     """
     network: nn.Module = get_network_from_plans(
         architecture["network_class_name"],
@@ -768,6 +794,7 @@ def build_network(architecture: Mapping[str, Any], *, channels: int, classes: in
         list(architecture["_kw_requires_import"]),
         channels,
         classes,
+        allow_init=initialise,
         deep_supervision=False,
     )
     return network

@@ -31,6 +31,8 @@ _APART = 2.0
 """Distance in mm of the voxels that Gaussians are measured on: every other one of 1 mm."""
 _LEAST = 1e-12
 """A probability that counts as 0."""
+_LOWEST = -40.0
+"""Logarithm of a probability from which on down all are alike: exp is 50 times slower below -87."""
 
 
 class Posterior:
@@ -197,7 +199,7 @@ class _Rule:
             logarithms = scores.log_softmax(0)
             if normalisers is not None:
                 normalisers[step, place] = (scores[0] - logarithms[0]).numpy()
-            return logarithms
+            return logarithms.clamp_(min=_LOWEST)
 
         before: torch.Tensor | None = None
         here: tuple[torch.Tensor, torch.Tensor] | None = None

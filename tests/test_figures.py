@@ -31,6 +31,10 @@ def head(*, grey: float | None = None) -> tuple[Volume, Segmentation]:
     return Volume(data.astype(np.float32), grid), Segmentation(labels, grid, siam_labels())
 
 
+def views(volume: Volume, segmentation: Segmentation):
+    return figures.cut(volume, segmentation, figures.SLICES_PER_PLANE)
+
+
 def turned(volume: Volume, segmentation: Segmentation, axcodes: str):
     """Return the same anatomy with its axes stored as `axcodes`."""
     here = nib.io_orientation(volume.grid.affine)
@@ -107,10 +111,10 @@ def test_thick_slices_keep_their_size_in_mm():
 
 
 def test_patients_left_is_on_the_left_of_the_picture():
-    views = {plane.name: slices for plane, slices in figures.cut(*head(), 1)}
+    shown = {plane.name: slices for plane, slices in figures.cut(*head(), 1)}
     for name in ("axial", "coronal"):
-        columns = np.flatnonzero((views[name][0].labels == 2).any(axis=0))
-        assert columns.max() < views[name][0].labels.shape[1] / 2
+        columns = np.flatnonzero((shown[name][0].labels == 2).any(axis=0))
+        assert columns.max() < shown[name][0].labels.shape[1] / 2
     assert [(plane.left, plane.right) for plane in figures.PLANES] == [
         ("L", "R"),
         ("L", "R"),
@@ -138,7 +142,7 @@ def test_stray_voxels_and_empty_label_maps_are_shown():
 
 
 def test_mosaic_shows_tissues_in_the_colours_of_the_label_table():
-    png = figures.mosaic(*head(grey=100))
+    png = figures.mosaic(views(*head(grey=100)), siam_labels())
     picture = pixels(png)
     assert picture.shape[1] == 1600
     assert len(png) < 1_500_000
@@ -151,7 +155,7 @@ def test_mosaic_shows_tissues_in_the_colours_of_the_label_table():
 
 
 def test_overlay_keeps_the_proportion_of_the_volumes():
-    tissues = indices(figures.sheet(*head())[1])
+    tissues = indices(figures.sheet(views(*head()))[1])
     drawn = (tissues == 2).sum() / (tissues == 1).sum()
     cuts = [cut for _, slices in figures.cut(*head(), 7) for cut in slices]
     expected = sum((c.labels == 2).sum() for c in cuts) / sum((c.labels == 1).sum() for c in cuts)
@@ -161,7 +165,7 @@ def test_overlay_keeps_the_proportion_of_the_volumes():
 def test_sheet_lays_labels_exactly_over_the_slices():
     volume, segmentation = head(grey=100)
     bright = Volume(np.where(segmentation.data == 2, 200, 100).astype(np.float32), volume.grid)
-    slices, tissues = figures.sheet(bright, segmentation)
+    slices, tissues = figures.sheet(views(bright, segmentation))
     grey, labels = pixels(slices)[..., 0], indices(tissues)
     assert grey.shape == labels.shape
     assert set(np.unique(labels)) == {0, 1, 2, 15, 16}
@@ -170,7 +174,7 @@ def test_sheet_lays_labels_exactly_over_the_slices():
 
 
 def test_thumbnail_and_outline_are_small_and_of_one_size():
-    small, outline = figures.thumbnail(*head())
+    small, outline = figures.thumbnail(views(*head()), siam_labels())
     assert pixels(small).shape == (160, 480, 3)
     assert len(small) + len(outline) < 30_000
     layer = np.asarray(Image.open(io.BytesIO(outline)).convert("RGBA"))
@@ -187,4 +191,5 @@ def test_same_scan_gives_the_same_bytes():
 
 @pytest.mark.parametrize("grey", [0, -5, 1e6])
 def test_flat_images_are_drawn(grey):
-    assert pixels(figures.thumbnail(*head(grey=grey))[0]).shape == (160, 480, 3)
+    small, _ = figures.thumbnail(views(*head(grey=grey)), siam_labels())
+    assert pixels(small).shape == (160, 480, 3)

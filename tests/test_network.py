@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from siam_bids import network
-from siam_bids.network import LeanUNet, is_unet
+from siam_bids.network import LeanUNet, is_unet, multiply_adds
 from siam_bids.nnunet import CONFIGURATION, build_network, compact_plans
 
 PLAIN = compact_plans(name="T", features=(4, 8, 12), patch=(16, 16, 16), spacing=1.0)[
@@ -49,6 +50,13 @@ def test_float32_logits_are_the_plain_networks_in_slabs_too(architecture, image,
     found = LeanUNet(built(architecture))(image)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+
+
+def test_multiply_adds_are_those_that_torch_counts(architecture):
+    network = built(architecture)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(torch.zeros(1, 1, 40, 16, 24))
+    assert multiply_adds(network, (40, 16, 24)) == counter.get_total_flops() / 2
 
 
 @torch.inference_mode()
