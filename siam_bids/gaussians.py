@@ -64,6 +64,10 @@ class Gaussians:
         shift, sharp, height = rows @ (plane @ columns.T)
         return torch.addcmul(shift, x, sharp, value=-1), height
 
+    def below(self, place: int, x: torch.Tensor) -> torch.Tensor:
+        """Tell where the mean of each class lies below the intensities: bool (classes, J, K)."""
+        return self.at(place, x)[0] < 0
+
 
 def measured(
     planes: Iterable[torch.Tensor],
@@ -73,9 +77,9 @@ def measured(
     *,
     reach: float,
     spread: float,
-    whole: Gaussians | None = None,
+    above: Sequence[torch.Tensor] | None = None,
 ) -> tuple[Gaussians, ...]:
-    """Measure a Gaussian of each class; or, given those, two: of the voxels below and above them.
+    """Measure a Gaussian of each class; or two, of the voxels `above` and of the others.
 
     Parameters
     ----------
@@ -91,20 +95,21 @@ def measured(
         Standard deviation in mm of the windows.
     spread
         Share of the mean variance of all classes that is added to that of each.
+    above
+        Of each plane, bool (classes, J, K), see `Gaussians.below`.
     """
     edges = tuple(max(1, round(_BLOCK / size)) for size in voxel_size)
     counts = [-(-length // edge) for length, edge in zip(shape, edges, strict=True)]
     sums: torch.Tensor | None = None
     for place, chances in enumerate(planes):
         if sums is None:
-            sums = torch.zeros((2 if whole else 1, 3, len(chances), *counts))
+            sums = torch.zeros((1 if above is None else 2, 3, len(chances), *counts))
         weights = chances.square_()  # what is sure counts most
         x = image(place)
         parts = [weights]
-        if whole:
-            distance, _ = whole.at(place, x)
-            above = weights * (distance < 0)
-            parts = [weights.sub_(above), above]
+        if above is not None:
+            upper = weights * above[place]
+            parts = [weights.sub_(upper), upper]
         for part, found in zip(parts, sums, strict=True):
             for power in range(3):
                 found[power, :, place // edges[0]] += _block_sums(part, edges[1:])
