@@ -113,11 +113,11 @@ def gpu(tiny_model, monkeypatch):
 
     The first `failures` of them find no memory.
     """
-    real_build, real_predict = torch.nn.Module.to_empty, nnunet.predict_tiled
+    real_build, real_predict = nnunet._unfilled, nnunet.predict_tiled
 
     def make(kind: str, free: float = 1e12, failures: int = 0):
         monkeypatch.setattr(
-            torch.nn.Module, "to_empty", lambda self, device: real_build(self, device="cpu")
+            nnunet, "_unfilled", lambda model, device: real_build(model, torch.device("cpu"))
         )
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 80 * 10**9))
         segmenter, tried = NnunetSegmenter(NnunetModel.open(tiny_model), torch.device(kind)), []
