@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from siam_bids.network import is_unet
+from siam_bids.network import cpu_has, is_unet
 
 _BYTE = 256
 _HIGHEST = _BYTE**2 - 1
@@ -43,9 +43,7 @@ def has_fast_int8() -> bool:
 
     Without VNNI, oneDNN adds pairs of products in 16 bits, which can overflow.
     """
-    capabilities = torch.cpu.get_capabilities()
-    able = any(capabilities.get(name) for name in ("avx512_vnni", "avx_vnni"))
-    return able and hasattr(torch.ops.onednn, "qconv_pointwise")
+    return cpu_has("avx512_vnni", "avx_vnni") and hasattr(torch.ops.onednn, "qconv_pointwise")
 
 
 def bears_int8(network: Any) -> bool:

@@ -26,10 +26,15 @@ _GROUP = 1 << 22
 """Elements normalised, pooled or scored at once in float32: 16 MB."""
 
 
+def cpu_has(*names: str) -> bool:
+    """Tell whether this CPU has one of some instruction sets, by torch's names for them."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in names)
+
+
 def has_fast_bfloat16() -> bool:
     """Tell whether this CPU multiplies bfloat16 in hardware (avx512_bf16 or AMX)."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    return cpu_has("avx512_bf16", "amx_bf16")
 
 
 def is_unet(network: Any) -> bool:
