@@ -142,7 +142,13 @@ class EnsembleSegmenter:
         looks = focus_of_each(self._members, self._focus)
         seconds = [
             estimate(
-                each.model, [volume.grid], each.device, each.options, cpus=1, focus=focus
+                each.model,
+                [volume.grid],
+                each.device,
+                each.options,
+                cpus=1,
+                focus=focus,
+                load=each.load,
             ).seconds
             for each, focus in zip(self._members, looks, strict=True)
         ]

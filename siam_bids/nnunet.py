@@ -712,13 +712,14 @@ def estimate(
     *,
     cpus: int,
     focus: Focus | None = None,
+    load: Load | None = None,
 ) -> Size:
     """Estimate what the largest of some scans takes; without any, one of 256^3 at 1 mm stands in.
 
     Fit for asking a scheduler with some spare, not for promising. `focus` tells what the network
-    will see of a scan, all of it by default.
+    will see of a scan, all of it by default; `load` is `load_of` the model, if that is known.
     """
-    load = load_of(model, device, options)
+    load = load or load_of(model, device, options)
     scans = [
         (math.prod(grid.shape), seen_shape(model, focus.typical(grid) if focus else grid, options))
         for grid in grids or [Grid((256, 256, 256), np.eye(4))]

@@ -1,6 +1,8 @@
 """Models that refine labels of another one: tables, labels, probabilities, on trained networks."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -381,3 +383,19 @@ def refined(ensemble):
     regions = [{"inside": "GM", "model": "second"}]
     path.write_text(json.dumps({"model": ensemble.name, "regions": regions}))
     return path
+
+
+def test_networks_are_built_and_estimated_without_torchs_compiler():
+    """Its import takes two seconds of every run, and comes with many functions of torch."""
+    code = """
+import sys, torch
+from siam_bids.chain import Chain, ChainSegmenter
+from siam_bids.config import Inference
+from siam_bids.models import find_model
+chain = Chain.open(find_model("compact"))
+ChainSegmenter(chain, torch.device("cpu"), Inference())
+chain.estimate([], torch.device("cpu"), Inference(), cpus=1)
+print(*{"torch._dynamo", "sympy"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

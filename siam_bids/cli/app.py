@@ -18,7 +18,13 @@ from siam_bids.cli.arguments import (
     query_of,
     threads_of,
 )
-from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, place_caches, start_logging
+from siam_bids.cli.console import (
+    EXIT_SOME_SCANS_FAILED,
+    guarded,
+    place_caches,
+    quick_imports,
+    start_logging,
+)
 from siam_bids.config import RunConfig
 from siam_bids.stopping import stoppable
 from siam_bids.store import search_path
@@ -42,13 +48,15 @@ def _run(argv: list[str]) -> int:
     config = run_config(arguments, shlex.join(["siam-bids", *argv]))
 
     if config.level == "group" and not (arguments.boilerplate_only or config.dry_run):
-        from siam_bids.group import run_group  # heavy, but without torch
+        with quick_imports():
+            from siam_bids.group import run_group  # heavy, but without torch
 
         wide = run_group(config)
         print(f"{len(wide)} scans: {config.output_dir / 'group.html'}")
         return 0
 
-    from siam_bids import workflow  # heavy: torch, nnunetv2, pybids
+    with quick_imports():
+        from siam_bids import workflow  # heavy: torch, nnunetv2, pybids
 
     if arguments.boilerplate_only:
         print(workflow.boilerplate(config))

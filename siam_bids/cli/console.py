@@ -9,7 +9,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from siam_bids.errors import SiamError, UsageError, out_of_memory
@@ -17,9 +18,6 @@ from siam_bids.stopping import EXIT_INTERRUPTED, Stopped
 
 EXIT_SOME_SCANS_FAILED = 1
 EXIT_DISK = 7
-
-_GARBAGE = 50_000
-"""Objects made before garbage is looked for: with Python's 700, half a second of every start."""
 
 _CACHES = {
     "MPLCONFIGDIR": "matplotlib",
@@ -35,7 +33,6 @@ _CACHES = {
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     """Run a command on its arguments (None: those of the process); turn errors into exit codes."""
     calm_threads()
-    gc.set_threshold(_GARBAGE)
     try:
         return command(with_hyphens(sys.argv[1:] if argv is None else argv))
     except SiamError as error:
@@ -65,6 +62,16 @@ def calm_threads() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Look for no garbage meanwhile: that would take half a second of every start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def with_hyphens(argv: Sequence[str]) -> list[str]:

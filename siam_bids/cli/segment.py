@@ -10,7 +10,12 @@ from pathlib import Path
 
 from siam_bids import __version__
 from siam_bids.cli.arguments import add_inference_options, inference_of, threads_of
-from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, start_logging
+from siam_bids.cli.console import (
+    EXIT_SOME_SCANS_FAILED,
+    guarded,
+    quick_imports,
+    start_logging,
+)
 from siam_bids.errors import UsageError
 from siam_bids.store import search_path
 
@@ -31,7 +36,8 @@ def _run(argv: list[str]) -> int:
     if source is None or target is None or free:
         raise UsageError("One input and one output are needed.", "See siam-bids-segment --help.")
 
-    from siam_bids.plain import segment_files  # heavy: torch, nnunetv2
+    with quick_imports():
+        from siam_bids.plain import segment_files  # heavy: torch, nnunetv2
 
     written, failed = segment_files(
         source,
