@@ -26,7 +26,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from siam_bids.network import cpu_has, is_unet
+from siam_bids.network import cpu_has, is_unet, stem_of
 
 _BYTE = 256
 _HIGHEST = _BYTE**2 - 1
@@ -76,8 +76,8 @@ def _stages(network: Any) -> list[list[Any]]:
     """Return the blocks of all stages in their order, those of a stem in the first."""
     encoder = network.encoder
     down = [_blocks(stage) for stage in encoder.stages]
-    if getattr(encoder, "stem", None) is not None:
-        down[0] = [*_blocks(encoder.stem), *down[0]]
+    if stem := stem_of(encoder):
+        down[0] = [*_blocks(stem), *down[0]]
     return [*down, *(_blocks(stage) for stage in network.decoder.stages)]
 
 

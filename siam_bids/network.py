@@ -53,6 +53,11 @@ def is_unet(network: Any) -> bool:
     return bool(parts) and plain and all(isinstance(conv, nn.Conv3d) for conv in first)
 
 
+def stem_of(encoder: Any) -> Any:
+    """Return what an encoder does before its stages: residual ones have a stem, plain ones None."""
+    return getattr(encoder, "stem", None)
+
+
 def multiply_adds(network: Any, tile: Sequence[int]) -> int:
     """Count the multiply-adds of the convolutions, for a tile through a network that `is_unet`.
 
@@ -70,8 +75,8 @@ def multiply_adds(network: Any, tile: Sequence[int]) -> int:
         *zip(decoder.stages, voxels[-2::-1], strict=True),
         (decoder.seg_layers[-1], voxels[0]),
     ]
-    if getattr(encoder, "stem", None) is not None:
-        parts.append((encoder.stem, voxels[0]))
+    if stem := stem_of(encoder):
+        parts.append((stem, voxels[0]))
     return sum(
         layer.weight.numel() * count
         for part, count in parts
@@ -112,8 +117,8 @@ class LeanUNet(nn.Module):
         """Map an image (1, channels, I, J, K) to float32 logits (1, classes, I, J, K)."""
         encoder, decoder = self.network.encoder, self.network.decoder
         features = image
-        if getattr(encoder, "stem", None) is not None:
-            features = encoder.stem(features)
+        if stem := stem_of(encoder):
+            features = stem(features)
         skips = []
         for stage in encoder.stages:
             features = stage(features)

@@ -128,8 +128,9 @@ class Posterior:
             spread=self._how.spread,
         )
         (whole,) = gaussians = measure(plane.float().exp() for plane in prior)
-        above = [whole.below(place, image(place)) for place in range(len(prior))]
-        for _ in range(1, self._how.rounds):
+        again = range(1, self._how.rounds)
+        above = [whole.below(place, image(place)) for place in range(len(prior))] if again else []
+        for _ in again:
             followed = self._rule_of(gaussians, image).followed(plane.float() for plane in prior)
             gaussians = measure((plane.exp() for plane in followed), above=above)
         here = tuple(each.on(self.shape, apart) for each in gaussians)

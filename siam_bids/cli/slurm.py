@@ -8,7 +8,7 @@ from pathlib import Path
 
 from siam_bids.cli import app
 from siam_bids.cli.arguments import add_folders, add_query, query_of
-from siam_bids.cli.console import guarded, start_logging
+from siam_bids.cli.console import guarded, quick_imports, start_logging
 from siam_bids.config import DEFAULT_SUFFIXES
 
 
@@ -25,7 +25,8 @@ def _run(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     start_logging()
 
-    from siam_bids.slurm import ArrayConfig, render_scripts, write_scripts  # heavy
+    with quick_imports():
+        from siam_bids.slurm import ArrayConfig, render_scripts, write_scripts  # heavy
 
     query = query_of(arguments)
     forward = ["--suffix", *query.suffixes] if query.suffixes != DEFAULT_SUFFIXES else []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siam_bids.cli.arguments import words
-from siam_bids.cli.console import guarded, start_logging
+from siam_bids.cli.console import guarded, quick_imports, start_logging
 from siam_bids.errors import UsageError
 
 
@@ -20,8 +20,9 @@ def _run(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     start_logging()
 
-    from siam_bids.models import find_model
-    from siam_bids.training import TrainingConfig, shape_of, train as run
+    with quick_imports():
+        from siam_bids.models import find_model
+        from siam_bids.training import TrainingConfig, shape_of, train as run
 
     if bool(arguments.maps) != bool(arguments.table):
         raise UsageError("--maps and --table belong together.", "Give both or neither.")
