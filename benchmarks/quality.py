@@ -7,7 +7,8 @@ trained on, and siam_v03_ds000001_sub-01.nii.gz, which is (here in contrasts and
 training did not draw); HEADS the real scans. Images are drawn with fixed seeds at full difficulty.
 Writes OUT.tsv (every number), OUT.md (the summary that the model card quotes) and
 OUT_reliability.png; OUT (`--out`) is benchmarks/quality. With `--only` some parts are measured, and
-the rows of the others stay as OUT.tsv has them: for changes that cannot touch those.
+the rows of the others stay as OUT.tsv has them: for changes that cannot touch those. With none
+(`--only`), the summary is written anew from OUT.tsv.
 
 Measures: `dice`; `volume`, that found over that in truth; `hd95`, the 95th percentile of the
 distances between two surfaces in mm; `mL`;
@@ -29,7 +30,7 @@ import torch
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from siam_bids.anatomy import Anatomy, prepare_anatomy, source_table
+from siam_bids.anatomy import Anatomy, prepare_anatomy, source_table, tissues
 from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import Inference
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
@@ -59,14 +60,23 @@ TEN = ("GM", "WM", "CSFv", "cerGM", "Thal", "Pal", "Put", "Caud", "Hippo", "Amyg
 FILLED = "brain mask, sulci filled"
 NUCLEI = ("Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo")
 
+NEIGHBOURS = {
+    "GM": (("gm", "wm"), ("gm", "arachnoid")),
+    "WM": (("gm", "wm"),),
+    "CSF": (("gm", "arachnoid"),),
+}
+"""Painted tissues on either side of the long borders of a class."""
+
 Rows = Iterator[tuple[str, str, str, str, float]]
 """Set, scan, class, measure, value."""
 
 
-def open_model(name: str, device: str = "cpu") -> tuple[ModelRecord, ChainSegmenter]:
-    """Return what is known of a model, and what runs it in float32, alike on every machine."""
+def open_model(
+    name: str, device: str = "cpu", precision: str = "float32"
+) -> tuple[ModelRecord, ChainSegmenter]:
+    """Return what is known of a model, and what runs it; float32 is alike on every machine."""
     record = find_model(name)
-    options = Inference(precision="float32")
+    options = Inference(precision=precision)
     return record, ChainSegmenter(Chain.open(record), torch.device(device), options)
 
 
@@ -120,6 +130,18 @@ def held_out_recipe(seed: int, contrast: str, thick: float) -> Recipe:
     return replace(recipe, spacing=(1.0, 1.0, thick), strip="no", lesions="no")
 
 
+def one_head_recipe(seed: int) -> Recipe:
+    """Draw contrast `seed` of the head that stays as it is."""
+    drawn = draw_recipe(np.random.default_rng((seed, 77)))
+    return Recipe(seed=7, means=drawn.means, stds=drawn.stds, blur=0.5, noise=0.01)
+
+
+def contrast_of(recipe: Recipe, name: str) -> float:
+    """Return how far the mean intensity of a class is from its neighbours', at the least."""
+    mean = dict(zip(tissues().names, recipe.means, strict=True))
+    return min(abs(float(mean[one] - mean[two])) for one, two in NEIGHBOURS[name])
+
+
 class Bench:
     """The model, the label maps and the seeds."""
 
@@ -165,9 +187,7 @@ class Bench:
     def contrasts(self) -> Rows:
         """One undeformed head in many contrasts: how much do the volumes vary?"""
         for seed in range(self.count):
-            drawn = draw_recipe(np.random.default_rng((seed, 77)))
-            recipe = Recipe(seed=7, means=drawn.means, stds=drawn.stds, blur=0.5, noise=0.01)
-            rendering, _ = self.painted(HELD_OUT[1], recipe)
+            rendering, _ = self.painted(HELD_OUT[1], one_head_recipe(seed))
             found = self.segment(rendering.image.numpy())
             for name in FOREGROUND:
                 volume = float((found == INDEX[name]).sum()) / 1000
@@ -303,8 +323,38 @@ def summary(table: pd.DataFrame, about: str) -> str:
     end = f"False anomalies beside the lesions: median {false:.1f} mL. "
     end += f"Anomalies in the stroke patient: {lesion}."
     tables = [markdown(means), markdown(shares, 2), markdown(spread, 2), markdown(found, 2)]
-    parts = [about, *tables, end]
+    parts = [about, by_contrast(table), *tables, end]
     return "\n".join(part.rstrip() + "\n" for part in parts)
+
+
+def by_contrast(table: pd.DataFrame) -> str:
+    """Return scores of images with little and with much contrast, as Markdown.
+
+    Contrasts are drawn at random: in some images two tissues look the same, and where one ends and
+    the other begins can only be guessed.
+    """
+    random = table[(table["set"] == "random contrast, 1 mm") & (table["measure"] == "dice")]
+    head = table[table["set"] == "one head, many contrasts"]
+    rows = []
+    for title, part, draw in (
+        ("Dice, random contrast", random, lambda seed: held_out_recipe(seed, "random", 1.0)),
+        ("volume CV of one head (%)", head, one_head_recipe),
+    ):
+        seeds = part["scan"].str.split("/").str[-1].astype(int)
+        recipes = {seed: draw(seed) for seed in seeds.unique()}
+        for name in NEIGHBOURS:
+            values = part.loc[part["class"] == name, "value"]
+            gaps = seeds[values.index].map({s: contrast_of(r, name) for s, r in recipes.items()})
+            cells = []
+            for low, high in ((0, 0.15), (0.15, 0.3), (0.3, np.inf)):
+                here = values[(gaps >= low) & (gaps < high)]
+                figure = f"{here.mean():.3f}"
+                if part is head:
+                    figure = f"{100 * here.std() / here.mean():.1f}"
+                cells.append(f"{figure} ({len(here)})" if len(here) > 1 else "")
+            rows.append(f"| {title}: {name} | " + " | ".join(cells) + " |")
+    top = "| difference to its neighbours' mean intensity (images) | < 0.15 | 0.15 to 0.3 | > 0.3 |"
+    return "\n".join([top, "|---|---|---|---|", *rows])
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
@@ -384,7 +434,7 @@ def measure(part: str, options: argparse.Namespace) -> list[tuple[str, str, str,
     """Run one part in a process of its own."""
     if options.jobs > 1:
         torch.set_num_threads(1)
-    _, segmenter = open_model(options.model, options.device)
+    _, segmenter = open_model(options.model, options.device, options.precision)
     bench = Bench(segmenter, options.label_maps, options.heads, options.count)
     return list(PARTS[part](bench))
 
@@ -396,9 +446,10 @@ def main() -> None:
     parser.add_argument("--model", default="compact")
     parser.add_argument("--count", type=int, default=20, help="images per held-out map")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/quality"))
     parser.add_argument("--jobs", type=int, default=1, help="processes, each on its own thread")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
     if len(options.only) < len(PARTS) and not options.out.with_suffix(".tsv").exists():
         parser.error(f"--only needs the other parts' rows: there is no {options.out}.tsv")
