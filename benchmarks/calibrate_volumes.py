@@ -1,6 +1,7 @@
 """Set a network's last biases so that the volumes of painted heads come out unbiased.
 
     python benchmarks/calibrate_volumes.py MODEL TARGET --synthseg MAP [...] --siam MAP [...]
+    python benchmarks/calibrate_volumes.py MODEL TARGET --offsets TISSUE=OFFSET [...]
 
 Training draws patches around small tissues and counts overlap, so that a network finds too much of
 what it is unsure about (cortex for the fluid in sulci) and too little of what is thin (dura). Heads
@@ -9,7 +10,7 @@ tissue gets an offset: that at which half of the heads have more of it than in t
 less. Medians, for heads on which the network is lost say nothing of the others. Anomalies keep
 theirs: how many painted heads have lesions says nothing of a study. The offsets, a prior correction
 (Saerens et al., Neural Comput. 2002), are added to the bias of the last layer in the model folder
-TARGET, and cost no time.
+TARGET, and cost no time. With `--offsets` those given are added, without any head.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from siam_bids.anatomy import CONTRASTS, Anatomy, prepare_anatomy, source_table
 from siam_bids.config import Inference
 from siam_bids.labels import siam_labels
-from siam_bids.models import find_model
+from siam_bids.models import ModelRecord, find_model
 from siam_bids.nifti import load_labels
 from siam_bids.nnunet import NnunetModel, NnunetSegmenter, checkpoint, load_weights, mirror_axes
 from siam_bids.store import CHECKPOINT
@@ -111,8 +112,28 @@ def main() -> None:
     parser.add_argument("--siam", type=Path, nargs="+", default=[])
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--precision", default="auto")
+    parser.add_argument("--offsets", nargs="+", metavar="TISSUE=OFFSET")
     options = parser.parse_args()
     record = find_model(options.model)
+    offsets = given(options.offsets) if options.offsets else measured(record, options)
+    path = record.folder / "fold_0" / CHECKPOINT
+    (options.target / "fold_0").mkdir(parents=True)
+    for name in ("plans.json", "dataset.json"):
+        shutil.copy(record.folder / name, options.target)
+    weights = checkpoint(shifted(load_weights(path), offsets), mirror_axes(path))
+    torch.save(weights, options.target / "fold_0" / CHECKPOINT)
+
+
+def given(words: list[str]) -> torch.Tensor:
+    """Read offsets (classes,) such as `Dura=0.4`; those not named are 0."""
+    offsets = torch.zeros(len(NAMES))
+    for name, _, value in (word.partition("=") for word in words):
+        offsets[NAMES.index(name)] = float(value)
+    return offsets
+
+
+def measured(record: ModelRecord, options: argparse.Namespace) -> torch.Tensor:
+    """Paint heads, print what their volumes are before and after, and return offsets (classes,)."""
     model = NnunetModel.open(record.folder, bfloat16=record.bfloat16, mirror=record.mirror)
     inference = Inference(precision=options.precision)
     segmenter = NnunetSegmenter(model, torch.device("cpu"), inference)
@@ -135,12 +156,7 @@ def main() -> None:
             )
         )
         print(f"| {NAMES[place]} | {offsets[place]:+.2f} | {share} | {dice} |")
-    path = record.folder / "fold_0" / CHECKPOINT
-    (options.target / "fold_0").mkdir(parents=True)
-    for name in ("plans.json", "dataset.json"):
-        shutil.copy(record.folder / name, options.target)
-    weights = checkpoint(shifted(load_weights(path), offsets), mirror_axes(path))
-    torch.save(weights, options.target / "fold_0" / CHECKPOINT)
+    return offsets
 
 
 if __name__ == "__main__":

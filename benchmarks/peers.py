@@ -24,6 +24,7 @@ import pandas as pd
 from quality import FREESURFER, INDEX, dice, filled, freesurfer_masks, markdown
 
 from siam_bids.labels import BRAIN_TISSUES
+from siam_bids.models import find_model
 from siam_bids.nifti import load_labels
 
 MODELS = ("compact", "compact-2mm")
@@ -64,7 +65,8 @@ def main() -> None:
             cost = measure([str(word) for word in command], options.threads)
             masks = with_outline(found(name, work))
             scores = {part: dice(mask, truth[part]) for part, mask in masks.items()}
-            rows.append({"": name, **scores, **cost})
+            title = f"{name} {find_model(name).version}" if name in MODELS else name
+            rows.append({"": title, **scores, **cost})
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows).set_index("")
     mean = table[[part for part in FREESURFER if part in table]].mean(axis=1)

@@ -1,0 +1,136 @@
+"""Try offsets of the logits of some tissues with the whole model, borders included.
+
+    python benchmarks/calibrate_borders.py LABEL_MAPS Dura=0.25,CSF=0.15 Dura=0.4,CSF=0.3 ...
+
+`calibrate_volumes.py` makes the volumes that a network finds unbiased. The borders, which follow
+the intensities of the scan, then move them again: thin and grey tissues lose. Heads are painted on
+label maps of the training (random contrasts, T1w-like and other MRI, SIAM's map drawn anew);
+printed are, with each choice of offsets, mean Dice and the median of found over true volume.
+`calibrate_volumes.py --offsets` writes the choice into a network. Takes 2 minutes a head and core.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from calibrate_volumes import given
+from quality import (
+    BRAIN_CLASSES,
+    FOREGROUND,
+    INDEX,
+    SIAMS_OWN,
+    UNKNOWN,
+    Bench,
+    dice,
+    held_out_recipe,
+    markdown,
+    open_model,
+)
+from tqdm import tqdm
+
+from siam_bids import ensemble
+from siam_bids.intensities import Intensities
+from siam_bids.scores import Prior, Scores, labels_of
+from siam_bids.synthesis import draw_recipe
+from siam_bids.volume import Crop, Grid, Volume
+
+HEADS = [
+    *(("random contrast", f"training_seg_{2 * k + 1:02d}", "random", 900 + k) for k in range(8)),
+    *(("T1w-like", f"training_seg_{4 * k + 2:02d}", "T1w", 920 + k) for k in range(4)),
+    *(("SIAM's map", SIAMS_OWN, "", 930 + k) for k in range(3)),
+    *(
+        ("other MRI", f"training_seg_{4 * k + 4:02d}", contrast, 940 + k)
+        for k, contrast in enumerate(("T2w", "FLAIR", "PDw"))
+    ),
+]
+"""Set, label map, contrast and seed."""
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Scores with offsets (classes, 1, 1)."""
+
+    scores: Prior
+    offsets: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.scores.shape
+
+    @property
+    def classes(self) -> int:
+        return self.scores.classes
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        return (plane.float() + self.offsets for plane in self.scores.planes())
+
+    def every(self, apart: Sequence[int]) -> "Shifted":
+        return Shifted(self.scores.every(apart), self.offsets)
+
+
+def tried(
+    bench: Bench, image: npt.NDArray[np.float32], choices: Sequence[str]
+) -> list[npt.NDArray[np.uint8]]:
+    """Return the labels (I, J, K) of an image with each choice; the networks run once."""
+    follow, found = ensemble.following, []
+
+    def all_of_them(
+        prior: Prior, volume: Volume, crop: Crop, how: Intensities | None, *, keep: bool
+    ) -> Scores:
+        for choice in choices:
+            offsets = given([word for word in choice.split(",") if word])
+            shifted = Shifted(prior, offsets[:, None, None])
+            found.append(crop.undo(labels_of(follow(shifted, volume, crop, how, keep=keep))))
+        return prior
+
+    with mock.patch.object(ensemble, "following", all_of_them):
+        bench.segmenter.segment(Volume(image, Grid(image.shape, np.eye(4))))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("label_maps", type=Path)
+    parser.add_argument("choices", nargs="*")
+    parser.add_argument("--model", default="compact")
+    parser.add_argument("--precision", default="float32")
+    options = parser.parse_args()
+    _, segmenter = open_model(options.model, precision=options.precision)
+    bench = Bench(segmenter, options.label_maps, options.label_maps, 1)
+    rows = []
+    for title, name, contrast, seed in tqdm(HEADS, "Heads"):
+        if contrast:
+            recipe = held_out_recipe(seed, contrast, 1.0)
+        else:
+            recipe = draw_recipe(np.random.default_rng((seed, 4052)))
+            recipe = replace(recipe, spacing=(1.0, 1.0, 1.0), strip="no", lesions="no")
+        rendering, truth = bench.painted(name, recipe)
+        image = rendering.image.numpy().astype(np.float32)
+        choices = ["", *options.choices]
+        for choice, labels in zip(choices, tried(bench, image, choices), strict=True):
+            found = np.where(truth == UNKNOWN, UNKNOWN, labels)
+            for tissue in FOREGROUND:
+                one, two = found == INDEX[tissue], truth == INDEX[tissue]
+                if two.any():
+                    share = float(one.sum() / two.sum())
+                    rows.append((title, choice, tissue, dice(one, two), share))
+    table = pd.DataFrame(rows, columns=["set", "offsets", "tissue", "Dice", "volume"])
+    brain = table[table["tissue"].isin(BRAIN_CLASSES)].groupby(["set", "offsets"], sort=False)
+    parts = {"brain classes": brain["Dice"].mean()}
+    for tissue in ("GM", "CSF", "Dura", "Skull"):
+        here = table[table["tissue"] == tissue].groupby(["set", "offsets"], sort=False)
+        parts[f"{tissue}: Dice"] = here["Dice"].mean()
+        parts[f"{tissue}: volume"] = here["volume"].median()
+    together = pd.DataFrame(parts)
+    together.index = pd.Index([f"{title}, {choice or 'as is'}" for title, choice in together.index])
+    print(markdown(together))
+
+
+if __name__ == "__main__":
+    main()
