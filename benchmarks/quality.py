@@ -7,8 +7,9 @@ trained on, and siam_v03_ds000001_sub-01.nii.gz, which is (here in contrasts and
 training did not draw); HEADS the real scans. Images are drawn with fixed seeds at full difficulty.
 Writes OUT.tsv (every number), OUT.md (the summary that the model card quotes) and
 OUT_reliability.png; OUT (`--out`) is benchmarks/quality. With `--only` some parts are measured, and
-the rows of the others stay as OUT.tsv has them: for changes that cannot touch those. With none
-(`--only`), the summary is written anew from OUT.tsv.
+the rows of the others stay as OUT.tsv has them, where `version` is that of the model they were
+measured with; the summary tells which these are. With none (`--only`), the summary is written anew
+from OUT.tsv.
 
 Measures: `dice`; `volume`, that found over that in truth; `hd95`, the 95th percentile of the
 distances between two surfaces in mm; `mL`;
@@ -292,6 +293,12 @@ def replaced(before: pd.DataFrame, anew: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def older(table: pd.DataFrame, version: str) -> str:
+    """Say which sets were measured with another version of the model."""
+    sets = table[table["version"] != version].groupby("version")["set"].unique()
+    return "".join(f" Measured with {name}: {', '.join(part)}." for name, part in sets.items())
+
+
 def summary(table: pd.DataFrame, about: str) -> str:
     """Return the summary as Markdown."""
     scores = table[table["measure"] == "dice"]
@@ -462,6 +469,7 @@ def main() -> None:
             rows += future.result()
             print(f"{part}: {time.monotonic() - begin:.0f} s", flush=True)
     table = pd.DataFrame(rows, columns=["set", "scan", "class", "measure", "value"])
+    table["version"] = record.version
     if len(options.only) < len(PARTS):
         table = replaced(pd.read_csv(options.out.with_suffix(".tsv"), sep="\t"), table)
     table.to_csv(
@@ -472,7 +480,8 @@ def main() -> None:
     about = (
         f"{model_line(record.describe())}. Images or pairs of each set: "
         f"{', '.join(f'{name} {count}' for name, count in images.items())}. "
-        f"Expected calibration error {error:.3f}.\n\n{targets(table)}"
+        f"Expected calibration error {error:.3f}.{older(table, record.version)}"
+        f"\n\n{targets(table)}"
     )
     text = summary(table, about)
     options.out.with_suffix(".md").write_text(text, encoding="utf-8")
