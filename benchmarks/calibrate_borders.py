@@ -11,7 +11,7 @@ printed are, with each choice of offsets, mean Dice and the median of found over
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
@@ -22,23 +22,20 @@ import torch
 from calibrate_volumes import given
 from quality import (
     BRAIN_CLASSES,
-    FOREGROUND,
-    INDEX,
     SIAMS_OWN,
-    UNKNOWN,
     Bench,
-    dice,
+    compare,
     held_out_recipe,
     markdown,
     open_model,
+    siams_recipe,
 )
 from tqdm import tqdm
 
 from siam_bids import ensemble
 from siam_bids.intensities import Intensities
 from siam_bids.scores import Prior, Scores, labels_of
-from siam_bids.synthesis import draw_recipe
-from siam_bids.volume import Crop, Grid, Volume
+from siam_bids.volume import Crop, Volume
 
 HEADS = [
     *(("random contrast", f"training_seg_{2 * k + 1:02d}", "random", 900 + k) for k in range(8)),
@@ -75,7 +72,7 @@ class Shifted:
 
 
 def tried(
-    bench: Bench, image: npt.NDArray[np.float32], choices: Sequence[str]
+    bench: Bench, image: npt.NDArray[np.float32], choices: Sequence[torch.Tensor]
 ) -> list[npt.NDArray[np.uint8]]:
     """Return the labels (I, J, K) of an image with each choice; the networks run once."""
     follow, found = ensemble.following, []
@@ -83,14 +80,14 @@ def tried(
     def all_of_them(
         prior: Prior, volume: Volume, crop: Crop, how: Intensities | None, *, keep: bool
     ) -> Scores:
-        for choice in choices:
-            offsets = given([word for word in choice.split(",") if word])
+        for offsets in choices:
             shifted = Shifted(prior, offsets[:, None, None])
-            found.append(crop.undo(labels_of(follow(shifted, volume, crop, how, keep=keep))))
+            scores = follow(shifted, volume, crop, how, keep=keep)
+            found.append(crop.undo(labels_of(scores)))
         return prior
 
     with mock.patch.object(ensemble, "following", all_of_them):
-        bench.segmenter.segment(Volume(image, Grid(image.shape, np.eye(4))))
+        bench.segment(image)
     return found
 
 
@@ -103,32 +100,28 @@ def main() -> None:
     options = parser.parse_args()
     _, segmenter = open_model(options.model, precision=options.precision)
     bench = Bench(segmenter, options.label_maps, options.label_maps, 1)
+    titles = ["as is", *options.choices]
+    choices = [given([]), *(given(choice.split(",")) for choice in options.choices)]
     rows = []
     for title, name, contrast, seed in tqdm(HEADS, "Heads"):
-        if contrast:
-            recipe = held_out_recipe(seed, contrast, 1.0)
-        else:
-            recipe = draw_recipe(np.random.default_rng((seed, 4052)))
-            recipe = replace(recipe, spacing=(1.0, 1.0, 1.0), strip="no", lesions="no")
+        recipe = held_out_recipe(seed, contrast, 1.0) if contrast else siams_recipe(seed)
         rendering, truth = bench.painted(name, recipe)
-        image = rendering.image.numpy().astype(np.float32)
-        choices = ["", *options.choices]
-        for choice, labels in zip(choices, tried(bench, image, choices), strict=True):
-            found = np.where(truth == UNKNOWN, UNKNOWN, labels)
-            for tissue in FOREGROUND:
-                one, two = found == INDEX[tissue], truth == INDEX[tissue]
-                if two.any():
-                    share = float(one.sum() / two.sum())
-                    rows.append((title, choice, tissue, dice(one, two), share))
-    table = pd.DataFrame(rows, columns=["set", "offsets", "tissue", "Dice", "volume"])
-    brain = table[table["tissue"].isin(BRAIN_CLASSES)].groupby(["set", "offsets"], sort=False)
-    parts = {"brain classes": brain["Dice"].mean()}
+        for choice, labels in zip(
+            titles, tried(bench, rendering.image.numpy(), choices), strict=True
+        ):
+            rows += compare((title, choice), labels, truth, surfaces=False)
+    table = pd.DataFrame(rows, columns=["set", "offsets", "tissue", "measure", "value"])
+
+    def of(measure: str, *tissues: str) -> pd.core.groupby.SeriesGroupBy:
+        here = table[(table["measure"] == measure) & table["tissue"].isin(tissues)]
+        return here.groupby(["set", "offsets"], sort=False)["value"]
+
+    parts = {"brain classes": of("dice", *BRAIN_CLASSES).mean()}
     for tissue in ("GM", "CSF", "Dura", "Skull"):
-        here = table[table["tissue"] == tissue].groupby(["set", "offsets"], sort=False)
-        parts[f"{tissue}: Dice"] = here["Dice"].mean()
-        parts[f"{tissue}: volume"] = here["volume"].median()
+        parts[f"{tissue}: Dice"] = of("dice", tissue).mean()
+        parts[f"{tissue}: volume"] = of("volume", tissue).median()
     together = pd.DataFrame(parts)
-    together.index = pd.Index([f"{title}, {choice or 'as is'}" for title, choice in together.index])
+    together.index = pd.Index([f"{title}, {choice}" for title, choice in together.index])
     print(markdown(together))
 
 

@@ -131,6 +131,12 @@ def held_out_recipe(seed: int, contrast: str, thick: float) -> Recipe:
     return replace(recipe, spacing=(1.0, 1.0, thick), strip="no", lesions="no")
 
 
+def siams_recipe(seed: int) -> Recipe:
+    """Draw how image `seed` of SIAM's map is painted."""
+    recipe = draw_recipe(np.random.default_rng((seed, 4052)))
+    return replace(recipe, spacing=(1.0, 1.0, 1.0), strip="no", lesions="no")
+
+
 def one_head_recipe(seed: int) -> Recipe:
     """Draw contrast `seed` of the head that stays as it is."""
     drawn = draw_recipe(np.random.default_rng((seed, 77)))
@@ -179,9 +185,7 @@ class Bench:
 
     def siams_own(self) -> Rows:
         for seed in range(self.count // 2):
-            recipe = draw_recipe(np.random.default_rng((seed, 4052)))
-            recipe = replace(recipe, spacing=(1.0, 1.0, 1.0), strip="no", lesions="no")
-            rendering, truth = self.painted(SIAMS_OWN, recipe)
+            rendering, truth = self.painted(SIAMS_OWN, siams_recipe(seed))
             found = self.segment(rendering.image.numpy())
             yield from compare(("SIAM's map, drawn anew", str(seed)), found, truth, False)
 
