@@ -1,8 +1,8 @@
 """Heads to paint: label maps, what their values mean, and what is known of each tissue.
 
 Label maps name their structures in a source table (`data/labels/source_*.tsv`): what to paint
-(`tissue`) and what a network should answer (`target`). A target such as `CSF|Dura` says that the
-map does not tell the two apart there; the training loss then accepts either.
+(`tissue`) and what a network should answer (`target`). A target such as `background|Skull` says
+that the map does not tell the two apart there; the training loss then accepts either.
 """
 
 from __future__ import annotations
