@@ -7,9 +7,9 @@ trained on, and siam_v03_ds000001_sub-01.nii.gz, which is (here in contrasts and
 training did not draw); HEADS the real scans. Images are drawn with fixed seeds at full difficulty.
 Writes OUT.tsv (every number), OUT.md (the summary that the model card quotes) and
 OUT_reliability.png; OUT (`--out`) is benchmarks/quality. With `--only` some parts are measured, and
-the rows of the others stay as OUT.tsv has them, where `version` is that of the model they were
-measured with; the summary tells which these are. With none (`--only`), the summary is written anew
-from OUT.tsv.
+the rows of the others stay as OUT.tsv has them, if it has them; `version` is that of the model they
+were measured with, and the summary tells which are of another. With none (`--only`), the summary is
+written anew from OUT.tsv.
 
 Measures: `dice`; `volume`, that found over that in truth; `hd95`, the 95th percentile of the
 distances between two surfaces in mm; `mL`;
@@ -323,19 +323,22 @@ def summary(table: pd.DataFrame, about: str) -> str:
         ).mean(axis=1),
         "volume CV over contrasts (%)": 100 * volumes.std() / volumes.mean(),
         "mean volume (mL)": volumes.mean(),
-    }).loc[FOREGROUND]  # fmt: skip
+    }).reindex(FOREGROUND).dropna(axis=1, how="all")  # fmt: skip
     shares = of("volume", "^(?!colin27)").pivot_table("value", "class", "set", "median", sort=False)
     shares.columns.name = "volume, share of the truth (median)"
     found = of("found", "lesions").groupby("class", sort=False)["value"].agg(["mean", "count"])
     found.columns = pd.Index(["share found", "lesions"])
-    other = of("mL", "false|stroke patient").groupby(["set", "scan"], sort=False)["value"].mean()
-    false = other["false anomalies"].median()
-    lesion = ", ".join(f"{k} {v:.1f} mL" for k, v in other["stroke patient's lesion"].items())
-    end = f"False anomalies beside the lesions: median {false:.1f} mL. "
-    end += f"Anomalies in the stroke patient: {lesion}."
-    tables = [markdown(means), markdown(shares, 2), markdown(spread, 2), markdown(found, 2)]
-    parts = [about, by_contrast(table), *tables, end]
-    return "\n".join(part.rstrip() + "\n" for part in parts)
+    false = of("mL", "false")["value"]
+    lesion = of("mL", "stroke patient")[["scan", "value"]].to_numpy()
+    ends = []
+    if len(false):
+        ends.append(f"False anomalies beside the lesions: median {false.median():.1f} mL.")
+    if len(lesion):
+        told = ", ".join(f"{scan} {value:.1f} mL" for scan, value in lesion)
+        ends.append(f"Anomalies in the stroke patient: {told}.")
+    tables = [markdown(means), *(markdown(t, 2) for t in (shares, spread, found) if t.size)]
+    parts = [about, by_contrast(table), *tables, " ".join(ends)]
+    return "\n".join(part.rstrip() + "\n" for part in parts if part)
 
 
 def by_contrast(table: pd.DataFrame) -> str:
@@ -351,6 +354,8 @@ def by_contrast(table: pd.DataFrame) -> str:
         ("Dice, random contrast", random, lambda seed: held_out_recipe(seed, "random", 1.0)),
         ("volume CV of one head (%)", head, one_head_recipe),
     ):
+        if part.empty:
+            continue
         seeds = part["scan"].str.split("/").str[-1].astype(int)
         recipes = {seed: draw(seed) for seed in seeds.unique()}
         for name in NEIGHBOURS:
@@ -365,7 +370,7 @@ def by_contrast(table: pd.DataFrame) -> str:
                 cells.append(f"{figure} ({len(here)})" if len(here) > 1 else "")
             rows.append(f"| {title}: {name} | " + " | ".join(cells) + " |")
     top = "| difference to its neighbours' mean intensity (images) | < 0.15 | 0.15 to 0.3 | > 0.3 |"
-    return "\n".join([top, "|---|---|---|---|", *rows])
+    return "\n".join([top, "|---|---|---|---|", *rows]) if rows else ""
 
 
 def markdown(table: pd.DataFrame, digits: int = 3) -> str:
@@ -408,13 +413,14 @@ def targets(table: pd.DataFrame) -> str:
         ("largest volume CV of the nuclei (%)", "≤ 6", variation(NUCLEI)),
     ]
     lines = ["| | target | reached |", "|---|---|---|"]
-    lines += [f"| {name} | {aim} | {value:.3f} |" for name, aim, value in rows]
+    known = [row for row in rows if not np.isnan(row[2])]
+    lines += [f"| {name} | {aim} | {value:.3f} |" for name, aim, value in known]
     return "\n".join(lines) + "\n"
 
 
-def draw_reliability(table: pd.DataFrame, path: Path) -> float:
+def draw_reliability(bins: pd.DataFrame, path: Path) -> float:
     """Plot how often the network is right against how sure it is; return the expected error."""
-    bins = table[table["set"] == "reliability"].pivot_table("value", "class", "measure")
+    bins = bins.pivot_table("value", "class", "measure")
     middle = np.linspace(0.05, 0.95, 10)
     share, count = bins["reliability"], bins["voxels"]
     figure, axis = plt.subplots(figsize=(4, 4))
@@ -462,8 +468,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes, each on its own thread")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
-    if len(options.only) < len(PARTS) and not options.out.with_suffix(".tsv").exists():
-        parser.error(f"--only needs the other parts' rows: there is no {options.out}.tsv")
+    kept = options.out.with_suffix(".tsv")
+    if not (options.only or kept.exists()):
+        parser.error(f"--only without a part sums up {kept}, which is not there")
     record = find_model(options.model)
     begin = time.monotonic()
     rows = []
@@ -474,17 +481,19 @@ def main() -> None:
             print(f"{part}: {time.monotonic() - begin:.0f} s", flush=True)
     table = pd.DataFrame(rows, columns=["set", "scan", "class", "measure", "value"])
     table["version"] = record.version
-    if len(options.only) < len(PARTS):
-        table = replaced(pd.read_csv(options.out.with_suffix(".tsv"), sep="\t"), table)
-    table.to_csv(
-        options.out.with_suffix(".tsv"), sep="\t", index=False, float_format="%.4f", na_rep="n/a"
-    )
-    error = draw_reliability(table, options.out.with_name(options.out.name + "_reliability.png"))
+    if len(options.only) < len(PARTS) and kept.exists():
+        table = replaced(pd.read_csv(kept, sep="\t"), table)
+    table.to_csv(kept, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
+    bins = table[table["set"] == "reliability"]
+    error = ""
+    if len(bins):
+        plot = options.out.with_name(options.out.name + "_reliability.png")
+        error = f" Expected calibration error {draw_reliability(bins, plot):.3f}."
     images = table[table["set"] != "reliability"].groupby("set", sort=False)["scan"].nunique()
     about = (
         f"{model_line(record.describe())}. Images or pairs of each set: "
-        f"{', '.join(f'{name} {count}' for name, count in images.items())}. "
-        f"Expected calibration error {error:.3f}.{older(table, record.version)}"
+        f"{', '.join(f'{name} {count}' for name, count in images.items())}."
+        f"{error}{older(table, record.version)}"
         f"\n\n{targets(table)}"
     )
     text = summary(table, about)
