@@ -482,7 +482,7 @@ def main() -> None:
     table = pd.DataFrame(rows, columns=["set", "scan", "class", "measure", "value"])
     table["version"] = record.version
     if len(options.only) < len(PARTS) and kept.exists():
-        table = replaced(pd.read_csv(kept, sep="\t"), table)
+        table = replaced(pd.read_csv(kept, sep="\t", dtype={"scan": str}), table)
     table.to_csv(kept, sep="\t", index=False, float_format="%.4f", na_rep="n/a")
     bins = table[table["set"] == "reliability"]
     error = ""
