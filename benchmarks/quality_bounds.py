@@ -252,12 +252,16 @@ class Head:
         self.clean = segmenter.segment(self.volume)
         self.brain = self.clean.segmentation.mask(BRAIN_TISSUES)
 
-    def row(self, kind: str, pictures: Path | None) -> dict[str, object]:
-        """Segment one copy and measure it."""
+    def spoilt(self, kind: str) -> tuple[Copy, Prediction]:
+        """Make one copy, and segment it."""
         original = Original(self.volume, self.brain, torch.Generator().manual_seed(0))
         copy = COPIES[kind](original)
         untouched = copy.volume is self.volume
-        prediction = self.clean if untouched else self.segmenter.segment(copy.volume)
+        return copy, self.clean if untouched else self.segmenter.segment(copy.volume)
+
+    def row(self, kind: str, pictures: Path | None) -> dict[str, object]:
+        """Segment one copy and measure it."""
+        copy, prediction = self.spoilt(kind)
         own, known = prediction.segmentation, self.clean.segmentation.data[copy.kept]
         if pictures:
             pictures.mkdir(parents=True, exist_ok=True)
