@@ -26,7 +26,7 @@ SHOWN = {
     "motion": "motion 20 mm",
     "bias": "bias x 5",
     "cropped": "top cut by 25 %",
-    "thick": "slices of 6 mm",
+    "thick": "slices of 6 to 8 mm",
     "stripped": "skull stripped",
 }
 
@@ -40,7 +40,7 @@ def main() -> None:
     chain = Chain.open(find_model(options.model, []))
     segmenter = ChainSegmenter(chain, torch.device("cpu"), Inference())
     scan = options.scan or resource("data", "sample_bids") / COLIN
-    head = Head(scan, segmenter, voxel=1.0)
+    head = Head(scan, segmenter)
     for name, kind in SHOWN.items():
         copy, prediction = head.spoilt(kind)
         drawn = picture(copy.volume, prediction.segmentation)
