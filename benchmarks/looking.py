@@ -9,12 +9,9 @@ reasons, which stand below the pictures.
 import argparse
 from pathlib import Path
 
-import torch
+from quality import open_model
 from quality_bounds import Head, measured, picture
 
-from siam_bids.chain import Chain, ChainSegmenter
-from siam_bids.config import Inference
-from siam_bids.models import find_model
 from siam_bids.quality import judge
 from siam_bids.resources import resource
 
@@ -37,8 +34,7 @@ def main() -> None:
     parser.add_argument("--model", default="compact")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     options = parser.parse_args()
-    chain = Chain.open(find_model(options.model, []))
-    segmenter = ChainSegmenter(chain, torch.device("cpu"), Inference())
+    _, segmenter = open_model(options.model)
     scan = options.scan or resource("data", "sample_bids") / COLIN
     head = Head(scan, segmenter)
     for name, kind in SHOWN.items():

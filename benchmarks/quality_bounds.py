@@ -26,13 +26,12 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from quality import open_model
 from scipy import ndimage
 
 from siam_bids import artefacts, figures
-from siam_bids.chain import Chain, ChainSegmenter
-from siam_bids.config import Inference
+from siam_bids.chain import ChainSegmenter
 from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES
-from siam_bids.models import find_model
 from siam_bids.nifti import load_volume
 from siam_bids.quality import judge, metrics, scan_quality
 from siam_bids.resources import resource
@@ -339,8 +338,7 @@ def main() -> None:
     options.add_argument("--copies", nargs="+", default=list(COPIES), choices=list(COPIES))
     options.add_argument("--pictures", type=Path)
     arguments = options.parse_args()
-    chain = Chain.open(find_model(arguments.model, []))
-    segmenter = ChainSegmenter(chain, torch.device("cpu"), Inference())
+    _, segmenter = open_model(arguments.model)
     sample = resource("data", "sample_bids")
     whole = [*(arguments.heads / name for name in REAL), *(sample / name for name in PAINTED)]
     stripped = [arguments.heads / name for name in STRIPPED]
