@@ -1,10 +1,10 @@
 """What a scan costs with a network of SIAM's full size: this app against stock nnU-Net.
 
-    python benchmarks/siam_cost.py FOLDER [--runs stock float32 bfloat16 ...] [--threads 1]
+    python benchmarks/siam_cost.py FOLDER [--folds 5] [--runs stock float32 ...] [--threads 1]
 
 Builds SIAM v0.3's network (141.5 million parameters, patch 256 x 256 x 192 at 0.75 mm) with seeded
-random weights in FOLDER, and lets each run segment Colin27 (cropped with --extent MM MM MM) in a
-process of its own, one after the other. Each leaves a record and its labels in FOLDER, so that runs
+random weights in FOLDER, one set for each fold, and lets each run segment Colin27 (cropped with
+--extent MM MM MM) in a process of its own, one after the other. Each leaves a record and its labels in FOLDER, so that runs
 can be added later; the table of all of them is printed, as in benchmarks/siam_cost.md.
 """
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--runs", nargs="*", default=list(RUNS), choices=RUNS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folds", type=int, default=1, help="of a model that is not there yet")
     parser.add_argument("--extent", nargs=3, type=int, default=[144, 192, 181], metavar="MM")
     parser.add_argument("--one", choices=RUNS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
         run(arguments.one, arguments.folder, arguments.extent, arguments.threads)
         return
     if not (arguments.folder / "model").exists():
-        write_model(arguments.folder / "model")
+        write_model(arguments.folder / "model", arguments.folds)
     for name in arguments.runs:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "nnUNet_compile": "f"}
         environment["OMP_NUM_THREADS"] = str(arguments.threads)
@@ -52,7 +53,7 @@ def main() -> None:
     print(table(arguments.folder))
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, folds: int) -> None:
     """A model folder of SIAM v0.3's shape; its architecture is in plans.json."""
     import torch
 
@@ -70,14 +71,16 @@ def write_model(folder: Path) -> None:
     shape["n_blocks_per_stage"] = [1, 3, 4, 6, 6, 6, 6]
     shape["strides"][-1] = [2, 2, 1]
     names = {label.name: label.index for label in siam_labels()}
-    torch.manual_seed(0)
-    network = build_network(architecture, channels=1, classes=len(names))
+    folder.mkdir(parents=True)
+    for fold in range(folds):
+        torch.manual_seed(fold)
+        network = build_network(architecture, channels=1, classes=len(names))
+        (folder / f"fold_{fold}").mkdir()
+        torch.save(checkpoint(network.state_dict()), folder / f"fold_{fold}/checkpoint_final.pth")
     print(f"{sum(value.numel() for value in network.parameters()):,} parameters", flush=True)
-    (folder / "fold_0").mkdir(parents=True)
     (folder / "plans.json").write_text(json.dumps(plans))
     about = {"channel_names": {"0": "any"}, "labels": names, "file_ending": ".nii.gz"}
     (folder / "dataset.json").write_text(json.dumps(about))
-    torch.save(checkpoint(network.state_dict()), folder / "fold_0/checkpoint_final.pth")
 
 
 def run(name: str, folder: Path, extent: list[int], threads: int) -> None:
@@ -140,7 +143,8 @@ def stock(_name: str, model: Path, volume: Any, forward: Forward) -> tuple[Any, 
         tile_step_size=0.5, use_mirroring=False, device=torch.device("cpu"),
         perform_everything_on_device=False, allow_tqdm=False,
     )  # fmt: skip
-    predictor.initialize_from_trained_model_folder(str(model), (0,))
+    folds = sorted(int(fold.name.removeprefix("fold_")) for fold in model.glob("fold_*"))
+    predictor.initialize_from_trained_model_folder(str(model), folds)
     forward.watch(predictor.network)
     data = volume.data.transpose(2, 1, 0)[None].copy()
     properties = {"spacing": list(volume.grid.voxel_size[::-1])}

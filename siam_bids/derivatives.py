@@ -374,11 +374,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+RESULTS_VERSION = 2
+"""Raised when labels or tables of the same scan, model and options change, and only then.
+
+1 was up to version 0.12.0, whose sidecars do not name it.
+"""
+
 IDENTITY = {
     "InputSHA256": "the input changed",
     "Model": "another model made it",
     "Options": "the options changed",
-    "SoftwareVersion": "another version of siam-bids made it",
+    "ResultsVersion": "a version of siam-bids that gives other results made it",
 }
 """Sidecar entries that must be unchanged for a result to count as done, and what a change means."""
 

@@ -241,11 +241,10 @@ def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> Model
     parts = "".join(f"{member.sha256}\n" for member in members[1:])
     parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
     focus = Focus.of(entry["focus"]) if "focus" in entry else first.focus
-    parts += f"{focus}\n" if focus else ""
     intensities = _intensities(entry) or (None if members else first.intensities)
-    parts += f"{intensities}\n" if intensities else ""
     upright = _upright(entry) or (None if members else first.upright)
-    parts += f"{upright}\n" if upright else ""
+    settings = [each and each.describe() for each in (focus, intensities, upright)]
+    parts += json.dumps(settings, sort_keys=True)
     citations = dict.fromkeys(model.citation for model in models if model.citation)
     return replace(
         first,

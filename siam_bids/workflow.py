@@ -374,6 +374,7 @@ class _Worker:
             "Description": f"Head tissues segmented by {record.title}, see seg-siam_dseg.tsv.",
             "Sources": [f"bids:raw:{scan.relative}"],
             "SoftwareVersion": __version__,
+            "ResultsVersion": derivatives.RESULTS_VERSION,
             "Software": self._software,
             "Model": {**record.describe(), "Folds": self.chain.folds},
             "Options": {

@@ -231,7 +231,7 @@ def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
 
 def test_scans_say_why_they_are_to_do(tmp_path):
     names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
-    made = {"InputSHA256": "a", "Model": {"SHA256": "m"}, "Options": {}, "SoftwareVersion": "1"}
+    made = {"InputSHA256": "a", "Model": {"SHA256": "m"}, "Options": {}, "ResultsVersion": 1}
     assert derivatives.to_do(names, made, []) == "not segmented yet"
     write_json(derivatives.sidecar(names.segmentation), made)
     assert derivatives.to_do(names, made, []) == ""

@@ -64,3 +64,16 @@ def test_unknown_models_and_incomplete_folders(tmp_path):
     (tmp_path / "plans.json").write_text(json.dumps({}))
     with pytest.raises(ModelError, match=r"dataset\.json is missing"):
         find_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "checksum"),
+    [
+        ("compact", "4f9b0db5c4ce916f1974d64eaf8bf0b99dd989947eed9914dab223bcb2fcf969"),
+        ("compact-2mm", "30ae089dc386dd4b83409bc539df46464e0b456fdb0ea5e6214ad7b4018236cf"),
+        ("compact-1mm", "20a62504543d1600f084174682675c582952339da1bf6fa56798ac1a49adf265"),
+    ],
+)
+def test_no_change_of_the_code_changes_the_checksum_of_a_shipped_model(name, checksum):
+    """Else every study would be segmented anew. A new model changes its line here."""
+    assert find_model(name).sha256 == checksum
