@@ -4,8 +4,8 @@
 
 Builds SIAM v0.3's network (141.5 million parameters, patch 256 x 256 x 192 at 0.75 mm) with seeded
 random weights in FOLDER, one set for each fold, and lets each run segment Colin27 (cropped with
---extent MM MM MM) in a process of its own, one after the other. Each leaves a record and its labels in FOLDER, so that runs
-can be added later; the table of all of them is printed, as in benchmarks/siam_cost.md.
+--extent MM MM MM) in a process of its own, one after the other. Each leaves a record and its labels
+in FOLDER, so that runs can be added later; the table of all of them is printed, as in benchmarks/siam_cost.md.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def write_model(folder: Path, folds: int) -> None:
     """A model folder of SIAM v0.3's shape; its architecture is in plans.json."""
     import torch
 
-    from siam_bids.labels import siam_labels
-    from siam_bids.nnunet import CONFIGURATION, build_network, checkpoint, compact_plans
+    from siam_bids.image.labels import siam_labels
+    from siam_bids.nnunet.architecture import build_network
+    from siam_bids.nnunet.model import CONFIGURATION
+    from siam_bids.nnunet.write import checkpoint, compact_plans
 
     features = (32, 64, 128, 256, 320, 320, 320)
     plans = compact_plans(name="Siam", features=features, patch=(256, 256, 192), spacing=0.75)
@@ -87,9 +89,9 @@ def run(name: str, folder: Path, extent: list[int], threads: int) -> None:
     """Segment once; write the record and the labels."""
     import torch
 
-    from siam_bids.nifti import load_volume
-    from siam_bids.usage import peak_memory, reset_peak_memory
-    from siam_bids.volume import Grid, Volume
+    from siam_bids.image.grid import Grid, Volume
+    from siam_bids.image.nifti import load_volume
+    from siam_bids.support.memory import peak_memory, reset_peak_memory
 
     torch.set_num_threads(threads)
     whole = load_volume(SCAN)
@@ -156,8 +158,9 @@ def ours(name: str, model: Path, volume: Any, forward: Forward) -> tuple[Any, di
     import torch
 
     from siam_bids.config import Inference
-    from siam_bids.network import LeanUNet
-    from siam_bids.nnunet import NnunetModel, NnunetSegmenter
+    from siam_bids.inference.segmenter import NnunetSegmenter
+    from siam_bids.nnunet.lean_unet import LeanUNet
+    from siam_bids.nnunet.model import NnunetModel
 
     precision, _, low = name.partition("-")
     options = Inference(precision=precision, low_memory=bool(low))
