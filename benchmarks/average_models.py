@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from siam_bids.nnunet import checkpoint, load_weights, mirror_axes
-from siam_bids.store import CHECKPOINT
+from siam_bids.models.folder import CHECKPOINT
+from siam_bids.nnunet.checkpoints import load_weights, mirror_axes
+from siam_bids.nnunet.write import checkpoint
 
 
 def average(models: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -32,10 +32,10 @@ from quality import (
 )
 from tqdm import tqdm
 
-from siam_bids import ensemble
-from siam_bids.intensities import Intensities
-from siam_bids.scores import Prior, Scores, labels_of
-from siam_bids.volume import Crop, Volume
+from siam_bids.image.grid import Crop, Volume
+from siam_bids.inference.intensity_refinement import following
+from siam_bids.inference.resampling import Prior, Scores, labels_of
+from siam_bids.models.settings import Intensities
 
 HEADS = [
     *(("random contrast", f"training_seg_{2 * k + 1:02d}", "random", 900 + k) for k in range(8)),
@@ -75,7 +75,7 @@ def tried(
     bench: Bench, image: npt.NDArray[np.float32], choices: Sequence[torch.Tensor]
 ) -> list[npt.NDArray[np.uint8]]:
     """Return the labels (I, J, K) of an image with each choice; the networks run once."""
-    follow, found = ensemble.following, []
+    follow, found = following, []
 
     def all_of_them(
         prior: Prior, volume: Volume, crop: Crop, how: Intensities | None, *, keep: bool
@@ -86,7 +86,7 @@ def tried(
             found.append(crop.undo(labels_of(scores)))
         return prior
 
-    with mock.patch.object(ensemble, "following", all_of_them):
+    with mock.patch("siam_bids.inference.ensemble.following", all_of_them):
         bench.segment(image)
     return found
 

@@ -22,15 +22,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from siam_bids.anatomy import CONTRASTS, Anatomy, prepare_anatomy, source_table
 from siam_bids.config import Inference
-from siam_bids.labels import siam_labels
-from siam_bids.models import ModelRecord, find_model
-from siam_bids.nifti import load_labels
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter, checkpoint, load_weights, mirror_axes
-from siam_bids.store import CHECKPOINT
-from siam_bids.synthesis import draw_recipe, render
-from siam_bids.volume import Grid, Volume
+from siam_bids.image.grid import Grid, Volume
+from siam_bids.image.labels import siam_labels
+from siam_bids.image.nifti import load_labels
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.models.folder import CHECKPOINT
+from siam_bids.models.record import ModelRecord
+from siam_bids.models.registry import find_model
+from siam_bids.nnunet.checkpoints import load_weights, mirror_axes
+from siam_bids.nnunet.model import NnunetModel
+from siam_bids.nnunet.write import checkpoint
+from siam_bids.synthesis.label_maps import CONTRASTS, Anatomy, prepare_anatomy, source_table
+from siam_bids.synthesis.recipe import draw_recipe
+from siam_bids.synthesis.render import render
 
 NAMES = [label.name for label in siam_labels()]
 FREE = [place for place, name in enumerate(NAMES) if name not in ("background", "Anomalies")]

@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from quality import HELD_OUT, INDEX, UNKNOWN, Bench, dice, held_out_recipe, open_model
 
-from siam_bids.anatomy import tissues
-from siam_bids.labels import siam_labels
-from siam_bids.synthesis import Recipe
+from siam_bids.image.labels import siam_labels
+from siam_bids.synthesis.label_maps import tissues
+from siam_bids.synthesis.recipe import Recipe
 
 PLAIN = Recipe(seed=1, blur=0.5, noise=0.015, heal_lesions=True)
 FLAIR = replace(PLAIN, contrast="FLAIR", means=tissues().priors["FLAIR"])

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from siam_bids.anatomy import Anatomy, prepare_anatomy, source_table, tissues
-from siam_bids.labels import siam_labels
-from siam_bids.nifti import load_labels
-from siam_bids.shapes import BoundaryMove
-from siam_bids.synthesis import Recipe, draw_recipe, render
+from siam_bids.image.labels import siam_labels
+from siam_bids.image.nifti import load_labels
+from siam_bids.synthesis.anatomy_changes import BoundaryMove
+from siam_bids.synthesis.label_maps import Anatomy, prepare_anatomy, source_table, tissues
+from siam_bids.synthesis.recipe import Recipe, draw_recipe
+from siam_bids.synthesis.render import render
 
 PLAIN = Recipe(seed=1, patchiness=0.3, blur=0.5, heal_lesions=True, margin_low=(15, 15, 15))
 

@@ -25,14 +25,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from siam_bids import derivatives
-from siam_bids.derivatives import ScanNames, ScanResult, sidecar
+from siam_bids.bids.names import ScanNames, finished_scans, sidecar
+from siam_bids.bids.results import ScanResult, read_result
+from siam_bids.bids.writers import save_quality, save_volumes
 
 
 def multiply(source: Path, raw: Path, out: Path, scans: int) -> None:
     """Write a raw dataset of empty subjects and a derivative dataset of `scans` scans."""
     rng = np.random.default_rng(0)
-    originals = [derivatives.read_result(names) for names in derivatives.results(source)]
+    originals = [read_result(names) for names in finished_scans(source)]
     pictures = [
         {kind: r.names.figure(kind).read_bytes() for kind in ("thumbnail", "outline")}
         for r in originals
@@ -72,12 +73,12 @@ def copy(original: ScanResult, names: ScanNames, rng: np.random.Generator, age: 
     noise -= np.where(table["name"].isin(["GM", "Hippo"]), 0.003 * (age - 50), 0)
     table["volume_mL"] *= noise
     names.anat.mkdir(parents=True, exist_ok=True)
-    derivatives.save_volumes(names.volumes, table)
+    save_volumes(names.volumes, table)
     spread = {
         key: value if value.is_integer() else value * rng.normal(1, 0.05)
         for key, value in original.quality.items()
     }
-    derivatives.save_quality(names.quality, spread)
+    save_quality(names.quality, spread)
     sidecar(names.segmentation).write_text(json.dumps(original.about))
 
 

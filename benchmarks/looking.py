@@ -12,8 +12,8 @@ from pathlib import Path
 from quality import open_model
 from quality_bounds import Head, measured, picture
 
-from siam_bids.quality import judge
-from siam_bids.resources import resource
+from siam_bids.measures.quality import judge
+from siam_bids.support.package_data import resource
 
 COLIN = "sub-colin27/anat/sub-colin27_T1w.nii.gz"
 SHOWN = {

@@ -19,10 +19,10 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from siam_bids.chain import Chain
 from siam_bids.config import Inference
-from siam_bids.models import find_model
-from siam_bids.nifti import load_volume
+from siam_bids.image.nifti import load_volume
+from siam_bids.inference.cascade import Chain
+from siam_bids.models.registry import find_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SCAN = ROOT / "data/sample_bids/sub-colin27/anat/sub-colin27_T1w.nii.gz"

@@ -18,6 +18,8 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+from siam_bids.pipelines import participant
+
 ROOT = Path(__file__).resolve().parent.parent
 SCAN = ROOT / "data/sample_bids/sub-colin27/anat/sub-colin27_T1w.nii.gz"
 KINDS = ("in line", "overlapped")
@@ -59,12 +61,12 @@ class InLine(Executor):
 
 
 def run(kind: str, scans: int, threads: int) -> str:
-    from siam_bids import workflow
     from siam_bids.config import RunConfig
-    from siam_bids.usage import peak_memory
+    from siam_bids.pipelines.participant import run_participant
+    from siam_bids.support.memory import peak_memory
 
     if kind == "in line":
-        workflow.ThreadPoolExecutor = InLine
+        participant.ThreadPoolExecutor = InLine
     with tempfile.TemporaryDirectory() as place:
         source = Path(place) / "in"
         for number in range(scans):
@@ -77,7 +79,7 @@ def run(kind: str, scans: int, threads: int) -> str:
             device="cpu",
         )  # fmt: skip
         begin, cpu = time.monotonic(), time.process_time()
-        summary = workflow.run_participant(config)
+        summary = run_participant(config)
         wall, cpu = time.monotonic() - begin, time.process_time() - cpu
     if len(summary.done) != scans:
         sys.exit(f"Not all were segmented: {summary.failed}")

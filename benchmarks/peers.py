@@ -23,9 +23,9 @@ import numpy as np
 import pandas as pd
 from quality import FREESURFER, INDEX, dice, filled, freesurfer_masks, markdown
 
-from siam_bids.labels import BRAIN_TISSUES
-from siam_bids.models import find_model
-from siam_bids.nifti import load_labels
+from siam_bids.image.labels import BRAIN_TISSUES
+from siam_bids.image.nifti import load_labels
+from siam_bids.models.registry import find_model
 
 MODELS = ("compact", "compact-2mm")
 SCAN, REFERENCE = "visualqc_id001_T1w.mgz", "visualqc_id001_aparc+aseg.mgz"

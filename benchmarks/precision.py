@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from quality import HELD_OUT, INDEX, Bench, dice, held_out_recipe
 
-from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import Inference
-from siam_bids.labels import BRAIN_CLASSES
-from siam_bids.models import find_model
-from siam_bids.nifti import load_volume
-from siam_bids.volume import Grid, Volume
+from siam_bids.image.grid import Grid, Volume
+from siam_bids.image.labels import BRAIN_CLASSES
+from siam_bids.image.nifti import load_volume
+from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.models.registry import find_model
 
 SCANS = (
     "colin27_T1w.nii.gz",

@@ -31,17 +31,19 @@ import torch
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from siam_bids.anatomy import Anatomy, prepare_anatomy, source_table, tissues
-from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import Inference
-from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
-from siam_bids.models import ModelRecord, find_model
-from siam_bids.nifti import load_labels, load_volume
-from siam_bids.provenance import model_line
-from siam_bids.segmenter import Segmenter
-from siam_bids.shapes import LESIONS
-from siam_bids.synthesis import Recipe, Rendering, draw_recipe, render
-from siam_bids.volume import Grid, Volume
+from siam_bids.image.grid import Grid, Volume
+from siam_bids.image.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
+from siam_bids.image.nifti import load_labels, load_volume
+from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.segmenter import Segmenter
+from siam_bids.models.record import ModelRecord
+from siam_bids.models.registry import find_model
+from siam_bids.reports.methods_text import model_line
+from siam_bids.synthesis.anatomy_changes import LESIONS
+from siam_bids.synthesis.label_maps import Anatomy, prepare_anatomy, source_table, tissues
+from siam_bids.synthesis.recipe import Recipe, draw_recipe
+from siam_bids.synthesis.render import Rendering, render
 
 FREESURFER = {
     "GM": [3, 42, *range(1000, 3000)],

@@ -29,14 +29,15 @@ from PIL import Image
 from quality import open_model
 from scipy import ndimage
 
-from siam_bids import artefacts, figures
-from siam_bids.chain import ChainSegmenter
-from siam_bids.labels import BRAIN_CLASSES, BRAIN_TISSUES
-from siam_bids.nifti import load_volume
-from siam_bids.quality import judge, metrics, scan_quality
-from siam_bids.resources import resource
-from siam_bids.segmenter import Prediction
-from siam_bids.volume import Grid, Reorientation, Segmentation, Volume
+from siam_bids.image.grid import Grid, Reorientation, Segmentation, Volume
+from siam_bids.image.labels import BRAIN_CLASSES, BRAIN_TISSUES
+from siam_bids.image.nifti import load_volume
+from siam_bids.inference.cascade import ChainSegmenter
+from siam_bids.inference.prediction import Prediction
+from siam_bids.measures.quality import judge, metrics, scan_quality
+from siam_bids.reports.mosaics import cut, thumbnail
+from siam_bids.support.package_data import resource
+from siam_bids.synthesis.artefacts import acquire, move_head
 
 REAL = ("colin27_T1w.nii.gz", "seg3d_T1w.nii.gz", "visualqc_id001_T1w.mgz")
 PAINTED = (
@@ -96,7 +97,7 @@ def noise(level: float) -> Spoil:
     def spoil(scan: Original) -> Copy:
         sigma = level * float(np.median(scan.volume.data[scan.brain]))
         image = torch.from_numpy(scan.volume.data.clip(min=0))
-        noisy = artefacts.acquire(image, (1, 1, 1), 1, scan.rng, noise=sigma, rician=True)
+        noisy = acquire(image, (1, 1, 1), 1, scan.rng, noise=sigma, rician=True)
         return _with(scan.volume, noisy)
 
     return spoil
@@ -106,7 +107,7 @@ def motion(millimetres: float, moved: float) -> Spoil:
     def spoil(scan: Original) -> Copy:
         shift = millimetres / scan.volume.grid.voxel_size[1]
         image = torch.from_numpy(scan.volume.data.clip(min=0))
-        return _with(scan.volume, artefacts.move_head(image, shift, moved, 1))
+        return _with(scan.volume, move_head(image, shift, moved, 1))
 
     return spoil
 
@@ -216,7 +217,7 @@ def picture(volume: Volume, segmentation: Segmentation) -> Image.Image:
     """Three planes in grey, and below them with outlines."""
     grey, outline = (
         Image.open(io.BytesIO(part)).convert("RGBA")
-        for part in figures.thumbnail(figures.cut(volume, segmentation, 1), segmentation.labels)
+        for part in thumbnail(cut(volume, segmentation, 1), segmentation.labels)
     )
     both = Image.new("RGBA", (grey.width, 2 * grey.height))
     both.paste(grey, (0, 0))

@@ -12,9 +12,9 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from quality import open_model
 
-from siam_bids.figures import cut
-from siam_bids.labels import siam_labels
-from siam_bids.nifti import load_volume
+from siam_bids.image.labels import siam_labels
+from siam_bids.image.nifti import load_volume
+from siam_bids.reports.mosaics import cut
 
 
 def main() -> None:

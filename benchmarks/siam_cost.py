@@ -5,7 +5,8 @@
 Builds SIAM v0.3's network (141.5 million parameters, patch 256 x 256 x 192 at 0.75 mm) with seeded
 random weights in FOLDER, one set for each fold, and lets each run segment Colin27 (cropped with
 --extent MM MM MM) in a process of its own, one after the other. Each leaves a record and its labels
-in FOLDER, so that runs can be added later; the table of all of them is printed, as in benchmarks/siam_cost.md.
+in FOLDER, so that runs can be added later; the table of all of them is printed, as in
+benchmarks/siam_cost.md.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from siam_bids.anatomy import prepare_anatomy, source_table
-from siam_bids.labels import siam_labels
-from siam_bids.nifti import load_labels
-from siam_bids.pose import Shape, measured
+from siam_bids.image.labels import siam_labels
+from siam_bids.image.nifti import load_labels
+from siam_bids.inference.head_pose import Shape, measured
+from siam_bids.synthesis.label_maps import prepare_anatomy, source_table
 
 TISSUES = ("GM", "WM", "CSFv", "cerGM", "Thal", "Pal", "Put", "Caud", "Hippo", "Amyg")
 

@@ -8,5 +8,5 @@ def __getattr__(name: str) -> object:
     if name == "segment":
         from importlib import import_module
 
-        return import_module("siam_bids.plain").segment
+        return import_module("siam_bids.pipelines.files").segment
     raise AttributeError(name)

@@ -17,9 +17,10 @@ from bidsschematools.types.namespace import Namespace
 from jsonschema import validate
 from PIL import Image
 
-from siam_bids import derivatives
-from siam_bids.files import SCRATCH
-from siam_bids.group import RATINGS
+from siam_bids.bids.label_tables import LABEL_TABLE
+from siam_bids.bids.names import FIGURES, finished_scans, sidecar
+from siam_bids.pipelines.group import RATINGS
+from siam_bids.support.atomic_files import SCRATCH
 
 
 def check_whole(root: Path) -> int:
@@ -27,12 +28,12 @@ def check_whole(root: Path) -> int:
     found = [path for path in root.rglob("*") if path.is_file() and SCRATCH not in path.name]
     for path in found:
         _READERS[path.suffix](path)
-    for names in derivatives.results(root):
-        about = json.loads(derivatives.sidecar(names.segmentation).read_text(encoding="utf-8"))
+    for names in finished_scans(root):
+        about = json.loads(sidecar(names.segmentation).read_text(encoding="utf-8"))
         wanted = [names.segmentation, names.brain_mask, names.volumes, names.quality]
         wanted += [names.probability(tissue) for tissue in about["Options"]["probabilities"]]
-        wanted += [derivatives.sidecar(path) for path in wanted]
-        wanted += [names.figure(kind) for kind in derivatives.FIGURES]
+        wanted += [sidecar(path) for path in wanted]
+        wanted += [names.figure(kind) for kind in FIGURES]
         assert [path.name for path in wanted if not path.exists()] == []
     return len(found)
 
@@ -94,14 +95,14 @@ def check_derivative(root: Path, raw: Path) -> None:
     assert linked.resolve() == raw.resolve()
     assert about["SourceDatasets"] == [{"URL": about["DatasetLinks"]["raw"]}]
     for image in root.glob("sub-*/**/anat/*.nii.gz"):
-        _check_sidecar(derivatives.sidecar(image), raw)
+        _check_sidecar(sidecar(image), raw)
     check_tables(root)
 
 
 def check_tables(root: Path) -> None:
     """Every column of every table of ours is explained in the dictionary beside it."""
     for table in [*root.glob("sub-*/**/*.tsv"), *root.glob("*.tsv"), *root.glob("phenotype/*.tsv")]:
-        if table.name not in (derivatives.LABEL_TABLE, RATINGS):
+        if table.name not in (LABEL_TABLE, RATINGS):
             _check_dictionary(table)
 
 

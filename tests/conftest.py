@@ -13,13 +13,16 @@ import pytest
 import torch
 from server import Server, serving
 
-from siam_bids.anatomy import Anatomy, source_table
 from siam_bids.config import RunConfig
-from siam_bids.files import sha256
-from siam_bids.labels import siam_labels
-from siam_bids.nnunet import CONFIGURATION, build_network, checkpoint, compact_plans
-from siam_bids.synthesis import Recipe, render
-from siam_bids.volume import Grid, Volume
+from siam_bids.image.grid import Grid, Volume
+from siam_bids.image.labels import siam_labels
+from siam_bids.nnunet.architecture import build_network
+from siam_bids.nnunet.model import CONFIGURATION
+from siam_bids.nnunet.write import checkpoint, compact_plans
+from siam_bids.support.atomic_files import sha256
+from siam_bids.synthesis.label_maps import Anatomy, source_table
+from siam_bids.synthesis.recipe import Recipe
+from siam_bids.synthesis.render import render
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (40, 48, 44)
@@ -246,19 +249,21 @@ def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="S
     Person n is 20 + 3 n years old in the first session, one year older in each next; GM is 700 mL
     - 2 mL per year + 10 mL for women, and 100 mL more in the `odd` person, who is flagged too.
     """
-    from siam_bids import derivatives, figures
-    from siam_bids.derivatives import ScanNames
-    from siam_bids.measure import tissue_volumes
-    from siam_bids.volume import Segmentation
+    from siam_bids.bids.description import begin_dataset
+    from siam_bids.bids.names import ScanNames, sidecar
+    from siam_bids.bids.writers import save_quality, save_volumes
+    from siam_bids.image.grid import Segmentation
+    from siam_bids.measures.volumes import tissue_volumes
+    from siam_bids.reports.mosaics import draw
 
     raw, out = place / "raw", place / "out"
     rng = np.random.default_rng(0)
     data = head_labels().astype(np.uint8)
     grid = Grid(data.shape, np.diag([4.0, 4.0, 4.0, 1.0]))
     segmentation = Segmentation(data, grid, siam_labels())
-    pictures = figures.draw(Volume(data * 10.0 + 1, grid), segmentation)
+    pictures = draw(Volume(data * 10.0 + 1, grid), segmentation)
     raw.mkdir(parents=True)
-    derivatives.begin_dataset(out, raw, siam_labels())
+    begin_dataset(out, raw, siam_labels())
     lines = ["participant_id\tage\tsex"]
     for number in range(1, people + 1):
         subject, sex = f"{number:02d}", "FM"[number % 2]
@@ -279,10 +284,10 @@ def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="S
             inside = table.loc[[n for n in TISSUES if n != "Head"], "volume_mL"].sum()
             table.loc["TIV", "volume_mL"] = inside
             names.anat.mkdir(parents=True, exist_ok=True)
-            derivatives.save_volumes(
+            save_volumes(
                 names.volumes, table.reset_index()[["index", "name", "voxels", "volume_mL"]]
             )
-            derivatives.save_quality(
+            save_quality(
                 names.quality,
                 {
                     "TIV": inside,
@@ -299,7 +304,7 @@ def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="S
                 "Software": {"siam-bids": "0"}, "InputSHA256": "0" * 64,
                 "Grid": {"Shape": [40, 48, 44], "VoxelSize": [4, 4, 4], "Orientation": "RAS"},
             }  # fmt: skip
-            derivatives.sidecar(names.segmentation).write_text(json.dumps(about))
+            sidecar(names.segmentation).write_text(json.dumps(about))
         if sessions != ("",):
             path = raw / f"sub-{subject}" / f"sub-{subject}_sessions.tsv"
             path.write_text("\n".join(visits) + "\n")

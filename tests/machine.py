@@ -17,7 +17,9 @@ import pytest
 
 FORK = multiprocessing.get_context("forkserver")
 multiprocessing.util.get_temp_dir()  # of its socket, before a test moves it to too long a path
-FORK.set_forkserver_preload(["siam_bids.workflow", "matplotlib.backends.backend_agg", "scipy"])
+FORK.set_forkserver_preload(
+    ["siam_bids.pipelines.participant", "matplotlib.backends.backend_agg", "scipy"]
+)
 
 
 def run(

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from siam_bids.artefacts import acquire, add_ghost, blur, move_head
+from siam_bids.synthesis.artefacts import acquire, add_ghost, blur, move_head
 
 
 @pytest.fixture

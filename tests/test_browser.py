@@ -11,10 +11,11 @@ from conftest import head_labels, write_study
 from PIL import Image
 from test_report import group as render
 
-from siam_bids import derivatives
+from siam_bids.bids.names import PREVIEWS, finished_scans
+from siam_bids.bids.writers import save_preview
 from siam_bids.config import RunConfig
-from siam_bids.group import run_group
-from siam_bids.volume import Grid
+from siam_bids.image.grid import Grid
+from siam_bids.pipelines.group import run_group
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -41,9 +42,9 @@ def output(tmp_path_factory):
     table.write_text("\n".join(lines) + "\n")
     image = head_labels().astype(np.uint8)
     grid = Grid(image.shape, np.diag([4.0, 4.0, 4.0, 1.0]))
-    (odd,) = derivatives.results(out, "07")
-    for kind in derivatives.PREVIEWS:
-        derivatives.save_preview(odd.preview(kind), image, grid)
+    (odd,) = finished_scans(out, "07")
+    for kind in PREVIEWS:
+        save_preview(odd.preview(kind), image, grid)
     config = RunConfig(bids_dir=raw, output_dir=out, level="group", formula="~ age", command=EVIL)
     run_group(config)
     return out

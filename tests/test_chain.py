@@ -12,22 +12,18 @@ from conftest import write_model
 from scipy import ndimage
 
 import siam_bids
-from siam_bids import models
-from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError
-from siam_bids.labels import LabelTable
-from siam_bids.measure import tissue_volumes
-from siam_bids.models import find_model
-from siam_bids.nnunet import (
-    CONFIGURATION,
-    NnunetModel,
-    NnunetSegmenter,
-    build_network,
-    checkpoint,
-)
-from siam_bids.store import CHECKPOINT
-from siam_bids.volume import Grid, Volume
+from siam_bids.image.grid import Grid, Volume
+from siam_bids.image.labels import LabelTable
+from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.measures.volumes import tissue_volumes
+from siam_bids.models.folder import CHECKPOINT
+from siam_bids.models.registry import find_model, registry
+from siam_bids.nnunet.architecture import build_network
+from siam_bids.nnunet.model import CONFIGURATION, NnunetModel
+from siam_bids.nnunet.write import checkpoint
 
 CPU = torch.device("cpu")
 SHAPE = (32, 32, 40)  # two tiles of 32
@@ -161,8 +157,8 @@ def test_a_registered_chain_is_one_model_with_its_own_checksum(chain_file, monke
     entry = json.loads(chain_file.read_text())
     entry = {**entry, "model": str(place / "first"), "version": "1"}
     entry["regions"] = [{"inside": "GM", "model": str(place / "second")}]
-    known = {**models.registry(), "halves": entry}
-    monkeypatch.setattr(models, "registry", lambda: known)
+    known = {**registry(), "halves": entry}
+    monkeypatch.setattr("siam_bids.models.registry.registry", lambda: known)
     record = find_model("halves")
     assert (record.title, record.version, record.name) == ("Halves", "1", "halves")
     assert record.sha256 == find_model(str(chain_file)).sha256 != find_model(entry["model"]).sha256
@@ -338,7 +334,7 @@ def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
         opened(odd)
 
 
-INTENSITIES = models.registry()["compact"]["intensities"]
+INTENSITIES = registry()["compact"]["intensities"]
 
 
 @pytest.mark.parametrize("name", ["pair", "first"])

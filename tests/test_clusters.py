@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, run_program, write_raw
 from documentation import fenced
 
-from siam_bids.derivatives import results
+from siam_bids.bids.names import finished_scans
 
 RECIPES = fenced("docs/clusters.md")
 
@@ -38,7 +38,7 @@ def run(place, program):
 
 
 def done(place: Path) -> list[str]:
-    return sorted(names.subject for names in results(place / "OUT"))
+    return sorted(names.subject for names in finished_scans(place / "OUT"))
 
 
 def test_plain_bash(run, place):

@@ -6,8 +6,9 @@ import logging
 import pytest
 from conftest import describe
 
+from siam_bids.bids.dataset import find_scans
+from siam_bids.bids.filters import read_filter_file
 from siam_bids.config import Query
-from siam_bids.dataset import find_scans, read_filter_file
 from siam_bids.errors import DatasetError
 
 TREE = """

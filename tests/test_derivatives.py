@@ -9,14 +9,45 @@ import pandas as pd
 import pytest
 from conftest import affine_of
 
-from siam_bids import __version__, derivatives
-from siam_bids.derivatives import ScanNames
+from siam_bids import __version__
+from siam_bids.bids.description import CODE_URL, begin_dataset
+from siam_bids.bids.label_tables import (
+    FREESURFER_TABLE,
+    ITKSNAP_TABLE,
+    LABEL_TABLE,
+    read_label_table,
+    save_label_table,
+)
+from siam_bids.bids.names import ScanNames, finished_scans, sidecar
+from siam_bids.bids.results import read_result
+from siam_bids.bids.status import (
+    IDENTITY,
+    begin_scan,
+    failed_scans,
+    finish_scan,
+    subject_state,
+    sweep_root,
+    sweep_subject,
+    to_do,
+)
+from siam_bids.bids.writers import (
+    remove_table,
+    save_mask,
+    save_phenotype,
+    save_preview,
+    save_probability,
+    save_quality,
+    save_resources,
+    save_segmentation,
+    save_table,
+    save_volumes,
+)
 from siam_bids.errors import UsageError
-from siam_bids.files import SCRATCH, write_json
-from siam_bids.labels import LabelTable, siam_labels
-from siam_bids.measure import tissue_volumes
-from siam_bids.quality import judge
-from siam_bids.volume import Grid, Segmentation
+from siam_bids.image.grid import Grid, Segmentation
+from siam_bids.image.labels import LabelTable, siam_labels
+from siam_bids.measures.quality import judge
+from siam_bids.measures.volumes import DICTIONARY, tissue_volumes
+from siam_bids.support.atomic_files import SCRATCH, read_json, write_json
 
 
 @pytest.mark.parametrize(
@@ -57,21 +88,19 @@ def test_probability_and_figure_names(tmp_path):
     assert names.figure("mosaic").parent == tmp_path / "sub-01" / "figures"
     preview = names.preview("labels").relative_to(tmp_path).as_posix()
     assert preview == "sub-01/figures/sub-01_desc-T1w_previewlabels.nii.gz"
-    assert derivatives.sidecar(names.segmentation).name == "sub-01_seg-siam_desc-T1w_dseg.json"
+    assert sidecar(names.segmentation).name == "sub-01_seg-siam_desc-T1w_dseg.json"
 
 
 def test_dataset_files(tmp_path):
     source = tmp_path / "raw data"
     root = tmp_path / "out"
-    derivatives.begin_dataset(root, source, siam_labels())
+    begin_dataset(root, source, siam_labels())
     about = json.loads((root / "dataset_description.json").read_text())
     assert about == {
         "Name": "Head segmentations by siam-bids",
         "BIDSVersion": "1.11.1",
         "DatasetType": "derivative",
-        "GeneratedBy": [
-            {"Name": "siam-bids", "Version": __version__, "CodeURL": derivatives.CODE_URL}
-        ],
+        "GeneratedBy": [{"Name": "siam-bids", "Version": __version__, "CodeURL": CODE_URL}],
         "SourceDatasets": [{"URL": source.as_uri()}],
         "DatasetLinks": {"raw": source.as_uri()},
     }
@@ -82,8 +111,7 @@ def test_dataset_files(tmp_path):
     assert readme[0] == f"Segmentations of whole-head MRI made by siam-bids {__version__}."
     assert len(readme) == 3
     snap, free = (
-        (root / name).read_text().splitlines()
-        for name in (derivatives.ITKSNAP_TABLE, derivatives.FREESURFER_TABLE)
+        (root / name).read_text().splitlines() for name in (ITKSNAP_TABLE, FREESURFER_TABLE)
     )
     assert snap[0] == "# ITK-SnAP Label Description File"
     assert snap[2:4] == [
@@ -95,7 +123,7 @@ def test_dataset_files(tmp_path):
     lines = (root / "seg-siam_dseg.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["index", "name", "abbreviation", "color", "mapping"]
     assert lines[13].split("\t")[::2] == ["12", "Hippo", "9"]
-    assert derivatives.read_label_table(root) == siam_labels()
+    assert read_label_table(root) == siam_labels()
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LIA", "PSR"])
@@ -104,7 +132,7 @@ def test_a_saved_segmentation_lies_on_its_grid(tmp_path, codes):
     affine = affine.astype(np.float32).astype(np.float64)  # as headers hold it: not quite square
     data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
     path = tmp_path / "a_dseg.nii.gz"
-    derivatives.save_segmentation(path, Segmentation(data, Grid(data.shape, affine), siam_labels()))
+    save_segmentation(path, Segmentation(data, Grid(data.shape, affine), siam_labels()))
     image = nib.load(path)
     assert image.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(image.dataobj), data)
@@ -118,13 +146,13 @@ def test_a_sheared_grid_keeps_its_sform_and_has_no_qform(tmp_path):
     affine = np.eye(4)
     affine[0, 1] = 0.4
     mask = np.ones((8, 8, 8), bool)
-    derivatives.save_mask(tmp_path / "m.nii.gz", mask, Grid(mask.shape, affine))
+    save_mask(tmp_path / "m.nii.gz", mask, Grid(mask.shape, affine))
     image = nib.load(tmp_path / "m.nii.gz")
     np.testing.assert_allclose(image.affine, affine)
     assert [int(image.header[code]) for code in ("sform_code", "qform_code")] == [1, 0]
     assert image.get_data_dtype() == np.uint8
     share = np.full(mask.shape, 0.25, np.float32)
-    derivatives.save_probability(tmp_path / "p.nii.gz", share, Grid(mask.shape, affine))
+    save_probability(tmp_path / "p.nii.gz", share, Grid(mask.shape, affine))
     image = nib.load(tmp_path / "p.nii.gz")
     assert image.get_data_dtype() == np.float32
     np.testing.assert_array_equal(np.asarray(image.dataobj), share)
@@ -133,7 +161,7 @@ def test_a_sheared_grid_keeps_its_sform_and_has_no_qform(tmp_path):
 def test_images_are_the_same_bytes_every_time(tmp_path):
     mask = np.ones((8, 8, 8), bool)
     for name in "ab":
-        derivatives.save_mask(tmp_path / f"{name}.nii.gz", mask, Grid(mask.shape, np.eye(4)))
+        save_mask(tmp_path / f"{name}.nii.gz", mask, Grid(mask.shape, np.eye(4)))
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
@@ -142,7 +170,7 @@ def test_a_preview_is_its_voxels_on_its_grid_and_the_same_bytes_every_time(tmp_p
     affine = affine_of("LIA", (2.0, 2.5, 3.0))
     for name in "ab":
         path = tmp_path / f"{name}.nii.gz"
-        derivatives.save_preview(path, data, Grid(data.shape, affine))
+        save_preview(path, data, Grid(data.shape, affine))
         assert path.read_bytes()[4:8] == bytes(4)  # no time
     image = nib.load(path)
     assert image.get_data_dtype() == np.uint8
@@ -154,18 +182,18 @@ def test_a_preview_is_its_voxels_on_its_grid_and_the_same_bytes_every_time(tmp_p
 def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
     data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
     table = tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), siam_labels()))
-    names = derivatives.ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
     path = names.volumes
-    derivatives.save_volumes(path, table)
-    derivatives.save_quality(names.quality, {"TIV": 1500.25, "snr_WM": math.nan})
-    again = derivatives.read_result(names)
+    save_volumes(path, table)
+    save_quality(names.quality, {"TIV": 1500.25, "snr_WM": math.nan})
+    again = read_result(names)
     assert [row["voxels"] for row in again.volumes] == table["voxels"].tolist()
     assert [row["index"] for row in again.volumes] == [*range(1, 18), None]
     assert [row["name"] for row in again.volumes] == table["name"].tolist()
     np.testing.assert_allclose(list(again.millilitres.values()), table["volume_mL"], atol=1e-4)
     assert again.quality == {"TIV": 1500.25}
     assert path.read_text().splitlines()[-1].startswith("n/a\tTIV\t")
-    meaning = json.loads(derivatives.sidecar(path).read_text())
+    meaning = json.loads(sidecar(path).read_text())
     assert list(meaning) == list(table.columns)
     assert meaning["volume_mL"]["Units"] == "mL"
 
@@ -173,26 +201,26 @@ def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
 def test_a_model_with_other_labels_is_kept_out_of_a_folder_in_use(tmp_path):
     root, labels = tmp_path / "out", siam_labels()
     fewer = LabelTable(labels.labels[:-1])
-    derivatives.begin_dataset(root, tmp_path, fewer)
-    derivatives.begin_dataset(root, tmp_path, labels)  # nothing lies in it yet
+    begin_dataset(root, tmp_path, fewer)
+    begin_dataset(root, tmp_path, labels)  # nothing lies in it yet
     names = ScanNames(root, "01", "", "sub-01", "T1w")
     names.anat.mkdir(parents=True)
-    derivatives.sidecar(names.segmentation).write_text("{}")
-    derivatives.begin_dataset(root, tmp_path, labels)
+    sidecar(names.segmentation).write_text("{}")
+    begin_dataset(root, tmp_path, labels)
     said = r"holds results of a model with other labels\. Give another output folder\.$"
     with pytest.raises(UsageError, match=said):
-        derivatives.begin_dataset(root, tmp_path, fewer)
-    assert derivatives.read_label_table(root) == labels
+        begin_dataset(root, tmp_path, fewer)
+    assert read_label_table(root) == labels
 
 
 def test_labels_that_refine_another_come_back_with_it(tmp_path):
     labels = siam_labels().labels
     part = replace(labels[-1], index=18, name="CA1", long_name="CA1", parent="Hippo")
     table = LabelTable((*labels, part))
-    derivatives.save_label_table(tmp_path / derivatives.LABEL_TABLE, table)
-    rows = pd.read_csv(tmp_path / derivatives.LABEL_TABLE, sep="\t", keep_default_na=False)
+    save_label_table(tmp_path / LABEL_TABLE, table)
+    rows = pd.read_csv(tmp_path / LABEL_TABLE, sep="\t", keep_default_na=False)
     assert list(rows["parent"]) == ["n/a"] * len(labels) + ["Hippo"]
-    assert derivatives.read_label_table(tmp_path) == table
+    assert read_label_table(tmp_path) == table
 
 
 def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
@@ -201,11 +229,11 @@ def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
     names.anat.mkdir(parents=True)
     for path in (names.probability("GM"), names.probability("WM"), other.probability("WM")):
         path.touch()
-        derivatives.sidecar(path).touch()
+        sidecar(path).touch()
     names.probability("CSF").touch()  # of a run that was killed before its sidecar
     names.preview("image").parent.mkdir()
     names.preview("image").touch()
-    derivatives.begin_scan(names, [names.segmentation, names.probability("GM")])
+    begin_scan(names, [names.segmentation, names.probability("GM")])
     left = {path.name for path in names.anat.glob("*.nii.gz")}
     assert left == {names.probability("GM").name, other.probability("WM").name}
     assert len(list(names.anat.glob("*.json"))) == 2
@@ -214,48 +242,48 @@ def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
 
 def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
     names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
-    declared = derivatives.sidecar(names.segmentation)
+    declared = sidecar(names.segmentation)
     outputs = [names.segmentation, names.brain_mask, names.figure("mosaic")]
-    written = [*outputs, derivatives.sidecar(names.brain_mask)]
+    written = [*outputs, sidecar(names.brain_mask)]
     for gone in written:
         for path in written:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        derivatives.finish_scan(names, {"InputSHA256": "a"}, outputs)
+        finish_scan(names, {"InputSHA256": "a"}, outputs)
         assert declared.exists()
         gone.unlink()
         with pytest.raises(FileNotFoundError, match=gone.name):
-            derivatives.finish_scan(names, {"InputSHA256": "a"}, outputs)
+            finish_scan(names, {"InputSHA256": "a"}, outputs)
         assert not declared.exists()
 
 
 def test_scans_say_why_they_are_to_do(tmp_path):
     names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
     made = {"InputSHA256": "a", "Model": {"SHA256": "m"}, "Options": {}, "ResultsVersion": 1}
-    assert derivatives.to_do(names, made, []) == "not segmented yet"
-    write_json(derivatives.sidecar(names.segmentation), made)
-    assert derivatives.to_do(names, made, []) == ""
-    assert "is missing" in derivatives.to_do(names, made, [names.segmentation])
-    for key, why in derivatives.IDENTITY.items():
-        assert derivatives.to_do(names, {**made, key: "other"}, []) == why
+    assert to_do(names, made, []) == "not segmented yet"
+    write_json(sidecar(names.segmentation), made)
+    assert to_do(names, made, []) == ""
+    assert "is missing" in to_do(names, made, [names.segmentation])
+    for key, why in IDENTITY.items():
+        assert to_do(names, {**made, key: "other"}, []) == why
     all_changed = dict.fromkeys(made, "other")
-    assert derivatives.to_do(names, all_changed, []) == "the input changed, another model made it"
+    assert to_do(names, all_changed, []) == "the input changed, another model made it"
 
 
 def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path):
     names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
     values = {"TIV": 100.0, "brain_cut_top": 25.0}
-    derivatives.save_quality(names.quality, values)
+    save_quality(names.quality, values)
     header, row = names.quality.read_text().splitlines()
     flag, reasons = judge(values)
     assert len(reasons) == 2
     assert header == "TIV\tbrain_cut_top\tflag\treasons"
     assert row == f"100.0000\t25.0000\t{flag}\t{'; '.join(reasons)}"
-    meaning = json.loads(derivatives.sidecar(names.quality).read_text())
+    meaning = json.loads(sidecar(names.quality).read_text())
     assert list(meaning) == header.split("\t")
-    derivatives.save_volumes(names.volumes, pd.DataFrame(columns=list(derivatives.DICTIONARY)))
-    write_json(derivatives.sidecar(names.segmentation), {"Sources": ["bids:raw:sub-01/x"]})
-    result = derivatives.read_result(names)
+    save_volumes(names.volumes, pd.DataFrame(columns=list(DICTIONARY)))
+    write_json(sidecar(names.segmentation), {"Sources": ["bids:raw:sub-01/x"]})
+    result = read_result(names)
     assert (result.names, result.source, result.quality) == (names, "sub-01/x", values)
 
 
@@ -263,7 +291,7 @@ def made(root, *stems, session="") -> list[ScanNames]:
     """Finished scans, as far as their sidecars tell."""
     names = [ScanNames(root, stem[4:6], session, stem, "T1w") for stem in stems]
     for each in names:
-        write_json(derivatives.sidecar(each.segmentation), {"Sources": ["bids:raw:x"]})
+        write_json(sidecar(each.segmentation), {"Sources": ["bids:raw:x"]})
     return names
 
 
@@ -272,26 +300,26 @@ def test_results_and_failures_are_told_apart_and_by_subject(tmp_path):
     (third,) = made(tmp_path, "sub-02_ses-b", session="b")
     write_json(one.record, {"seconds": 3})
     write_json(two.record, {"error": "damaged"})
-    assert list(derivatives.results(tmp_path)) == [one, two, third]
-    assert list(derivatives.results(tmp_path, "02")) == [two, third]
-    assert list(derivatives.failures(tmp_path)) == [two]
-    assert list(derivatives.failures(tmp_path, "01")) == []
+    assert list(finished_scans(tmp_path)) == [one, two, third]
+    assert list(finished_scans(tmp_path, "02")) == [two, third]
+    assert list(failed_scans(tmp_path)) == [two]
+    assert list(failed_scans(tmp_path, "01")) == []
     assert third.session_id == "ses-b"
     assert third.name == "sub-02_ses-b_T1w"
 
 
 def test_the_state_of_a_subject_changes_with_its_results_and_failures(tmp_path):
-    seen = [derivatives.state(tmp_path, "01")]
+    seen = [subject_state(tmp_path, "01")]
     (names,) = made(tmp_path, "sub-01")
     (other,) = made(tmp_path, "sub-02")
     write_json(other.record, {"error": "damaged"})
-    seen.append(derivatives.state(tmp_path, "01"))
+    seen.append(subject_state(tmp_path, "01"))
     write_json(names.record, {"error": "damaged"})
-    seen.append(derivatives.state(tmp_path, "01"))
+    seen.append(subject_state(tmp_path, "01"))
     assert [len(state) for state in seen] == [0, 1, 2]
     assert seen[2][0] == seen[1][0]
     os.utime(names.record, (5, 5))
-    assert derivatives.state(tmp_path, "01")[1] == (names.record.as_posix(), 5 * 10**9)
+    assert subject_state(tmp_path, "01")[1] == (names.record.as_posix(), 5 * 10**9)
 
 
 def test_a_table_comes_with_dictionary_and_parquet_and_goes_with_them(tmp_path):
@@ -300,13 +328,13 @@ def test_a_table_comes_with_dictionary_and_parquet_and_goes_with_them(tmp_path):
     )
     described = {"scan": {"Description": "x"}}
     for name in ("group_qc", "group_more"):
-        derivatives.save_table(tmp_path, name, table, described)
+        save_table(tmp_path, name, table, described)
     text = (tmp_path / "group_qc.tsv").read_text()
     assert text == "scan\tsite\tGM\na\tx\t1.2346\nb\tn/a\tn/a\n"
     assert json.loads((tmp_path / "group_qc.json").read_text()) == {"scan": {"Description": "x"}}
     packed = pd.read_parquet(tmp_path / "group_qc.parquet")
     pd.testing.assert_frame_equal(packed, table.reset_index(drop=True))
-    derivatives.remove_table(tmp_path, "group_qc")
+    remove_table(tmp_path, "group_qc")
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"group_more"}
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -315,7 +343,7 @@ def test_phenotype_holds_one_table_per_kind_of_scan_and_no_old_ones(tmp_path):
     table = pd.DataFrame({"participant_id": ["sub-01"], "GM": [600.0]})
     described = {"participant_id": {"Description": "who"}}
     for kinds in (("T1w", "ses-a_T2w"), ("T1w",)):
-        derivatives.save_phenotype(tmp_path, dict.fromkeys(kinds, (table, described)))
+        save_phenotype(tmp_path, dict.fromkeys(kinds, (table, described)))
         found = sorted(path.name for path in (tmp_path / "phenotype").iterdir())
         assert found == [f"siam_{kind}.{end}" for kind in kinds for end in ("json", "tsv")]
     about = json.loads((tmp_path / "phenotype/siam_T1w.json").read_text())
@@ -326,14 +354,14 @@ def test_phenotype_holds_one_table_per_kind_of_scan_and_no_old_ones(tmp_path):
 
 def test_what_scans_took_is_one_table(tmp_path):
     one, two, three = made(tmp_path, "sub-01", "sub-02", "sub-03")
-    derivatives.save_resources(tmp_path)
+    save_resources(tmp_path)
     assert not (tmp_path / "logs").exists()
     write_json(
         one.record, {"seconds": 3.5, "stages": {"read": 1, "write": 2.5}, "peak_memory_MB": 900}
     )
     write_json(two.record, {"seconds": 2})  # of a version that did not measure
     write_json(three.record, {"seconds": 1, "stages": {"read": 1}, "peak_memory_MB": 800})
-    derivatives.save_resources(tmp_path)
+    save_resources(tmp_path)
     assert (tmp_path / "logs/resources.tsv").read_text() == (
         "scan\tseconds\tpeak_memory_MB\tread_s\twrite_s\nsub-01_T1w\t3.5\t900\t1\t2.5\n"
         "sub-03_T1w\t1.0\t800\t1\tn/a\n"
@@ -343,9 +371,9 @@ def test_what_scans_took_is_one_table(tmp_path):
 @pytest.mark.parametrize(("text", "content"), [('{"a": 1}', {"a": 1}), ("[1]", {}), ("{", {})])
 def test_a_broken_object_is_an_unfinished_result(tmp_path, text, content):
     path = tmp_path / "x.json"
-    assert derivatives.read_json(path) == {}
+    assert read_json(path) == {}
     path.write_text(text)
-    assert derivatives.read_json(path) == content
+    assert read_json(path) == content
 
 
 def test_half_written_files_are_swept_where_they_can_lie(tmp_path):
@@ -356,7 +384,7 @@ def test_half_written_files_are_swept_where_they_can_lie(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.utime(path, (0, 0))
-    derivatives.sweep_subject(tmp_path, "01")
+    sweep_subject(tmp_path, "01")
     assert {name for name, path in places.items() if not path.exists()} == set(of_subject)
-    derivatives.sweep_root(tmp_path)
+    sweep_root(tmp_path)
     assert [name for name, path in places.items() if path.exists()] == ["sub-02/anat"]

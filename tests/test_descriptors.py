@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_program, write_raw
 
+from siam_bids.bids.names import finished_scans
 from siam_bids.cli import app
-from siam_bids.derivatives import results
 
 FOLDER = ROOT / "data" / "descriptors"
 NIPOPPY = FOLDER / "nipoppy"
@@ -71,7 +71,7 @@ def raw(tmp_path, small_head) -> Path:
 
 
 def done(out: Path) -> list[str]:
-    return sorted(names.stem for names in results(out))
+    return sorted(names.stem for names in finished_scans(out))
 
 
 def test_the_descriptor_offers_only_what_the_command_line_has():

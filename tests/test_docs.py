@@ -22,10 +22,12 @@ from containers import Containers
 from documentation import PAGES, blocks, commands, fenced
 from server import archived
 
-from siam_bids import cli, derivatives, models
+from siam_bids import cli
+from siam_bids.bids.label_tables import save_label_table
 from siam_bids.cli import app, models as models_command, segment, slurm, train
-from siam_bids.labels import siam_labels
-from siam_bids.resources import resource
+from siam_bids.image.labels import siam_labels
+from siam_bids.models.registry import registry
+from siam_bids.support.package_data import resource
 
 DOCS = ROOT / "docs"
 
@@ -205,7 +207,7 @@ def test_what_is_told_of_ensembles_is_that_of_the_default_model():
     *_, focus, intensities, upright = (
         block for block in blocks("docs/siam.md") if block.startswith("{")
     )
-    default = models.registry()["compact"]
+    default = registry()["compact"]
     assert json.loads(focus).items() <= default.items()
     assert json.loads(intensities)["intensities"] == default["intensities"]
     assert json.loads(upright)["upright"] == default["upright"]
@@ -216,18 +218,18 @@ def _corrected_segmentation(place: Path) -> None:
     (place / "out").mkdir()
     image = nib.Nifti1Image(head_labels().astype(np.uint8), np.diag([4.0, 4.0, 4.0, 1.0]))
     nib.save(image, place / "fixed/sub-01_dseg.nii.gz")
-    derivatives.save_label_table(place / "out/seg-siam_dseg.tsv", siam_labels())
+    save_label_table(place / "out/seg-siam_dseg.tsv", siam_labels())
 
 
 def _published_model(server, model, monkeypatch, place: Path) -> None:
-    known = json.loads(json.dumps(models.registry()).replace("https://zenodo.org/", server.url))
+    known = json.loads(json.dumps(registry()).replace("https://zenodo.org/", server.url))
     source = known["siam-v0.3"]["archive"]
     archive = archived(model, "pred_DS108_LcsfP_Ano")
     file = {"key": source["url"].rpartition("/")[2], "size": len(archive)}
     file["checksum"] = f"md5:{hashlib.md5(archive).hexdigest()}"
     server.files[source["url"].removeprefix(server.url)] = archive
     server.files[source["record"].removeprefix(server.url)] = json.dumps({"files": [file]}).encode()
-    monkeypatch.setattr(models, "registry", lambda: known)
+    monkeypatch.setattr("siam_bids.models.registry.registry", lambda: known)
     monkeypatch.setenv("SIAM_MODEL_DIR", str(place / "siam_params"))
 
 

@@ -12,9 +12,12 @@ from checks import check_whole
 from conftest import checksums, run_config, write_model, write_raw
 from machine import remount, run, small_disk
 
-from siam_bids import cli, workflow
+from siam_bids import cli
 from siam_bids.cli import console
 from siam_bids.errors import ModelError
+from siam_bids.image.nifti import load_volume
+from siam_bids.models.registry import find_model
+from siam_bids.pipelines.participant import run_participant
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def bids(tmp_path_factory, head):
 def straight(bids, tiny_model, tmp_path_factory):
     """What a run leaves that nothing disturbs, and what the input is."""
     out = tmp_path_factory.mktemp("straight")
-    workflow.run_participant(run_config(bids, out, tiny_model))
+    run_participant(run_config(bids, out, tiny_model))
     assert check_whole(out) > 40
     return checksums(out, timeless=True), checksums(bids)
 
@@ -37,7 +40,7 @@ def check_recovery(bids, out, model, straight) -> None:
     done, untouched = straight
     check_whole(out)
     assert checksums(bids) == untouched
-    summary = workflow.run_participant(run_config(bids, out, model))
+    summary = run_participant(run_config(bids, out, model))
     assert len(summary.done) + len(summary.skipped) == 3
     check_whole(out)
     assert checksums(out, timeless=True) == done
@@ -84,14 +87,14 @@ def test_memory_that_runs_out(bids, straight, tiny_model, tmp_path):
 
 def before_scan(monkeypatch, label, act) -> None:
     """Let something happen just before the scan of one subject is read."""
-    load = workflow.load_volume
+    load = load_volume
 
     def disturbed(path, **options):
         if label in path.name:
             act()
         return load(path, **options)
 
-    monkeypatch.setattr(workflow, "load_volume", disturbed)
+    monkeypatch.setattr("siam_bids.pipelines.participant.load_volume", disturbed)
 
 
 def test_the_output_folder_is_deleted_in_the_middle(
@@ -110,7 +113,7 @@ def test_the_model_changes_in_the_middle(folds, bids, tmp_path, monkeypatch):
     model, out = write_model(tmp_path / "model", folds=folds), tmp_path / "out"
     weights = model / f"fold_{folds - 1}" / "checkpoint_final.pth"
     content = torch.load(weights, weights_only=True)
-    first = workflow.find_model(str(model)).sha256
+    first = find_model(str(model)).sha256
 
     def retrain():
         for value in content["network_weights"].values():
@@ -120,13 +123,13 @@ def test_the_model_changes_in_the_middle(folds, bids, tmp_path, monkeypatch):
     before_scan(monkeypatch, "sub-03", retrain)
     config = run_config(bids, out, model)
     if folds == 1:  # it was read once, before
-        assert len(workflow.run_participant(config).done) == 3
+        assert len(run_participant(config).done) == 3
     else:
         with pytest.raises(ModelError, match="changed while it was in use"):
-            workflow.run_participant(config)
+            run_participant(config)
     monkeypatch.undo()
     check_whole(out)
     for path in out.rglob("*_dseg.json"):
         assert first in path.read_text()
-    assert len(workflow.run_participant(config).done) == 3
+    assert len(run_participant(config).done) == 3
     assert not [path for path in out.rglob("*_dseg.json") if first in path.read_text()]

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from siam_bids import figures
-from siam_bids.labels import siam_labels
-from siam_bids.volume import Grid, Segmentation, Volume
+from siam_bids.image.grid import Grid, Segmentation, Volume
+from siam_bids.image.labels import siam_labels
+from siam_bids.reports.mosaics import PLANES, SLICES_PER_PLANE, cut, draw, mosaic, sheet, thumbnail
 
 
 def head(*, grey: float | None = None) -> tuple[Volume, Segmentation]:
@@ -32,7 +32,7 @@ def head(*, grey: float | None = None) -> tuple[Volume, Segmentation]:
 
 
 def views(volume: Volume, segmentation: Segmentation):
-    return figures.cut(volume, segmentation, figures.SLICES_PER_PLANE)
+    return cut(volume, segmentation, SLICES_PER_PLANE)
 
 
 def turned(volume: Volume, segmentation: Segmentation, axcodes: str):
@@ -73,9 +73,9 @@ def blend(name: str, grey: int) -> np.ndarray:
 
 @pytest.mark.parametrize("axcodes", ["LIA", "LPS", "PIR", "ASL"])
 def test_any_orientation_shows_the_same_slices(axcodes):
-    expected = figures.cut(*head(), 5)
+    expected = cut(*head(), 5)
     for (plane, slices), (_, twins) in zip(
-        expected, figures.cut(*turned(*head(), axcodes), 5), strict=True
+        expected, cut(*turned(*head(), axcodes), 5), strict=True
     ):
         for shown, twin in zip(slices, twins, strict=True):
             np.testing.assert_array_equal(twin.labels, shown.labels, err_msg=plane.name)
@@ -88,8 +88,8 @@ def test_oblique_scan_is_shown_along_its_own_axes():
     volume, segmentation = head()
     tilt = nib.affines.from_matvec(nib.eulerangles.euler2mat(z=0.2, y=0.1, x=0.15))
     grid = Grid(volume.grid.shape, tilt @ volume.grid.affine)
-    oblique = figures.cut(Volume(volume.data, grid), replace(segmentation, grid=grid), 3)
-    for (_, slices), (_, twins) in zip(figures.cut(volume, segmentation, 3), oblique, strict=True):
+    oblique = cut(Volume(volume.data, grid), replace(segmentation, grid=grid), 3)
+    for (_, slices), (_, twins) in zip(cut(volume, segmentation, 3), oblique, strict=True):
         for shown, twin in zip(slices, twins, strict=True):
             np.testing.assert_array_equal(twin.labels, shown.labels)
             assert twin.size == pytest.approx(shown.size)
@@ -98,12 +98,12 @@ def test_oblique_scan_is_shown_along_its_own_axes():
 def test_thick_slices_keep_their_size_in_mm():
     volume, segmentation = head()
     grid = Grid((48, 60, 27), volume.grid.affine @ np.diag([1, 1, 2, 1]))
-    thick = figures.cut(
+    thick = cut(
         Volume(volume.data[..., ::2], grid),
         Segmentation(segmentation.data[..., ::2], grid, segmentation.labels),
         3,
     )
-    for (_, fine), (plane, coarse) in zip(figures.cut(volume, segmentation, 3), thick, strict=True):
+    for (_, fine), (plane, coarse) in zip(cut(volume, segmentation, 3), thick, strict=True):
         assert coarse[1].size == pytest.approx(fine[1].size, abs=8)
         assert coarse[1].position == pytest.approx(fine[1].position, abs=8)
         if plane.name != "axial":
@@ -111,11 +111,11 @@ def test_thick_slices_keep_their_size_in_mm():
 
 
 def test_patients_left_is_on_the_left_of_the_picture():
-    shown = {plane.name: slices for plane, slices in figures.cut(*head(), 1)}
+    shown = {plane.name: slices for plane, slices in cut(*head(), 1)}
     for name in ("axial", "coronal"):
         columns = np.flatnonzero((shown[name][0].labels == 2).any(axis=0))
         assert columns.max() < shown[name][0].labels.shape[1] / 2
-    assert [(plane.left, plane.right) for plane in figures.PLANES] == [
+    assert [(plane.left, plane.right) for plane in PLANES] == [
         ("L", "R"),
         ("L", "R"),
         ("P", "A"),
@@ -123,7 +123,7 @@ def test_patients_left_is_on_the_left_of_the_picture():
 
 
 def test_slices_lie_inside_the_brain_at_their_scanner_coordinate():
-    (_, axial), *_ = figures.cut(*head(), 6)
+    (_, axial), *_ = cut(*head(), 6)
     # GM spans slices 9 to 44; z = 4 k - 106.
     assert [shown.position for shown in axial] == [4 * k - 106 for k in (12, 18, 24, 30, 36, 42)]
 
@@ -131,10 +131,10 @@ def test_slices_lie_inside_the_brain_at_their_scanner_coordinate():
 def test_stray_voxels_and_empty_label_maps_are_shown():
     volume, segmentation = head()
     segmentation.data[0, 0, 0] = 1
-    (_, (shown,)), *_ = figures.cut(volume, segmentation, 1)
+    (_, (shown,)), *_ = cut(volume, segmentation, 1)
     assert shown.size == (4 * (30 + 12), 4 * (42 + 12))
     empty = replace(segmentation, data=np.zeros_like(segmentation.data))
-    (_, (shown,)), *_ = figures.cut(volume, empty, 1)
+    (_, (shown,)), *_ = cut(volume, empty, 1)
     assert shown.grey.shape == (60, 48)
 
 
@@ -142,7 +142,7 @@ def test_stray_voxels_and_empty_label_maps_are_shown():
 
 
 def test_mosaic_shows_tissues_in_the_colours_of_the_label_table():
-    png = figures.mosaic(views(*head(grey=100)), siam_labels())
+    png = mosaic(views(*head(grey=100)), siam_labels())
     picture = pixels(png)
     assert picture.shape[1] == 1600
     assert len(png) < 1_500_000
@@ -155,9 +155,9 @@ def test_mosaic_shows_tissues_in_the_colours_of_the_label_table():
 
 
 def test_overlay_keeps_the_proportion_of_the_volumes():
-    tissues = indices(figures.sheet(views(*head()))[1])
+    tissues = indices(sheet(views(*head()))[1])
     drawn = (tissues == 2).sum() / (tissues == 1).sum()
-    cuts = [cut for _, slices in figures.cut(*head(), 7) for cut in slices]
+    cuts = [cut for _, slices in cut(*head(), 7) for cut in slices]
     expected = sum((c.labels == 2).sum() for c in cuts) / sum((c.labels == 1).sum() for c in cuts)
     assert drawn == pytest.approx(expected, rel=0.05)
 
@@ -165,7 +165,7 @@ def test_overlay_keeps_the_proportion_of_the_volumes():
 def test_sheet_lays_labels_exactly_over_the_slices():
     volume, segmentation = head(grey=100)
     bright = Volume(np.where(segmentation.data == 2, 200, 100).astype(np.float32), volume.grid)
-    slices, tissues = figures.sheet(views(bright, segmentation))
+    slices, tissues = sheet(views(bright, segmentation))
     grey, labels = pixels(slices)[..., 0], indices(tissues)
     assert grey.shape == labels.shape
     assert set(np.unique(labels)) == {0, 1, 2, 15, 16}
@@ -174,7 +174,7 @@ def test_sheet_lays_labels_exactly_over_the_slices():
 
 
 def test_thumbnail_and_outline_are_small_and_of_one_size():
-    small, outline = figures.thumbnail(views(*head()), siam_labels())
+    small, outline = thumbnail(views(*head()), siam_labels())
     assert pixels(small).shape == (160, 480, 3)
     assert len(small) + len(outline) < 30_000
     layer = np.asarray(Image.open(io.BytesIO(outline)).convert("RGBA"))
@@ -186,10 +186,10 @@ def test_thumbnail_and_outline_are_small_and_of_one_size():
 
 
 def test_same_scan_gives_the_same_bytes():
-    assert figures.draw(*head()) == figures.draw(*head())
+    assert draw(*head()) == draw(*head())
 
 
 @pytest.mark.parametrize("grey", [0, -5, 1e6])
 def test_flat_images_are_drawn(grey):
-    small, _ = figures.thumbnail(views(*head(grey=grey)), siam_labels())
+    small, _ = thumbnail(views(*head(grey=grey)), siam_labels())
     assert pixels(small).shape == (160, 480, 3)

@@ -2,7 +2,7 @@ import hashlib
 
 import pytest
 
-from siam_bids.files import atomic, sha256, write_json, write_text
+from siam_bids.support.atomic_files import atomic, sha256, write_json, write_text
 
 
 def test_a_failing_writer_leaves_the_old_file_and_no_scratch(tmp_path):

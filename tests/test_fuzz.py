@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from siam_bids import derivatives
-from siam_bids.anatomy import source_table
+from siam_bids.bids.filters import read_filter_file
+from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.cli.app import parser
-from siam_bids.dataset import read_filter_file
-from siam_bids.derivatives import ScanNames
 from siam_bids.errors import DatasetError, ImageError, LabelError
-from siam_bids.labels import LabelTable
-from siam_bids.nifti import LARGEST_VOXEL, SMALLEST_VOXEL, load_labels, load_volume
+from siam_bids.image.labels import LabelTable
+from siam_bids.image.nifti import LARGEST_VOXEL, SMALLEST_VOXEL, load_labels, load_volume
+from siam_bids.synthesis.label_maps import source_table
 
 kept = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 settings.register_profile("ci", max_examples=40, deadline=None, suppress_health_check=kept)
@@ -89,10 +88,10 @@ def test_output_names_are_read_back(subject, session, acquisition, run, suffix, 
     stem += f"_acq-{acquisition}" if acquisition else ""
     stem += f"_run-{run:02d}" if run else ""
     names = ScanNames(root, subject, session, stem, suffix)
-    path = derivatives.sidecar(names.segmentation)
+    path = sidecar(names.segmentation)
     path.parent.mkdir(parents=True)
     path.write_text("{}", encoding="utf-8")
-    assert list(derivatives.results(root)) == [names]
+    assert list(finished_scans(root)) == [names]
 
 
 @given(st.dictionaries(st.text(min_size=1, max_size=9), st.integers(-3, 300), max_size=9))

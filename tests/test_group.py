@@ -10,10 +10,10 @@ import pytest
 from checks import check_tables, validator_errors
 from conftest import TISSUES
 
-from siam_bids import cli, pages
+from siam_bids import cli
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
-from siam_bids.group import run_group
+from siam_bids.pipelines.group import run_group
 
 ODD = "sub-07_T1w"
 
@@ -205,7 +205,7 @@ def test_a_partial_dataset_says_what_is_missing(config, caplog):
 
 
 def test_many_thumbnails_stay_beside_the_page(config, monkeypatch):
-    monkeypatch.setattr(pages, "EMBED_LIMIT", 1000)
+    monkeypatch.setattr("siam_bids.reports.group.EMBED_LIMIT", 1000)
     run_group(config)
     thumbnails = page_data(config)["scans"]["thumbnail"]
     assert thumbnails[0] == "sub-01/figures/sub-01_desc-T1w_thumbnail.webp"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_program
 
+from siam_bids.bids.names import finished_scans
 from siam_bids.cli import slurm
-from siam_bids.derivatives import results
 
 MISSING = [name for name in ("buildah", "bwrap", "debootstrap") if not shutil.which(name)]
 pytestmark = [
@@ -74,7 +74,7 @@ def test_size_and_start(run):
 def test_the_sample_job_is_done_under_all_restrictions(run):
     _, work = run
     scans = {path.name for path in (ROOT / "data/sample_bids").rglob("*.nii.gz")}
-    assert {f"{names.name}.nii.gz" for names in results(work / "out")} == scans
+    assert {f"{names.name}.nii.gz" for names in finished_scans(work / "out")} == scans
     table = (work / "out" / "group_desc-wide_volumes.tsv").read_text().splitlines()
     assert len(table) == 1 + len(scans)
 
@@ -113,7 +113,7 @@ def test_slurm_scripts_run_the_image_in_apptainer(run, tmp_path):
     assert slurm.main([str(study), str(out), *map(str, words)]) == 0
     call("bash", out / "code/slurm/participant.sbatch")
     call("bash", out / "code/slurm/group.sbatch")
-    (names,) = results(out)
+    (names,) = finished_scans(out)
     assert names.name == "sub-colin27_T1w"
     assert names.probability("GM").exists()
     about = json.loads((out / "dataset_description.json").read_text())

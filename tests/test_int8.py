@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_network import PLAIN, RESIDUAL, built
 
-from siam_bids.int8 import Int8UNet, bears_int8, has_fast_int8
+from siam_bids.nnunet.int8_unet import Int8UNet, bears_int8, has_fast_int8
 
 pytestmark = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no VNNI")
 

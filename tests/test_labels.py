@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from siam_bids.errors import LabelError
-from siam_bids.labels import BRAIN_CLASSES, LabelTable, read_rows, siam_labels
+from siam_bids.image.labels import BRAIN_CLASSES, LabelTable, siam_labels
+from siam_bids.support.tsv import read_rows
 
 
 def test_siam_labels_are_those_of_version_0_3():

@@ -8,14 +8,16 @@ import pytest
 from conftest import checksums, run_config, write_scan
 from layouts import LAYOUTS, UNSEEN
 
-from siam_bids import cli, planning, workflow
+from siam_bids import cli
 from siam_bids.config import Query
-from siam_bids.volume import Volume
+from siam_bids.image.grid import Volume
+from siam_bids.pipelines.dry_run import HEADER, _duration, plan
+from siam_bids.pipelines.participant import run_participant
 
 
 def table(printed: str) -> list[list[str]]:
     header, *rows = printed.splitlines()
-    assert header == planning.HEADER
+    assert header == HEADER
     return [row.split("\t") for row in rows]
 
 
@@ -51,7 +53,7 @@ def test_a_plan_is_what_a_run_then_does(bids, tmp_path, tiny_model, head, capsys
     """New, done, changed and damaged scans; a second plan of an unchanged dataset is all done."""
     config = run_config(bids, tmp_path / "out", tiny_model)
     first = replace(config, query=Query(participants=("01", "02"), suffixes=("T1w",)))
-    workflow.run_participant(first)
+    run_participant(first)
     write_scan(bids / "sub-01/anat/sub-01_T1w.nii.gz", Volume(head.data[::-1], head.grid))
     before = checksums(tmp_path)
     words = [str(bids), str(tmp_path / "out"), "participant", "--model", str(tiny_model)]
@@ -66,15 +68,15 @@ def test_a_plan_is_what_a_run_then_does(bids, tmp_path, tiny_model, head, capsys
             assert 1 <= float(seconds) < 60
             assert 0.5 < float(memory) < 2
         assert why == {"sub-01_T1w.nii.gz": "the input changed"}.get(Path(path).name, why)
-    summary = workflow.run_participant(config)
+    summary = run_participant(config)
     assert planned["segment"] == summary.done
     assert planned["done"] == summary.skipped == ["sub-02_ses-a_T1w"]
     assert planned["fail"] == list(summary.failed)
     assert printed.err.splitlines()[-1].startswith(
         "3 to segment, 1 already done, 1 cannot be read, 0 skipped. About "
     )
-    assert {step.action for step in planning.plan(config)} == {"done", "fail"}
-    assert all(step.action != "done" for step in planning.plan(replace(config, overwrite=True)))
+    assert {step.action for step in plan(config)} == {"done", "fail"}
+    assert all(step.action != "done" for step in plan(replace(config, overwrite=True)))
 
 
 def test_a_plan_without_scans_tells_what_is_there_and_fails_as_the_run_does(
@@ -92,4 +94,4 @@ def test_a_plan_without_scans_tells_what_is_there_and_fails_as_the_run_does(
     ("seconds", "text"), [(8.4, "8 s"), (119, "119 s"), (600, "10.0 min"), (9000, "2.5 h")]
 )
 def test_durations(seconds, text):
-    assert planning._duration(seconds) == text
+    assert _duration(seconds) == text

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from siam_bids.labels import LabelTable, siam_labels
-from siam_bids.measure import tissue_volumes
-from siam_bids.volume import Grid, Segmentation
+from siam_bids.image.grid import Grid, Segmentation
+from siam_bids.image.labels import LabelTable, siam_labels
+from siam_bids.measures.volumes import tissue_volumes
 
 
 def test_volumes_sum_to_the_foreground_on_an_oblique_anisotropic_grid():

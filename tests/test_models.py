@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import write_model
 
-from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
-from siam_bids.labels import siam_labels
-from siam_bids.models import find_model
-from siam_bids.nnunet import NnunetModel
-from siam_bids.provenance import methods_text, model_line
-from siam_bids.resources import resource
+from siam_bids.image.labels import siam_labels
+from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.models.registry import find_model
+from siam_bids.nnunet.model import NnunetModel
+from siam_bids.reports.methods_text import methods_text, model_line
+from siam_bids.support.package_data import resource
 
 
 def test_the_default_model_is_ours_and_never_passes_for_siam():

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from siam_bids import network
-from siam_bids.network import LeanUNet, is_unet, multiply_adds
-from siam_bids.nnunet import CONFIGURATION, build_network, compact_plans
+from siam_bids.nnunet.architecture import build_network
+from siam_bids.nnunet.lean_unet import LeanUNet, is_unet, multiply_adds
+from siam_bids.nnunet.model import CONFIGURATION
+from siam_bids.nnunet.write import compact_plans
 
 PLAIN = compact_plans(name="T", features=(4, 8, 12), patch=(16, 16, 16), spacing=1.0)[
     "configurations"
@@ -44,8 +45,8 @@ def image():
 @torch.inference_mode()
 @pytest.mark.parametrize("slab", [1 << 26, 20_000])
 def test_float32_logits_are_the_plain_networks_in_slabs_too(architecture, image, slab, monkeypatch):
-    monkeypatch.setattr(network, "SLAB", slab)
-    monkeypatch.setattr(network, "_GROUP", slab)
+    monkeypatch.setattr("siam_bids.nnunet.lean_unet.SLAB", slab)
+    monkeypatch.setattr("siam_bids.nnunet.lean_unet._GROUP", slab)
     expected = built(architecture)(image)
     found = LeanUNet(built(architecture))(image)
     assert found.dtype == torch.float32

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from siam_bids.errors import ImageError
-from siam_bids.nifti import load_labels, load_volume
+from siam_bids.image.nifti import load_labels, load_volume
 
 
 def save(path, data, affine=None):

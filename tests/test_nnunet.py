@@ -10,17 +10,18 @@ import pytest
 import torch
 from conftest import affine_of, write_model
 
-from siam_bids import nnunet
-from siam_bids.chain import Chain, ChainSegmenter
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
-from siam_bids.int8 import has_fast_int8
-from siam_bids.models import find_model
-from siam_bids.network import has_fast_bfloat16
-from siam_bids.nifti import load_volume
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights
-from siam_bids.resources import resource
-from siam_bids.volume import Grid, Reorientation, Volume
+from siam_bids.image.grid import Grid, Reorientation, Volume
+from siam_bids.image.nifti import load_volume
+from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.models.registry import find_model
+from siam_bids.nnunet.checkpoints import load_weights
+from siam_bids.nnunet.int8_unet import has_fast_int8
+from siam_bids.nnunet.model import NnunetModel
+from siam_bids.support.cpu import has_fast_bfloat16
+from siam_bids.support.package_data import resource
 
 CPU = torch.device("cpu")
 EXACT = Inference(precision="float32")
@@ -135,8 +136,8 @@ def test_the_shipped_models_in_less_precision_label_a_whole_scan_as_in_float32(n
 def test_the_default_is_what_the_model_is_known_to_bear_and_the_cpu_is_fast_in(
     tiny_model, monkeypatch, known, fast, default
 ):
-    monkeypatch.setattr(nnunet, "has_fast_bfloat16", lambda: "bfloat16" in fast)
-    monkeypatch.setattr(nnunet, "has_fast_int8", lambda: "int8" in fast)
+    monkeypatch.setattr("siam_bids.inference.cost.has_fast_bfloat16", lambda: "bfloat16" in fast)
+    monkeypatch.setattr("siam_bids.inference.cost.has_fast_int8", lambda: "int8" in fast)
     model = NnunetModel.open(tiny_model, precisions=known)
 
     def precision(wish):

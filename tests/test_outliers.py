@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from siam_bids.errors import UsageError
-from siam_bids.outliers import find_outliers, robust_z
+from siam_bids.measures.outliers import find_outliers, robust_z
 
 
 def table(values, contrast="T1w", **more) -> pd.DataFrame:

@@ -10,15 +10,20 @@ import torch
 from conftest import write_model, write_scan
 
 import siam_bids
-from siam_bids import nnunet
 from siam_bids.cli import segment as segment_command
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, UsageError
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter
-from siam_bids.store import CHECKPOINT, CONVERTED
-from siam_bids.volume import Grid, Volume
+from siam_bids.image.grid import Grid, Volume
+from siam_bids.inference.cost import load_of
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.inference.sliding_window import predict_tiled
+from siam_bids.models.folder import CHECKPOINT, CONVERTED
+from siam_bids.nnunet.checkpoints import convert_checkpoints, mirror_axes
+from siam_bids.nnunet.model import NnunetModel, empty_network
 
 CPU = torch.device("cpu")
+
+SEGMENTER = "siam_bids.inference.segmenter"
 
 
 def labels_of(folder, volume, **options):
@@ -92,8 +97,8 @@ def test_mirroring_follows_the_checkpoint(tmp_path, head):
     with torch.inference_mode():
         for flip in [(2,), (4,), (2, 4)]:
             torch.testing.assert_close(network(image.flip(flip)).flip(flip), network(image))
-    nnunet.convert_checkpoints(folder)
-    assert nnunet.mirror_axes(folder / "fold_0" / CONVERTED) == (0, 2)
+    convert_checkpoints(folder)
+    assert mirror_axes(folder / "fold_0" / CONVERTED) == (0, 2)
 
 
 def test_4d_images_are_refused_unless_a_volume_is_chosen(tmp_path, head, tiny_model):
@@ -113,11 +118,12 @@ def gpu(tiny_model, monkeypatch):
 
     The first `failures` of them find no memory.
     """
-    real_build, real_predict = nnunet._unfilled, nnunet.predict_tiled
+    real_build, real_predict = empty_network, predict_tiled
 
     def make(kind: str, free: float = 1e12, failures: int = 0):
         monkeypatch.setattr(
-            nnunet, "_unfilled", lambda model, device: real_build(model, torch.device("cpu"))
+            f"{SEGMENTER}.empty_network",
+            lambda model, device: real_build(model, torch.device("cpu")),
         )
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 80 * 10**9))
         segmenter, tried = NnunetSegmenter(NnunetModel.open(tiny_model), torch.device(kind)), []
@@ -130,7 +136,7 @@ def gpu(tiny_model, monkeypatch):
                 raise torch.OutOfMemoryError
             return real_predict(*args, **kwargs)
 
-        monkeypatch.setattr(nnunet, "predict_tiled", predict)
+        monkeypatch.setattr(f"{SEGMENTER}.predict_tiled", predict)
         return segmenter, tried
 
     return make
@@ -161,7 +167,7 @@ def test_a_gpu_in_pieces_gives_nearly_the_same_labels(gpu, tiny_model, head):
 
 def test_a_gpus_free_memory_is_looked_at_before(gpu, head, caplog, monkeypatch):
     """Between what the network needs as it is and in pieces, it begins in pieces; below, not."""
-    monkeypatch.setattr("siam_bids.sizing.SLAB", 1024)  # of a size with the tiny network
+    monkeypatch.setattr("siam_bids.inference.cost.SLAB", 1024)  # of a size with the tiny network
     segmenter, _ = gpu("cuda")
     whole = segmenter.load.network_memory()
     pieces = replace(segmenter.load, lean=True).network_memory()
@@ -180,7 +186,7 @@ def test_a_gpus_free_memory_is_looked_at_before(gpu, head, caplog, monkeypatch):
 
 def test_low_memory_works_in_pieces_on_a_gpu_too(tiny_model):
     options, cuda = Inference(low_memory=True), torch.device("cuda")
-    load = nnunet.load_of(NnunetModel.open(tiny_model), cuda, options)
+    load = load_of(NnunetModel.open(tiny_model), cuda, options)
     assert (load.lean, load.precision, load.on_cpu) == (True, "float16", False)
 
 
@@ -228,7 +234,7 @@ def test_a_scan_that_needs_more_memory_than_given_is_refused(
 
 
 def test_a_scan_that_needs_more_memory_than_is_free_is_refused(tiny_model, head, monkeypatch):
-    monkeypatch.setattr(nnunet, "free_memory", lambda: 0.0)
+    monkeypatch.setattr(f"{SEGMENTER}.free_memory", lambda: 0.0)
     segmenter = NnunetSegmenter(NnunetModel.open(tiny_model), CPU, Inference(scale=50))
     with pytest.raises(ImageError, match=r"needs about \d+\.\d GB of memory; .* GB are free\."):
         segmenter.segment(head)

@@ -11,18 +11,27 @@ from conftest import write_model, write_scan
 from scipy.spatial.transform import Rotation
 from test_chain import predicted, scene
 
-from siam_bids import pose as poses
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError
-from siam_bids.labels import siam_labels
-from siam_bids.models import find_model, registry
-from siam_bids.nnunet import NnunetSegmenter
-from siam_bids.pages import _facts
-from siam_bids.plain import segment_files
-from siam_bids.pose import Pose, Shape, Upright, centres, measured, pose_of, upright_head
-from siam_bids.provenance import methods_text
-from siam_bids.scores import Logits, MeanScores, labels_of
-from siam_bids.turned import TurnedLogits
+from siam_bids.image.labels import siam_labels
+from siam_bids.inference.averaging import MeanScores
+from siam_bids.inference.head_pose import (
+    Pose,
+    Shape,
+    centres,
+    measured,
+    pose_of,
+    upright_head,
+    upright_window,
+)
+from siam_bids.inference.resampling import Logits, labels_of
+from siam_bids.inference.rotated_resampling import TurnedLogits
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.models.registry import find_model, registry
+from siam_bids.models.settings import Upright
+from siam_bids.pipelines.files import segment_files
+from siam_bids.reports.methods_text import methods_text
+from siam_bids.reports.subject import _facts
 
 INTENSITIES = registry()["compact"]["intensities"]
 UPRIGHT = registry()["compact"]["upright"]
@@ -83,19 +92,19 @@ def blobs(degrees, size=1.0, length=80, edge=3.0):
 def test_only_turned_and_small_heads_are_looked_at_again(caplog):
     upright = Upright.of(UPRIGHT)
     caplog.set_level("INFO")
-    assert upright.window(*blobs(5), siam_labels()) is None
+    assert upright_window(upright, *blobs(5), siam_labels()) is None
     assert not caplog.records
     labels, edges = blobs(45)
-    window = upright.window(labels, edges, siam_labels())
+    window = upright_window(upright, labels, edges, siam_labels())
     (degrees,) = re.findall(r"turned by (\d+) degrees", caplog.text)
     assert abs(int(degrees) - 45) < 8
     matrix = window.pose.affine @ centres(edges)
     places = np.argwhere(labels) @ matrix[:3, :3].T + matrix[:3, 3]
     assert (places.min(0) - window.low).min() == pytest.approx(UPRIGHT["margin"])
     assert (window.high - places.max(0)).min() == pytest.approx(UPRIGHT["margin"])
-    small = upright.window(*blobs(0, 0.75), siam_labels())
+    small = upright_window(upright, *blobs(0, 0.75), siam_labels())
     assert small.pose.size == pytest.approx(1 / 0.75, rel=0.1)
-    assert upright.window(np.zeros((9, 9, 9), np.uint8), edges, siam_labels()) is None
+    assert upright_window(upright, np.zeros((9, 9, 9), np.uint8), edges, siam_labels()) is None
 
 
 def test_the_upper_half_of_a_head_is_no_small_head():
@@ -104,7 +113,7 @@ def test_the_upper_half_of_a_head_is_no_small_head():
     upper = labels[44:]
     pose = pose_of(measured(upper, edges, siam_labels(), upright_head()))
     assert pose.size > UPRIGHT["size"] or pose.degrees > UPRIGHT["degrees"]
-    assert Upright.of(UPRIGHT).window(upper, edges, siam_labels()) is None
+    assert upright_window(Upright.of(UPRIGHT), upper, edges, siam_labels()) is None
 
 
 @pytest.mark.parametrize("wrong", [{"degrees": "far"}, {"size": 0.5}, {"margin": None}])
@@ -198,7 +207,7 @@ def threshold(self, image, wanted, step, progress):
 @pytest.mark.parametrize("members", [("one",), ("one", "two")])
 def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatch):
     """Tissues told by intensity alone: turning must neither move nor lose them."""
-    monkeypatch.setattr(poses, "pose_of", a_pose)
+    monkeypatch.setattr("siam_bids.inference.head_pose.pose_of", a_pose)
     monkeypatch.setattr(NnunetSegmenter, "_predict", threshold)
     names = ["background", "GM", "Rare"]
     for name, spacing in zip(members, (4.0, 5.0), strict=False):

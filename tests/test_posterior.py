@@ -6,10 +6,10 @@ import torch
 from scipy import ndimage
 
 from siam_bids.errors import ModelError
-from siam_bids.intensities import Intensities
-from siam_bids.posterior import Posterior, following
-from siam_bids.scores import Logits, labels_of
-from siam_bids.volume import Crop, Grid, Volume
+from siam_bids.image.grid import Crop, Grid, Volume
+from siam_bids.inference.intensity_refinement import Posterior, following
+from siam_bids.inference.resampling import Logits, labels_of
+from siam_bids.models.settings import Intensities
 
 SHAPE = (34, 40, 37)
 HOW = Intensities(weight=0.7, reach=20, spread=0.2, neighbours=4, temperature=2.3, rounds=2)

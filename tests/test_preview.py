@@ -6,11 +6,13 @@ import nibabel as nib
 import numpy as np
 from conftest import write_dataset
 
-from siam_bids import derivatives, workflow
+from siam_bids.bids.names import finished_scans
+from siam_bids.bids.results import read_result
 from siam_bids.config import Query, RunConfig
-from siam_bids.labels import siam_labels
-from siam_bids.preview import shrink
-from siam_bids.volume import Grid, Segmentation, Volume
+from siam_bids.image.grid import Grid, Segmentation, Volume
+from siam_bids.image.labels import siam_labels
+from siam_bids.pipelines.participant import rebuild_reports, run_participant
+from siam_bids.reports.viewer_volumes import shrink
 
 
 def test_blocks_keep_their_place_and_the_commonest_label():
@@ -41,17 +43,17 @@ def test_viewers_are_made_from_what_is_there_and_go_with_a_new_result(
         level="participant", model=str(tiny_model), device="cpu", threads=1,
         query=Query(participants=("01",)),
     )  # fmt: skip
-    workflow.run_participant(config)
-    (names,) = derivatives.results(config.output_dir)
+    run_participant(config)
+    (names,) = finished_scans(config.output_dir)
     assert "niivue" not in names.report.read_text(encoding="utf-8")
-    workflow.rebuild_reports(replace(config, viewer=True))
+    rebuild_reports(replace(config, viewer=True))
     assert "niivue" in names.report.read_text(encoding="utf-8")
     fine, coarse = (nib.load(path) for path in (names.segmentation, names.preview("labels")))
     assert set(np.unique(coarse.dataobj)) <= set(np.unique(fine.dataobj))
     assert names.preview("image").stat().st_size < 1_000_000
-    workflow.run_participant(replace(config, overwrite=True))
+    run_participant(replace(config, overwrite=True))
     assert not names.preview("image").exists()
     assert "niivue" not in names.report.read_text(encoding="utf-8")
-    (config.bids_dir / derivatives.read_result(names).source).unlink()
-    workflow.rebuild_reports(replace(config, viewer=True))
+    (config.bids_dir / read_result(names).source).unlink()
+    rebuild_reports(replace(config, viewer=True))
     assert "sub-01_T1w has no viewer: " in caplog.text

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from conftest import head_labels
 
-from siam_bids import quality
-from siam_bids.labels import siam_labels
-from siam_bids.quality import judge, scan_quality
-from siam_bids.volume import Grid, Segmentation, Volume
+from siam_bids.image.grid import Grid, Segmentation, Volume
+from siam_bids.image.labels import siam_labels
+from siam_bids.measures.quality import dictionary, judge, metrics, scan_quality
 
 SIZE = 4.0
 MEANS = {3: 40.0, 1: 100.0, 2: 140.0, 4: 20.0, 15: 5.0, 16: 90.0, 6: 120.0, 5: 95.0}
@@ -149,7 +148,7 @@ def test_empty_segmentations_have_no_ratios():
 
 
 def test_bounds_are_nested_and_reasons_can_be_said():
-    for metric in quality.metrics():
+    for metric in metrics():
         for (warn, fail), sign in zip(
             zip(metric.warn, metric.fail, strict=True), (1, -1), strict=True
         ):
@@ -163,7 +162,7 @@ def test_bounds_are_nested_and_reasons_can_be_said():
 
 def test_every_metric_has_description_unit_formula_and_source():
     found = tuple(scan_quality(*head(), confidence={"GM": 0.9}, entropy=0.1))
-    described = quality.dictionary(found)
+    described = dictionary(found)
     assert tuple(described) == found
     for entry in described.values():
         assert all(entry[key] for key in ("Description", "Units", "Formula", "Source"))

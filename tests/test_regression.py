@@ -4,7 +4,7 @@ import pytest
 from scipy import stats
 
 from siam_bids.errors import UsageError
-from siam_bids.regression import DICTIONARY, fit_tissues
+from siam_bids.measures.regression import DICTIONARY, fit_tissues
 
 
 def people(count=80, visits=1) -> pd.DataFrame:

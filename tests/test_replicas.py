@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
-from siam_bids.replicas import Replicas
+from siam_bids.training.local_sgd import Replicas
 
 
 def test_alone_a_leg_lasts_its_time_and_never_meets():

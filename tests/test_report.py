@@ -11,8 +11,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from siam_bids import report as pages
-from siam_bids.labels import siam_labels
+from siam_bids.image.labels import siam_labels
+from siam_bids.reports.content import GroupReport, ScanReport, SubjectReport, TissueVolume
+from siam_bids.reports.render import render_group, render_subject
+from siam_bids.support.package_data import resource
 
 NONE = "\N{EN DASH}"
 EVIL = "sub-<script>alert(1)</script>"
@@ -47,9 +49,9 @@ COMMON = {
 }
 
 
-def tissue(name: str, volume_ml: float) -> pages.TissueVolume:
+def tissue(name: str, volume_ml: float) -> TissueVolume:
     label = siam_labels().by_name[name]
-    return pages.TissueVolume(
+    return TissueVolume(
         index=label.index,
         name=name,
         long_name=label.long_name,
@@ -59,7 +61,7 @@ def tissue(name: str, volume_ml: float) -> pages.TissueVolume:
     )
 
 
-GOOD = pages.ScanReport(
+GOOD = ScanReport(
     name="sub-01_ses-a_T1w",
     suffix="T1w",
     session="ses-a",
@@ -85,8 +87,8 @@ FAILED = replace(
 )
 
 
-def subject(*scans: pages.ScanReport, name: str = "sub-01") -> str:
-    return pages.render_subject(pages.SubjectReport(subject=name, scans=scans, **COMMON))
+def subject(*scans: ScanReport, name: str = "sub-01") -> str:
+    return render_subject(SubjectReport(subject=name, scans=scans, **COMMON))
 
 
 def group_data(*names: str) -> dict:
@@ -108,9 +110,7 @@ def group_data(*names: str) -> dict:
 
 def group(*names: str, title: str = "Study", **more) -> str:
     data = group_data(*(names or ("sub-01_T1w", "sub-02_T1w")))
-    return pages.render_group(
-        pages.GroupReport(title=title, data=data, subjects=2, **COMMON, **more)
-    )
+    return render_group(GroupReport(title=title, data=data, subjects=2, **COMMON, **more))
 
 
 # The subject's page
@@ -279,7 +279,7 @@ def test_pages_have_landmarks_one_title_and_described_pictures(which):
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_colours_have_contrast_of_at_least_4_5(scheme):
-    css = pages.resource("templates", "style.css").read_text(encoding="utf-8")
+    css = resource("templates", "style.css").read_text(encoding="utf-8")
     block = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[scheme]
     colors = dict(re.findall(r"--([a-z0-9-]+): #([0-9a-f]{3,6})", block))
 

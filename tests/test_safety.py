@@ -15,7 +15,7 @@ from conftest import ROOT, checksums, write_raw
 from packaging.requirements import Requirement
 
 from siam_bids import cli
-from siam_bids.files import SCRATCH
+from siam_bids.support.atomic_files import SCRATCH
 
 PACKAGE = ROOT / "siam_bids"
 MODULES = sorted(PACKAGE.rglob("*.py"))

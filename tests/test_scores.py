@@ -3,7 +3,9 @@ import pytest
 import torch
 from skimage.transform import resize
 
-from siam_bids.scores import Certainty, Logits, MeanScores, labels_of
+from siam_bids.inference.averaging import MeanScores
+from siam_bids.inference.certainty import Certainty
+from siam_bids.inference.resampling import Logits, labels_of
 
 
 @pytest.mark.parametrize("shape", [(20, 22, 14), (7, 9, 31), (10, 11, 12), (5, 5, 5)])

@@ -5,11 +5,7 @@ import weakref
 import pytest
 import torch
 
-from siam_bids.segmenter import (
-    predict_tiled,
-    tile_starts,
-    tile_weight,
-)
+from siam_bids.inference.sliding_window import predict_tiled, tile_starts, tile_weight
 
 
 @pytest.mark.parametrize(

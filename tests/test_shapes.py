@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.ndimage import center_of_mass, distance_transform_edt
 
-from siam_bids.labels import siam_labels
-from siam_bids.shapes import (
+from siam_bids.image.labels import siam_labels
+from siam_bids.synthesis.anatomy_changes import (
     BOUNDARIES,
     LESIONS,
     BoundaryMove,

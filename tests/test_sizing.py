@@ -8,10 +8,11 @@ import torch
 from conftest import write_model
 
 from siam_bids.config import Inference
-from siam_bids.nnunet import NnunetModel, estimate, load_of, seen_shape
-from siam_bids.resources import resource
-from siam_bids.sizing import Load
-from siam_bids.volume import Grid
+from siam_bids.image.grid import Grid
+from siam_bids.inference.cost import Load, estimate, load_of
+from siam_bids.nnunet.model import NnunetModel
+from siam_bids.nnunet.preprocessing import seen_shape
+from siam_bids.support.package_data import resource
 
 CPU = torch.device("cpu")
 SIAM = Load(

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import run_program, write_raw
 
-from siam_bids import cli, derivatives
+from siam_bids import cli
+from siam_bids.bids.names import finished_scans
 from siam_bids.cli import slurm as slurm_command
-from siam_bids.files import sha256
-from siam_bids.models import registry
+from siam_bids.models.registry import registry
+from siam_bids.support.atomic_files import sha256
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
 MISSING = [name for name in PROGRAMS if not shutil.which(name, path="/usr/sbin:/usr/bin")]
@@ -317,7 +318,7 @@ def test_a_real_slurm_runs_requeues_and_gathers(cluster, study, tmp_path, tiny_m
     assert sorted(name for name, _ in states(cluster)) == sorted(
         [f"{array}_1", f"{array}_2", f"{group}_N/A"]
     )
-    assert len(list(derivatives.results(out))) == 5
+    assert len(list(finished_scans(out))) == 5
     assert (sha256(sidecar), sidecar.stat().st_mtime_ns) == first  # what was finished was kept
     [ends] = re.findall(r"(\d) segmented, (\d) already done, 0 failed\.", log.read_text())
     segmented, kept = map(int, ends)

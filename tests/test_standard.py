@@ -14,10 +14,11 @@ from checks import check_derivative, check_whole, validator_errors
 from conftest import run_config, write_dataset, write_model, write_raw, write_scan
 from jsonschema import ValidationError
 
-from siam_bids import derivatives, workflow
+from siam_bids.bids.label_tables import FREESURFER_TABLE, ITKSNAP_TABLE, read_label_table
 from siam_bids.config import Inference, Query
-from siam_bids.group import run_group
-from siam_bids.labels import LabelTable, siam_labels
+from siam_bids.image.labels import LabelTable, siam_labels
+from siam_bids.pipelines.group import run_group
+from siam_bids.pipelines.participant import run_participant
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def mixed(tmp_path_factory, head, tiny_model):
     out.mkdir()
     (out / "group_ratings.tsv").write_text("scan\trating\tnote\nsub-01_T1w\tpass\t\n")
     config = run_config(raw, out, tiny_model, probabilities=("GM", "CSFv"), viewer=True)
-    assert list(workflow.run_participant(config).failed) == ["sub-03_T1w"]
+    assert list(run_participant(config).failed) == ["sub-03_T1w"]
     run_group(replace(config, adjust=("TIV",)))
     return raw, out
 
@@ -39,7 +40,7 @@ def inside(tmp_path_factory, head, tiny_model):
     stems = (f"sub-01_ses-{rest}" for rest in ("a_T1w", "b_T1w", "b_acq-tse_run-1_T2w"))
     raw = write_raw(tmp_path_factory.mktemp("inside") / "bids", head, *stems)
     out = raw / "derivatives" / "siam-bids"
-    workflow.run_participant(run_config(raw, out, tiny_model, write_probseg=True))
+    run_participant(run_config(raw, out, tiny_model, write_probseg=True))
     run_group(run_config(raw, out, tiny_model))
     return raw, out
 
@@ -51,7 +52,7 @@ def foreign(tmp_path_factory, head):
     model = write_model(place / "model", names=("background", "Brain", "Skull_diploe", "Muscle"))
     raw = write_dataset(place / "bids", head)
     config = run_config(raw, place / "out", model, query=Query(participants=("01",)))
-    workflow.run_participant(config)
+    run_participant(config)
     return raw, place / "out"
 
 
@@ -70,7 +71,7 @@ def refined(tmp_path_factory, head):
     nib.save(series, raw / "sub-01/anat/sub-01_T2starw.nii.gz")
     run = {"query": Query(suffixes=("T2w", "T2starw", "ct")), "inference": Inference(volume=1)}
     config = run_config(raw, place / "out", chain, probabilities=("layer_1",), **run)
-    assert len(workflow.run_participant(config).done) == 3
+    assert len(run_participant(config).done) == 3
     run_group(config)
     return raw, place / "out"
 
@@ -136,13 +137,13 @@ def lookup(path: Path, pattern: str) -> dict[int, tuple[str, tuple[int, ...]]]:
 @pytest.mark.parametrize("configuration", ["mixed", "foreign", "refined"])
 def test_itksnap_and_freesurfer_get_the_names_and_colours(configuration, request):
     _, out = request.getfixturevalue(configuration)
-    labels = derivatives.read_label_table(out)
+    labels = read_label_table(out)
     color = r"(?P<rgb>(?:\d+ +){2}\d+)"
     snap = lookup(
-        out / derivatives.ITKSNAP_TABLE,
+        out / ITKSNAP_TABLE,
         rf' *(?P<i>\d+) +{color} +[01](?:\.\d+)? +[01] +[01] +"(?P<name>[^"]+)"',
     )
-    free = lookup(out / derivatives.FREESURFER_TABLE, rf"(?P<i>\d+) +(?P<name>\S+) +{color} +0")
+    free = lookup(out / FREESURFER_TABLE, rf"(?P<i>\d+) +(?P<name>\S+) +{color} +0")
     assert snap == {label.index: (label.long_name, label.rgb) for label in labels}
     assert free == {label.index: (label.name, label.rgb) for label in labels}
     for path in out.rglob("*_dseg.nii.gz"):

@@ -16,11 +16,12 @@ from checks import check_whole
 from conftest import checksums, run_config, write_raw
 from machine import FORK
 
-from siam_bids import derivatives, workflow
+from siam_bids.bids.names import finished_scans, sidecar
 from siam_bids.config import Query, RunConfig
-from siam_bids.files import SCRATCH, _host, sweep
-from siam_bids.group import run_group
-from siam_bids.stopping import EXIT_TRY_AGAIN, Stopped, stoppable
+from siam_bids.pipelines.group import run_group
+from siam_bids.pipelines.participant import run_participant
+from siam_bids.support.atomic_files import SCRATCH, _host, sweep
+from siam_bids.support.signals import EXIT_TRY_AGAIN, Stopped, stoppable
 
 STRESS = "SIAM_BIDS_STRESS" in os.environ  # minutes of both cores and 11 GB; else a light share
 KILLS = 50 if STRESS else 12
@@ -104,7 +105,7 @@ def test_preemption_stops_within_seconds_and_a_rerun_does_the_rest(config, study
         "--model", config.model, "--device", "cpu", "--n-cpus", "1",
     ]  # fmt: skip
     child = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-    while child.poll() is None and len(list(derivatives.results(config.output_dir))) < 2:
+    while child.poll() is None and len(list(finished_scans(config.output_dir))) < 2:
         time.sleep(0.05)
     child.send_signal(signal.SIGTERM)
     begin = time.monotonic()
@@ -115,10 +116,10 @@ def test_preemption_stops_within_seconds_and_a_rerun_does_the_rest(config, study
         "siam-bids: stopped by SIGTERM; finished scans are kept, run again to go on."
     )
     assert scratch(config.output_dir) == []
-    finished = sorted(names.subject for names in derivatives.results(config.output_dir))
+    finished = sorted(names.subject for names in finished_scans(config.output_dir))
     assert 2 <= len(finished) < WRITERS
     nearby = f"{int(finished[-1]) + 1:02d}"
-    again = workflow.run_participant(only(config, *finished, nearby))
+    again = run_participant(only(config, *finished, nearby))
     assert [f"sub-{label}_T1w" for label in finished] == again.skipped
     assert again.done == [f"sub-{nearby}_T1w"]
 
@@ -128,24 +129,24 @@ def test_kills_at_any_moment_leave_nothing_that_a_rerun_does_not_mend(config, tm
     maps = {"probabilities": ("GM",)}
     straight = only(config, *labels, output_dir=tmp_path / "straight", **maps)
     begin = time.monotonic()
-    workflow.run_participant(straight)
+    run_participant(straight)
     length = time.monotonic() - begin
     draw = random.Random(0)
     torn = only(config, *labels, **maps)
     finished = 0
     for _ in range(KILLS):
-        child = FORK.Process(target=workflow.run_participant, args=(torn,))
+        child = FORK.Process(target=run_participant, args=(torn,))
         child.start()
         child.join(draw.uniform(0, length))
         finished += child.exitcode == 0
         child.kill()
         child.join()
         check_whole(torn.output_dir)
-        for names in derivatives.results(torn.output_dir):
+        for names in finished_scans(torn.output_dir):
             if draw.random() < 0.3:  # or soon there is nothing left to do and to kill
-                derivatives.sidecar(names.segmentation).unlink()
+                sidecar(names.segmentation).unlink()
     assert finished < KILLS
-    workflow.run_participant(torn)
+    run_participant(torn)
     run_group(torn)
     run_group(straight)
     assert scratch(torn.output_dir) == []
@@ -171,8 +172,7 @@ def test_many_writers_share_one_folder(config, tmp_path):
     watcher.start()
     labels = [f"{number:02d}" for number in range(WRITERS)]
     children = [
-        FORK.Process(target=workflow.run_participant, args=(only(config, label),))
-        for label in labels
+        FORK.Process(target=run_participant, args=(only(config, label),)) for label in labels
     ]
     for child in children:
         child.start()
@@ -186,10 +186,10 @@ def test_many_writers_share_one_folder(config, tmp_path):
     assert scratch(config.output_dir) == []
     assert not [path for path in config.output_dir.rglob("*") if "lock" in path.name.lower()]
     alone = only(config, "00", output_dir=tmp_path / "alone")
-    workflow.run_participant(alone)
+    run_participant(alone)
     shared = checksums(config.output_dir, timeless=True)
     assert checksums(alone.output_dir, timeless=True).items() <= shared.items()
-    assert len(list(derivatives.results(config.output_dir))) == WRITERS
+    assert len(list(finished_scans(config.output_dir))) == WRITERS
     assert len(run_group(config)) == WRITERS
     table = (config.output_dir / "logs" / "resources.tsv").read_text().splitlines()
     assert len(table) == WRITERS + 1

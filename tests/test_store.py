@@ -14,17 +14,23 @@ import torch
 from conftest import write_model
 from server import archived
 
-from siam_bids import models, store
 from siam_bids.cli import models as models_command
 from siam_bids.errors import ModelError
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter, convert_checkpoints
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.models.archives import unpack
+from siam_bids.models.download import download
+from siam_bids.models.folder import search_path
+from siam_bids.models.install import remove
+from siam_bids.models.registry import find_model
+from siam_bids.nnunet.checkpoints import convert_checkpoints
+from siam_bids.nnunet.model import NnunetModel
 
 FOLDER = "v0.3/pred_test"
 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(store.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("siam_bids.models.download.time.sleep", lambda seconds: None)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +53,7 @@ def published(server, archive, monkeypatch, tmp_path):
         "title": "T", "version": "1", "folder": FOLDER, "licence": "", "citation": "",
         "archive": {"url": server.url + "siam.tar.gz", "record": server.url + "record"},
     }  # fmt: skip
-    monkeypatch.setattr(models, "registry", lambda: {"siam-t": about})
+    monkeypatch.setattr("siam_bids.models.registry.registry", lambda: {"siam-t": about})
     monkeypatch.setenv("SIAM_MODEL_DIR", str(tmp_path / "store"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
@@ -93,10 +99,10 @@ def test_a_siam_installation_is_used_as_it_is_and_never_removed(published, origi
         if path.is_file():
             (folder / path.relative_to(original)).parent.mkdir(exist_ok=True)
             (folder / path.relative_to(original)).write_bytes(path.read_bytes())
-    roots = store.search_path({"SIAM_MODEL_DIR": str(published)})
-    assert models.find_model("siam-t", roots).folder == folder
+    roots = search_path({"SIAM_MODEL_DIR": str(published)})
+    assert find_model("siam-t", roots).folder == folder
     with pytest.raises(ModelError, match="was not fetched by siam-bids-models"):
-        models.remove("siam-t", roots)
+        remove("siam-t", roots)
     assert folder.exists()
 
 
@@ -104,9 +110,9 @@ def test_the_parts_of_an_ensemble_are_removed_by_name_alone(published, original,
     assert models_command.main(["fetch", "siam-t"]) == 0
     path = tmp_path / "pair.json"
     path.write_text(json.dumps({"members": ["siam-t", str(original)]}))
-    roots = store.search_path({"SIAM_MODEL_DIR": str(published)})
+    roots = search_path({"SIAM_MODEL_DIR": str(published)})
     with pytest.raises(ModelError, match="consists of siam-t, model"):
-        models.remove(str(path), roots)
+        remove(str(path), roots)
     assert (published / FOLDER / "plans.json").exists()
 
 
@@ -115,7 +121,7 @@ def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
     server.files["file"] = content
     server.breaks = [100_000, 50_000]
     seen = []
-    store.download(server.url + "file", tmp_path / "file", progress=lambda *n: seen.append(n))
+    download(server.url + "file", tmp_path / "file", progress=lambda *n: seen.append(n))
     assert (tmp_path / "file").read_bytes() == content
     assert server.ranges == [None, "bytes=100000-", "bytes=150000-"]
     assert seen[-1] == (300_000, 300_000)
@@ -123,11 +129,11 @@ def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
 
 def test_a_server_that_never_answers_is_given_up_in_one_line(server, tmp_path):
     with pytest.raises(ModelError, match="404"):
-        store.download(server.url + "none", tmp_path / "file")
+        download(server.url + "none", tmp_path / "file")
     server.files["file"] = b"x" * 10
     server.breaks = [0] * 10
     with pytest.raises(ModelError, match="goes on from here"):
-        store.download(server.url + "file", tmp_path / "file", attempts=3)
+        download(server.url + "file", tmp_path / "file", attempts=3)
     assert len(server.breaks) == 7
 
 
@@ -151,10 +157,10 @@ def test_mirrors_and_archives_on_disk(server, published, archive, tmp_path):
 
 
 def test_two_at_once_download_once(server, published):
-    roots = store.search_path({"SIAM_MODEL_DIR": str(published)})
+    roots = search_path({"SIAM_MODEL_DIR": str(published)})
 
     def fetch(_):
-        return models.fetch("siam-t", roots, convert=convert_checkpoints)
+        return fetch("siam-t", roots, convert=convert_checkpoints)
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(fetch, range(2))) == [published / FOLDER] * 2
@@ -162,7 +168,9 @@ def test_two_at_once_download_once(server, published):
 
 
 def test_too_little_space_is_said_before(published, monkeypatch):
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: type("D", (), {"free": 1000}))
+    monkeypatch.setattr(
+        "siam_bids.models.download.shutil.disk_usage", lambda path: type("D", (), {"free": 1000})
+    )
     assert models_command.main(["fetch", "siam-t"]) == 6
     assert not (published / ".download").exists()
 
@@ -190,7 +198,7 @@ def tar_with(path: Path, name: str, kind=tarfile.REGTYPE, link="") -> Path:
 def test_hostile_tars_are_refused(tmp_path, name, kind, link):
     archive = tar_with(tmp_path / "a.tar", name, kind, link)
     with pytest.raises(ModelError, match="is refused"):
-        store.unpack(archive, tmp_path / "in" / "here")
+        unpack(archive, tmp_path / "in" / "here")
     assert [path.name for path in tmp_path.rglob("*")] == ["a.tar"]
 
 
@@ -204,11 +212,11 @@ def test_hostile_zips_are_refused(tmp_path):
         content.writestr(link, "/etc")
     for number in range(3):
         with pytest.raises(ModelError, match="is refused"):
-            store.unpack(tmp_path / f"{number}.zip", tmp_path / "in")
+            unpack(tmp_path / f"{number}.zip", tmp_path / "in")
     assert not (tmp_path / "in").exists()
     (tmp_path / "none.tar.gz").write_bytes(b"no archive")
     with pytest.raises(ModelError, match="cannot be unpacked"):
-        store.unpack(tmp_path / "none.tar.gz", tmp_path / "in")
+        unpack(tmp_path / "none.tar.gz", tmp_path / "in")
 
 
 class Evil:
@@ -235,17 +243,17 @@ def test_a_malicious_checkpoint_in_an_archive_runs_nothing_and_is_not_installed(
 
 
 def test_models_are_searched_where_siam_keeps_them():
-    first, *_ = store.search_path({"SIAM_MODEL_DIR": "/a", "nnUNet_results": "/b"})
+    first, *_ = search_path({"SIAM_MODEL_DIR": "/a", "nnUNet_results": "/b"})
     assert first == Path("/a")
     both = os.pathsep.join(["/a", "/c"])
-    assert store.search_path({"SIAM_MODEL_DIR": both})[:2] == (Path("/a"), Path("/c"))
-    assert store.search_path({"nnUNet_results": "/b"})[0] == Path("/b")
-    assert store.search_path({})[-1] == Path.home() / "siam_params"
+    assert search_path({"SIAM_MODEL_DIR": both})[:2] == (Path("/a"), Path("/c"))
+    assert search_path({"nnUNet_results": "/b"})[0] == Path("/b")
+    assert search_path({})[-1] == Path.home() / "siam_params"
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_weights_are_halved_only_where_nothing_is_lost(tmp_path, exact):
-    from siam_bids.nnunet import load_weights
+    from siam_bids.nnunet.checkpoints import load_weights
 
     folder = write_model(tmp_path / "m")
     path = folder / "fold_0" / "checkpoint_final.pth"

@@ -5,13 +5,20 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from siam_bids.anatomy import CONTRASTS, Anatomy, prepare_anatomy, source_table, tissues
-from siam_bids.derivatives import save_label_table
+from siam_bids.bids.label_tables import save_label_table
 from siam_bids.errors import LabelError
-from siam_bids.labels import siam_labels
-from siam_bids.shapes import BOUNDARIES, LESIONS
-from siam_bids.synthesis import Recipe, draw_recipe, render
-from siam_bids.volume import Grid
+from siam_bids.image.grid import Grid
+from siam_bids.image.labels import siam_labels
+from siam_bids.synthesis.anatomy_changes import BOUNDARIES, LESIONS
+from siam_bids.synthesis.label_maps import (
+    CONTRASTS,
+    Anatomy,
+    prepare_anatomy,
+    source_table,
+    tissues,
+)
+from siam_bids.synthesis.recipe import Recipe, draw_recipe
+from siam_bids.synthesis.render import render
 
 PLAIN = Recipe(seed=3)
 

@@ -8,26 +8,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from siam_bids.anatomy import source_table
 from siam_bids.cli import train as train_command
 from siam_bids.errors import UsageError
-from siam_bids.labels import siam_labels
-from siam_bids.nnunet import NnunetModel, NnunetSegmenter, load_weights, mirror_axes
-from siam_bids.training import (
-    PatchSource,
-    TargetGroups,
-    TrainingConfig,
-    Validation,
-    _Log,
-    load_anatomies,
-    load_state,
-    marginal_loss,
-    mixed_precision,
-    save_state,
-    shape_of,
-    train,
-    z_score,
-)
+from siam_bids.image.labels import siam_labels
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.nnunet.checkpoints import load_weights, mirror_axes
+from siam_bids.nnunet.model import NnunetModel
+from siam_bids.synthesis.label_maps import source_table
+from siam_bids.training.config import TrainingConfig
+from siam_bids.training.loop import _Log, train
+from siam_bids.training.loss import TargetGroups, marginal_loss, mixed_precision
+from siam_bids.training.patches import PatchSource, load_anatomies, z_score
+from siam_bids.training.state import load_state, save_state, shape_of
+from siam_bids.training.validation import Validation
 
 GROUPS = TargetGroups.of([source_table("synthseg"), source_table("siam")])
 AIR, SKULL, CSF, GM = 0, 15, 3, 1
@@ -163,7 +156,7 @@ def test_a_step_takes_as_many_patches_as_asked_for(label_map, tmp_path):
 
 def test_validation_leaves_the_network_as_it_was_and_able_to_learn(tmp_path, label_map):
     """It once froze all convolutions but the last: the U-Net lists its layers twice."""
-    from siam_bids.training import Trainer
+    from siam_bids.training.trainer import Trainer
 
     held_out = ((label_map, "siam"),)
     trainer = Trainer(config(tmp_path / "run", label_map, minutes=1, validation=held_out))
@@ -193,7 +186,7 @@ def test_a_log_goes_on_where_a_leg_began_to_validate(tmp_path):
 
 
 def test_resuming_restores_weights_moments_and_step(tmp_path, label_map):
-    from siam_bids.training import Trainer
+    from siam_bids.training.trainer import Trainer
 
     trained = train(config(tmp_path / "run", label_map, minutes=0.05))
     fresh = Trainer(config(tmp_path / "run", label_map, minutes=0.05))
@@ -222,7 +215,7 @@ def test_no_file_of_a_state_is_larger_than_16_mib(tmp_path):
 
 
 def test_a_leg_goes_on_with_the_network_and_the_difficulty_of_the_run(tmp_path, label_map, capsys):
-    from siam_bids.training import Trainer
+    from siam_bids.training.trainer import Trainer
 
     first = train(config(tmp_path / "first", label_map, minutes=0.0001))
     assert not first.pretrained
@@ -243,7 +236,7 @@ def test_a_leg_goes_on_with_the_network_and_the_difficulty_of_the_run(tmp_path, 
 
 
 def test_the_cooldown_leg_lets_the_rate_fall(tmp_path, label_map):
-    from siam_bids.training import Trainer
+    from siam_bids.training.trainer import Trainer
 
     trainer = Trainer(config(tmp_path, label_map, minutes=1, cooldown=True))
     trainer.step = 1000
@@ -256,7 +249,7 @@ def test_two_processes_train_one_network(tmp_path, label_map):
     trained = train(config(tmp_path, label_map, minutes=0.1, processes=2))
     assert torch.get_num_threads() == threads
     assert trained.step > 1
-    from siam_bids.training import Trainer
+    from siam_bids.training.trainer import Trainer
 
     kept = Trainer(config(tmp_path, label_map, minutes=1))
     assert kept.step == trained.step
@@ -266,7 +259,7 @@ def test_two_processes_train_one_network(tmp_path, label_map):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16_is_for_cpus_that_have_it(monkeypatch, fast):
-    monkeypatch.setattr("siam_bids.training.has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr("siam_bids.training.trainer.has_fast_bfloat16", lambda: fast)
     layer = torch.nn.Linear(2, 2)
     with mixed_precision(torch.device("cpu")):
         answer = layer(torch.ones(1, 2))
@@ -281,7 +274,7 @@ def test_processes_share_no_gpu(tmp_path, label_map):
 def test_siams_maps_are_drawn_as_often_as_asked():
     from pathlib import Path
 
-    from siam_bids.training import map_weights
+    from siam_bids.training.patches import map_weights
 
     maps = tuple((Path(str(n)), "siam" if n == 9 else "synthseg") for n in range(10))
     weights = map_weights(TrainingConfig(maps=maps, folder=Path(), minutes=1, siam_share=0.1))

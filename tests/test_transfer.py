@@ -3,8 +3,10 @@ import torch
 from torch.nn import functional
 
 from siam_bids.errors import ModelError
-from siam_bids.nnunet import CONFIGURATION, build_network, compact_plans
-from siam_bids.transfer import settle, start_from
+from siam_bids.nnunet.architecture import build_network
+from siam_bids.nnunet.model import CONFIGURATION
+from siam_bids.nnunet.write import compact_plans
+from siam_bids.training.warm_start import settle, start_from
 
 
 def network(features, seed=0):

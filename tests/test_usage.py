@@ -7,8 +7,8 @@ import psutil
 import pytest
 from conftest import ROOT, run_program
 
-from siam_bids import usage
-from siam_bids.usage import Meter
+from siam_bids.support.memory import free_memory
+from siam_bids.support.timing import Meter
 
 
 def in_a_fresh_process(code: str) -> None:
@@ -58,25 +58,25 @@ def groups(tmp_path, monkeypatch):
             (folder / "memory.max").write_text(f"{limits[name]}\n")
             (folder / "memory.stat").write_text("anon 300000000\nfile 900000000\nkernel 50000000\n")
         (tmp_path / "self").write_text("0::/job/step\n")
-        monkeypatch.setattr(usage, "_GROUP", tmp_path / "self")
-        monkeypatch.setattr(usage, "_GROUPS", root)
+        monkeypatch.setattr("siam_bids.support.memory._GROUP", tmp_path / "self")
+        monkeypatch.setattr("siam_bids.support.memory._GROUPS", root)
 
     return make
 
 
 def test_the_tightest_limit_around_the_process_counts_and_its_file_cache_does_not(groups):
     groups(job=1_000_000_000, step=2_000_000_000)
-    assert usage.free_memory() == 650_000_000
+    assert free_memory() == 650_000_000
 
 
 def test_a_group_over_its_limit_leaves_nothing(groups):
     groups(job="max", step=200_000_000)
-    assert usage.free_memory() == 0
+    assert free_memory() == 0
 
 
 def test_without_limits_it_is_what_the_machine_has(groups):
     groups(job="max", step="max")
-    assert usage.free_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert free_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc keeps what is freed")

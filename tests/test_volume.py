@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from conftest import affine_of
 
-from siam_bids.labels import siam_labels
-from siam_bids.volume import Crop, Grid, Reorientation, Segmentation, Volume
+from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation, Volume
+from siam_bids.image.labels import siam_labels
 
 
 def oblique(codes: str) -> np.ndarray:

@@ -11,13 +11,21 @@ import pandas as pd
 import pytest
 from conftest import checksums, run_config, write_dataset, write_raw, write_scan
 
-from siam_bids import derivatives, workflow
+from siam_bids import __version__
+from siam_bids.bids.description import begin_dataset
+from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.names import finished_scans, sidecar
+from siam_bids.bids.status import failed_scans
+from siam_bids.bids.writers import save_resources
 from siam_bids.config import Query, RunConfig
 from siam_bids.errors import DatasetError, ModelError, UsageError
-from siam_bids.files import sha256
-from siam_bids.group import run_group
-from siam_bids.labels import siam_labels
-from siam_bids.volume import Volume
+from siam_bids.image.grid import Volume
+from siam_bids.image.labels import siam_labels
+from siam_bids.image.nifti import load_volume
+from siam_bids.models.registry import find_model
+from siam_bids.pipelines.group import run_group
+from siam_bids.pipelines.participant import _save_results, _Worker, rebuild_reports, run_participant
+from siam_bids.support.atomic_files import sha256
 
 
 @pytest.fixture
@@ -33,14 +41,14 @@ def first_run(tmp_path_factory, head, tiny_model):
     """One run on the small dataset, made once; tests get a copy."""
     place = tmp_path_factory.mktemp("first")
     config = run_config(write_dataset(place / "bids", head), place / "out", tiny_model)
-    return config, workflow.run_participant(config)
+    return config, run_participant(config)
 
 
 @pytest.fixture
 def run(first_run, config):
     made, summary = first_run
     shutil.copytree(made.output_dir, config.output_dir)
-    derivatives.begin_dataset(config.output_dir, config.bids_dir, siam_labels())
+    begin_dataset(config.output_dir, config.bids_dir, siam_labels())
     return config, summary
 
 
@@ -58,7 +66,7 @@ def test_a_failing_scan_among_good_ones_stops_nobody(run, bids):
 
 def test_what_each_scan_took_is_on_record_and_in_a_table(run):
     config, _ = run
-    records = [json.loads(n.record.read_text()) for n in derivatives.results(config.output_dir)]
+    records = [json.loads(n.record.read_text()) for n in finished_scans(config.output_dir)]
     assert len(records) == len(GOOD)
     for record in records:
         assert list(record["stages"]) == ["read", "segment", "write"]
@@ -66,7 +74,7 @@ def test_what_each_scan_took_is_on_record_and_in_a_table(run):
         assert 100 < record["peak_memory_MB"] < 10_000
         assert (record["device"], record["threads"]) == ("cpu", 1)
         assert record["command"] == config.command
-    derivatives.save_resources(config.output_dir)
+    save_resources(config.output_dir)
     table = pd.read_csv(config.output_dir / "logs" / "resources.tsv", sep="\t")
     assert table["scan"].tolist() == GOOD
     assert [*table] == [
@@ -77,7 +85,7 @@ def test_what_each_scan_took_is_on_record_and_in_a_table(run):
 
 def test_no_scratch_files_stay_and_the_input_is_untouched(config, bids):
     before = checksums(bids)
-    workflow.run_participant(config)
+    run_participant(config)
     assert checksums(bids) == before
     assert not [name for name in checksums(config.output_dir) if ".tmp-" in name]
 
@@ -92,7 +100,7 @@ def test_outputs_lie_on_the_input_grid_and_volumes_agree_with_the_map(run, bids)
     np.testing.assert_allclose(found.affine, source.affine, atol=1e-5)
     data = np.asarray(found.dataobj)
     table = pd.read_csv(f"{stem}_desc-FLAIR_volumes.tsv", sep="\t").set_index("name")
-    for label in derivatives.read_label_table(root).foreground:
+    for label in read_label_table(root).foreground:
         voxels = int((data == label.index).sum())
         assert table.loc[label.name, "voxels"] == voxels
         assert table.loc[label.name, "volume_mL"] == pytest.approx(voxels * 64 / 1000, abs=1e-3)
@@ -104,13 +112,13 @@ def test_the_sidecar_names_input_model_and_versions(run, bids):
     config, _ = run
     path = config.output_dir / "sub-01/anat/sub-01_seg-siam_desc-T1w_dseg.json"
     about = json.loads(path.read_text())
-    record = workflow.find_model(config.model)
+    record = find_model(config.model)
     assert about["Sources"] == ["bids:raw:sub-01/anat/sub-01_T1w.nii.gz"]
     assert (bids / about["Sources"][0].removeprefix("bids:raw:")).exists()
     assert about["Model"]["SHA256"] == record.sha256
     assert about["Model"]["Name"] == "tiny"
     assert about["InputSHA256"] == sha256(bids / "sub-01/anat/sub-01_T1w.nii.gz")
-    assert about["Software"]["siam-bids"] == workflow.__version__
+    assert about["Software"]["siam-bids"] == __version__
     assert about["Grid"]["VoxelSize"] == [4.0, 4.0, 4.0]
 
 
@@ -120,7 +128,7 @@ def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
     """Writing the first waits here until segmenting the second has begun."""
     bids = write_raw(tmp_path / "bids", head, "sub-01_T1w", "sub-02_T1w")
     begun = threading.Event()
-    segment, save = workflow._Worker._segment, workflow._save_results
+    segment, save = _Worker._segment, _save_results
 
     def watched_segment(self, task, progress):
         if task.scan.subject == "02":
@@ -131,9 +139,9 @@ def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
         assert task.scan.subject == "02" or begun.wait(20)
         save(task, prediction)
 
-    monkeypatch.setattr(workflow._Worker, "_segment", watched_segment)
-    monkeypatch.setattr(workflow, "_save_results", waiting_save)
-    summary = workflow.run_participant(run_config(bids, tmp_path / "out", tiny_model))
+    monkeypatch.setattr(_Worker, "_segment", watched_segment)
+    monkeypatch.setattr("siam_bids.pipelines.participant._save_results", waiting_save)
+    summary = run_participant(run_config(bids, tmp_path / "out", tiny_model))
     assert summary.done == ["sub-01_T1w", "sub-02_T1w"]
     assert (tmp_path / "out" / "sub-01.html").exists()
 
@@ -141,14 +149,14 @@ def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
 def test_a_rerun_does_only_what_is_missing(run):
     config, _ = run
     before = checksums(config.output_dir)
-    again = workflow.run_participant(config)
+    again = run_participant(config)
     assert (again.done, again.skipped) == ([], GOOD)
     assert checksums(config.output_dir) == before
     (config.output_dir / "sub-01/anat/sub-01_label-brain_desc-T1w_mask.nii.gz").unlink()
-    derivatives.sidecar(
-        config.output_dir / "sub-03/anat/sub-03_seg-siam_desc-T2w_dseg.nii.gz"
-    ).write_text('{"half": ')
-    third = workflow.run_participant(config)
+    sidecar(config.output_dir / "sub-03/anat/sub-03_seg-siam_desc-T2w_dseg.nii.gz").write_text(
+        '{"half": '
+    )
+    third = run_participant(config)
     assert third.done == ["sub-01_T1w", "sub-03_T2w"]
     records = {name for name in before if name.startswith("logs/")}
     after = checksums(config.output_dir)
@@ -162,26 +170,26 @@ def test_a_changed_input_option_or_overwrite_is_not_passed_for_done(run, bids, h
     config, _ = run
     config = replace(config, query=Query(participants=("01",)))
     with_maps = replace(config, probabilities=("GM", "WM"))
-    assert workflow.run_participant(with_maps).done == ["sub-01_T1w"]
+    assert run_participant(with_maps).done == ["sub-01_T1w"]
     chance = config.output_dir / "sub-01/anat/sub-01_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
     data = np.asarray(nib.load(chance).dataobj)
     assert 0 <= data.min() <= data.max() <= 1
-    assert workflow.run_participant(with_maps).skipped == ["sub-01_T1w"]
-    assert workflow.run_participant(replace(with_maps, overwrite=True)).done == ["sub-01_T1w"]
+    assert run_participant(with_maps).skipped == ["sub-01_T1w"]
+    assert run_participant(replace(with_maps, overwrite=True)).done == ["sub-01_T1w"]
     write_scan(bids / "sub-01/anat/sub-01_T1w.nii.gz", Volume(head.data[::-1], head.grid))
-    assert workflow.run_participant(with_maps).done == ["sub-01_T1w"]
+    assert run_participant(with_maps).done == ["sub-01_T1w"]
 
 
 def test_write_probseg_writes_what_probabilities_of_every_tissue_does(config, tmp_path):
     config = replace(config, query=Query(participants=("01",)))
     every = replace(config, write_probseg=True)
-    assert workflow.run_participant(every).done == ["sub-01_T1w"]
+    assert run_participant(every).done == ["sub-01_T1w"]
     listed = replace(
         config,
         output_dir=tmp_path / "listed",
         probabilities=tuple(label.name for label in siam_labels()),
     )
-    assert workflow.run_participant(listed).done == ["sub-01_T1w"]
+    assert run_participant(listed).done == ["sub-01_T1w"]
     ours, theirs = (
         {path.name: path for path in each.output_dir.rglob("*_probseg.nii.gz")}
         for each in (every, listed)
@@ -193,17 +201,17 @@ def test_write_probseg_writes_what_probabilities_of_every_tissue_does(config, tm
         assert path.read_bytes() == theirs[name].read_bytes()
     total = sum(np.asarray(nib.load(path).dataobj) for path in theirs.values())
     np.testing.assert_allclose(total, 1, atol=1e-4)
-    assert workflow.run_participant(every).skipped == ["sub-01_T1w"]
+    assert run_participant(every).skipped == ["sub-01_T1w"]
     by_name = replace(every, write_probseg=False, probabilities=listed.probabilities[1:])
-    assert workflow.run_participant(by_name).skipped == ["sub-01_T1w"]
+    assert run_participant(by_name).skipped == ["sub-01_T1w"]
 
 
 def test_a_repaired_scan_loses_its_error(run, bids, head):
     config, _ = run
     write_scan(bids / "sub-03/anat/sub-03_T1w.nii.gz", head)
-    summary = workflow.run_participant(config)
+    summary = run_participant(config)
     assert (summary.done, summary.failed) == (["sub-03_T1w"], {})
-    assert not list(derivatives.failures(config.output_dir))
+    assert not list(failed_scans(config.output_dir))
 
 
 def test_an_input_that_is_whole_again_loses_its_error(run, bids):
@@ -212,29 +220,29 @@ def test_an_input_that_is_whole_again_loses_its_error(run, bids):
     scan = bids / "sub-01/anat/sub-01_T1w.nii.gz"
     whole = scan.read_bytes()
     scan.write_bytes(whole[:-500])
-    assert list(workflow.run_participant(config).failed) == ["sub-01_T1w"]
+    assert list(run_participant(config).failed) == ["sub-01_T1w"]
     scan.write_bytes(whole)
-    assert workflow.run_participant(config).skipped == ["sub-01_T1w"]
-    assert [names.name for names in derivatives.failures(config.output_dir)] == ["sub-03_T1w"]
+    assert run_participant(config).skipped == ["sub-01_T1w"]
+    assert [names.name for names in failed_scans(config.output_dir)] == ["sub-03_T1w"]
 
 
 def test_stop_on_first_crash(config):
     from siam_bids.errors import ImageError
 
     with pytest.raises(ImageError, match="sub-03_T1w"):
-        workflow.run_participant(replace(config, stop_on_first_crash=True))
+        run_participant(replace(config, stop_on_first_crash=True))
 
 
 def test_an_unforeseen_error_in_one_scan_is_reported_too(config, monkeypatch):
-    original = workflow.load_volume
+    original = load_volume
 
     def explode(path, **options):
         if "sub-01" in path.name:
             raise ZeroDivisionError("deep inside")
         return original(path)
 
-    monkeypatch.setattr(workflow, "load_volume", explode)
-    summary = workflow.run_participant(config)
+    monkeypatch.setattr("siam_bids.pipelines.participant.load_volume", explode)
+    summary = run_participant(config)
     assert summary.failed["sub-01_T1w"].startswith("ZeroDivisionError: deep inside")
     assert summary.done == GOOD[1:]
 
@@ -244,16 +252,16 @@ def test_reports_can_be_written_anew(run):
     page = config.output_dir / "sub-02.html"
     before = page.read_text()
     page.unlink()
-    assert workflow.rebuild_reports(config) == ["01", "02", "03"]
+    assert rebuild_reports(config) == ["01", "02", "03"]
     assert page.read_text() == before
     assert "sub-02_ses-b_run-1_FLAIR" in before
 
 
 def test_pages_name_the_model_that_made_the_scans_not_the_present_one(run, tmp_path):
     config, _ = run
-    maker = workflow.find_model(config.model).sha256
+    maker = find_model(config.model).sha256
     other = replace(config, model="compact")
-    workflow.rebuild_reports(other)
+    rebuild_reports(other)
     run_group(other)
     for page in ("sub-01.html", "group.html"):
         text = (config.output_dir / page).read_text()
@@ -276,16 +284,16 @@ def test_unusable_requests_end_the_run_before_it_writes_images(config, change, e
     if change.get("device") == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(error, match=message):
-        workflow.run_participant(replace(config, stop_on_first_crash=True, **change))
+        run_participant(replace(config, stop_on_first_crash=True, **change))
     assert not list(config.output_dir.rglob("*.nii.gz"))
 
 
 def test_folders_inside_each_other(config, bids):
     with pytest.raises(UsageError, match="are the same"):
-        workflow.run_participant(replace(config, output_dir=bids))
+        run_participant(replace(config, output_dir=bids))
     with pytest.raises(UsageError, match="lies inside the output"):
-        workflow.run_participant(replace(config, output_dir=bids.parent))
+        run_participant(replace(config, output_dir=bids.parent))
     inside = replace(
         config, output_dir=bids / "derivatives" / "siam-bids", query=Query(participants=("01",))
     )
-    assert workflow.run_participant(inside).done == ["sub-01_T1w"]
+    assert run_participant(inside).done == ["sub-01_T1w"]

@@ -21,7 +21,7 @@ import nibabel as nib
 import numpy as np
 from conftest import describe
 
-from siam_bids.volume import Volume
+from siam_bids.image.grid import Volume
 
 Make = Callable[[Path, Volume], None]
 

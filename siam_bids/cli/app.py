@@ -26,8 +26,8 @@ from siam_bids.cli.console import (
     start_logging,
 )
 from siam_bids.config import RunConfig
-from siam_bids.stopping import stoppable
-from siam_bids.store import search_path
+from siam_bids.models.folder import search_path
+from siam_bids.support.signals import stoppable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,40 +49,41 @@ def _run(argv: list[str]) -> int:
 
     if config.level == "group" and not (arguments.boilerplate_only or config.dry_run):
         with quick_imports():
-            from siam_bids.group import run_group  # heavy, but without torch
+            from siam_bids.pipelines.group import run_group
 
         wide = run_group(config)
         print(f"{len(wide)} scans: {config.output_dir / 'group.html'}")
         return 0
 
     with quick_imports():
-        from siam_bids import workflow  # heavy: torch, nnunetv2, pybids
+        from siam_bids.pipelines.participant import boilerplate, rebuild_reports, run_participant
 
     if arguments.boilerplate_only:
-        print(workflow.boilerplate(config))
+        print(boilerplate(config))
         return 0
     if config.dry_run:
         return _dry_run(config)
     if config.reports_only:
-        for label in workflow.rebuild_reports(config):
+        for label in rebuild_reports(config):
             print(config.output_dir / f"sub-{label}.html")
         return 0
-    summary = workflow.run_participant(config)
+    summary = run_participant(config)
     for line in summary.lines():
         print(line)
     return EXIT_SOME_SCANS_FAILED if summary.failed else 0
 
 
 def _dry_run(config: RunConfig) -> int:
-    from siam_bids import planning, workflow
+    from siam_bids.pipelines.dry_run import HEADER, plan, summary
+    from siam_bids.pipelines.todo import nothing_matches
 
-    steps = planning.plan(config)
-    print(planning.HEADER)
+    steps = plan(config)
+    print(HEADER)
     for step in steps:
         print(step.line())
     if all(step.action == "skip" for step in steps):
-        raise workflow.nothing_matches(config)
-    print(planning.summary(steps), file=sys.stderr)
+        raise nothing_matches(config)
+    print(summary(steps), file=sys.stderr)
     return 0
 
 

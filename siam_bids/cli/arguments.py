@@ -55,7 +55,7 @@ def query_of(arguments: argparse.Namespace) -> Query:
     """Return the choice of scans."""
     filters = {}
     if arguments.bids_filter_file:
-        from siam_bids.dataset import read_filter_file
+        from siam_bids.bids.filters import read_filter_file
 
         filters = read_filter_file(arguments.bids_filter_file)
     return Query(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from siam_bids.errors import SiamError, UsageError, out_of_memory
-from siam_bids.stopping import EXIT_INTERRUPTED, Stopped
+from siam_bids.support.signals import EXIT_INTERRUPTED, Stopped
 
 EXIT_SOME_SCANS_FAILED = 1
 EXIT_DISK = 7

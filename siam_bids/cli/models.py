@@ -10,7 +10,7 @@ from pathlib import Path
 
 from siam_bids.cli.console import guarded, start_logging
 from siam_bids.errors import ModelError
-from siam_bids.store import search_path
+from siam_bids.models.folder import search_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,20 +22,21 @@ def _run(argv: list[str]) -> int:
     arguments = parser().parse_args(argv)
     start_logging()
 
-    from siam_bids import models as registry
+    from siam_bids.models.install import remove, verify
+    from siam_bids.models.registry import find_model, locate, registry
 
     roots = search_path(os.environ)
     if arguments.verb == "list":
-        for name in registry.registry():
-            where = registry.locate(name, roots)
+        for name in registry():
+            where = locate(name, roots)
             print(f"{name}\t{', '.join(map(str, where)) or 'not fetched'}")
     elif arguments.verb == "where":
-        for model in registry.find_model(arguments.name, roots).parts():
+        for model in find_model(arguments.name, roots).parts():
             print(model.folder)
     elif arguments.verb == "remove":
-        print(f"removed {registry.remove(arguments.name, roots)}")
+        print(f"removed {remove(arguments.name, roots)}")
     elif arguments.verb == "verify":
-        answers = list(registry.verify(arguments.name, roots))
+        answers = list(verify(arguments.name, roots))
         for part, good in answers:
             print(f"{'ok' if good else 'CHANGED'}\t{part}")
         return 0 if all(good for _, good in answers) else ModelError.exit_code
@@ -47,8 +48,8 @@ def _run(argv: list[str]) -> int:
 def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> None:
     from tqdm import tqdm
 
-    from siam_bids.models import fetch
-    from siam_bids.nnunet import convert_checkpoints
+    from siam_bids.models.install import fetch
+    from siam_bids.nnunet.checkpoints import convert_checkpoints
 
     with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
 

@@ -17,7 +17,7 @@ from siam_bids.cli.console import (
     start_logging,
 )
 from siam_bids.errors import UsageError
-from siam_bids.store import search_path
+from siam_bids.models.folder import search_path
 
 _SIAM_PRED_MODELS = {"0": "siam-v0.3", "1": "siam-v0.1", "2": "siam-v0.2"}
 
@@ -37,7 +37,7 @@ def _run(argv: list[str]) -> int:
         raise UsageError("One input and one output are needed.", "See siam-bids-segment --help.")
 
     with quick_imports():
-        from siam_bids.plain import segment_files  # heavy: torch, nnunetv2
+        from siam_bids.pipelines.files import segment_files
 
     written, failed = segment_files(
         source,

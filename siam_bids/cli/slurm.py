@@ -26,7 +26,7 @@ def _run(argv: list[str]) -> int:
     start_logging()
 
     with quick_imports():
-        from siam_bids.slurm import ArrayConfig, render_scripts, write_scripts  # heavy
+        from siam_bids.pipelines.slurm import ArrayConfig, render_scripts, write_scripts
 
     query = query_of(arguments)
     forward = ["--suffix", *query.suffixes] if query.suffixes != DEFAULT_SUFFIXES else []

@@ -21,8 +21,10 @@ def _run(argv: list[str]) -> int:
     start_logging()
 
     with quick_imports():
-        from siam_bids.models import find_model
-        from siam_bids.training import TrainingConfig, shape_of, train as run
+        from siam_bids.models.registry import find_model
+        from siam_bids.training.config import TrainingConfig
+        from siam_bids.training.loop import train as run
+        from siam_bids.training.state import shape_of
 
     if bool(arguments.maps) != bool(arguments.table):
         raise UsageError("--maps and --table belong together.", "Give both or neither.")
@@ -174,7 +176,7 @@ def _count(text: str) -> int:
 
 
 def _contrasts(text: str) -> tuple[str, ...]:
-    from siam_bids.anatomy import CONTRASTS
+    from siam_bids.synthesis.label_maps import CONTRASTS
 
     wanted = words(text)
     if unknown := [word for word in wanted if word not in CONTRASTS]:

@@ -1,0 +1,1 @@
+"""BIDS: finding scans, naming outputs, reading and writing derivatives."""

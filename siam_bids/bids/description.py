@@ -1,0 +1,74 @@
+"""What makes a folder a derivative dataset: its description and the files at its root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siam_bids import __version__
+from siam_bids.bids.label_tables import (
+    FREESURFER_TABLE,
+    ITKSNAP_TABLE,
+    LABEL_TABLE,
+    for_freesurfer,
+    for_itksnap,
+    read_label_table,
+    save_label_table,
+)
+from siam_bids.bids.names import finished_scans
+from siam_bids.errors import UsageError
+from siam_bids.image.labels import LabelTable
+from siam_bids.support.atomic_files import write_json, write_text
+
+BIDS_VERSION = "1.11.1"
+PIPELINE = "siam-bids"
+CODE_URL = "https://pypi.org/project/siam-bids"
+
+_IGNORED = (
+    "*.html", "figures", "seg-siam_*.txt", "group_*", "*_volumes.tsv", "*_volumes.json",
+    "*_qc.tsv", "*_qc.json",
+)  # fmt: skip
+
+
+def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
+    """Write what makes the folder a derivative dataset; safe to repeat and to run at once.
+
+    Parameters
+    ----------
+    source
+        The raw dataset, linked as `raw`.
+
+    Raises
+    ------
+    UsageError
+        The folder holds results of a model with other labels: one table names all label maps.
+    """
+    if (
+        (root / LABEL_TABLE).exists()
+        and read_label_table(root) != labels
+        and any(finished_scans(root))
+    ):
+        raise UsageError(
+            f"{root} holds results of a model with other labels.", "Give another output folder."
+        )
+    generator = {"Name": PIPELINE, "Version": __version__, "CodeURL": CODE_URL}
+    write_json(
+        root / "dataset_description.json",
+        {
+            "Name": f"Head segmentations by {PIPELINE}",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [generator],
+            "SourceDatasets": [{"URL": source.absolute().as_uri()}],
+            "DatasetLinks": {"raw": source.absolute().as_uri()},
+        },
+    )
+    write_text(root / ".bidsignore", "\n".join(_IGNORED) + "\n")
+    write_text(
+        root / "README",
+        f"Segmentations of whole-head MRI made by {PIPELINE} {__version__}.\n"
+        "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Quality: *_qc.tsv.\n"
+        "Pages: sub-*.html and group.html.\n",
+    )
+    save_label_table(root / LABEL_TABLE, labels)
+    write_text(root / ITKSNAP_TABLE, for_itksnap(labels))
+    write_text(root / FREESURFER_TABLE, for_freesurfer(labels))

@@ -1,0 +1,65 @@
+"""Label tables as BIDS, ITK-SNAP and FreeSurfer read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from siam_bids.image.labels import Label, LabelTable
+from siam_bids.support.atomic_files import write_text
+from siam_bids.support.tsv import read_rows
+
+LABEL_TABLE = "seg-siam_dseg.tsv"
+ITKSNAP_TABLE = "seg-siam_itksnap.txt"
+FREESURFER_TABLE = "seg-siam_freesurfer.txt"
+
+
+def for_itksnap(labels: LabelTable) -> str:
+    """Return the labels as ITK-SNAP loads them (Segmentation, Import Label Descriptions)."""
+    rows = ["# ITK-SnAP Label Description File", "# index, red, green, blue, opacity, shown, mesh"]
+    for label in labels:
+        seen = int(label.index != 0)
+        color = " ".join(f"{part:3d}" for part in label.rgb)
+        rows.append(f'{label.index:5d}  {color}  {seen}  {seen}  {seen}  "{label.long_name}"')
+    return "\n".join(rows) + "\n"
+
+
+def for_freesurfer(labels: LabelTable) -> str:
+    """Return the labels as a FreeSurfer colour table, for freeview's and FSLeyes' lookup tables."""
+    rows = ["#No. Name R G B A"]
+    rows += [f"{label.index} {label.name} {' '.join(map(str, label.rgb))} 0" for label in labels]
+    return "\n".join(rows) + "\n"
+
+
+def save_label_table(path: Path, labels: LabelTable) -> None:
+    """Write a label table as BIDS wants it: index, name, abbreviation, color, mapping.
+
+    A further column `parent` names the label that one refines, where there are such.
+    """
+    columns = {
+        "index": [str(label.index) for label in labels],
+        "name": [label.long_name for label in labels],
+        "abbreviation": [label.name for label in labels],
+        "color": [label.color for label in labels],
+        "mapping": [str(label.mapping) for label in labels],
+    }
+    if any(label.parent for label in labels):
+        columns["parent"] = [label.parent or "n/a" for label in labels]
+    rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+    write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+
+
+def read_label_table(root: Path) -> LabelTable:
+    """Read back the label table of a derivative dataset."""
+    return LabelTable(
+        tuple(
+            Label(
+                index=int(row["index"]),
+                name=row["abbreviation"],
+                long_name=row["name"],
+                color=row["color"],
+                mapping=int(row["mapping"]),
+                parent=row.get("parent", "").replace("n/a", ""),
+            )
+            for row in read_rows(root / LABEL_TABLE)
+        )
+    )

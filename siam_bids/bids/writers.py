@@ -1,0 +1,123 @@
+"""Writing images, masks and tables with their sidecars."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from siam_bids.bids.description import PIPELINE
+from siam_bids.bids.names import finished_scans, sidecar
+from siam_bids.image.grid import Grid, Segmentation
+from siam_bids.measures.quality import dictionary as quality_dictionary, judge
+from siam_bids.measures.volumes import DICTIONARY
+from siam_bids.support.atomic_files import atomic, read_json, write_json, write_text
+
+
+def save_segmentation(path: Path, segmentation: Segmentation) -> None:
+    """Write a label map as uint8 NIfTI on exactly its grid."""
+    _save(path, segmentation.data, segmentation.grid)
+
+
+def save_mask(path: Path, mask: npt.NDArray[np.bool_], grid: Grid) -> None:
+    """Write a mask (I, J, K) as uint8 NIfTI, 1 inside."""
+    _save(path, mask.astype(np.uint8), grid)
+
+
+def save_probability(path: Path, probability: npt.NDArray[np.float32], grid: Grid) -> None:
+    """Write probabilities (I, J, K) in [0, 1] as float32 NIfTI."""
+    _save(path, probability, grid)
+
+
+def save_preview(path: Path, data: npt.NDArray[np.uint8], grid: Grid) -> None:
+    """Write a coarse copy (I, J, K) as uint8 NIfTI, as small as gzip makes it."""
+    image = nib.Nifti1Image(data, grid.affine)
+    with atomic(path) as scratch:
+        scratch.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
+
+
+def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> None:
+    image = nib.Nifti1Image(data, grid.affine, dtype=data.dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(grid.affine, code=1)
+    directions = grid.affine[:3, :3] / np.array(grid.voxel_size)
+    if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):  # a qform holds no shear
+        image.set_qform(grid.affine, code=1)
+    with atomic(path) as scratch:
+        nib.save(image, scratch)
+
+
+def save_volumes(path: Path, table: pd.DataFrame) -> None:
+    """Write a volume table as TSV with its data dictionary beside it."""
+    write_text(path, _as_tsv(table))
+    write_json(sidecar(path), DICTIONARY)
+
+
+def _as_tsv(table: pd.DataFrame) -> str:
+    text: str = table.to_csv(
+        sep="\t", index=False, na_rep="n/a", float_format="%.4f", lineterminator="\n"
+    )
+    return text
+
+
+def save_quality(path: Path, values: Mapping[str, float]) -> None:
+    """Write one scan's metrics as a TSV of one row, its flag and reasons last, and a dictionary."""
+    flag, reasons = judge(values)
+    table = pd.DataFrame([{**values, "flag": flag, "reasons": "; ".join(reasons) or None}])
+    write_text(path, _as_tsv(table))
+    write_json(sidecar(path), quality_dictionary(tuple(map(str, table))))
+
+
+def save_table(root: Path, name: str, table: pd.DataFrame, described: Mapping[str, Any]) -> None:
+    """Write a table of all scans as `NAME.tsv` with its dictionary `NAME.json`, and as Parquet."""
+    path = root / f"{name}.tsv"
+    write_text(path, _as_tsv(table))
+    write_json(sidecar(path), described)
+    with atomic(path.with_suffix(".parquet")) as scratch:
+        table.to_parquet(scratch, index=False)
+
+
+def save_phenotype(root: Path, kinds: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -> None:
+    """Write the wide volumes where BIDS keeps measurements, one file per kind of scan.
+
+    Parameters
+    ----------
+    kinds
+        What follows the participant in the names of the scans, `ses-a_T1w`, to their table (one
+        row per participant) and its dictionary.
+    """
+    folder = root / "phenotype"
+    for path in folder.glob("siam_*"):
+        if path.stem.removeprefix("siam_") not in kinds:
+            path.unlink()
+    for kind, (table, described) in kinds.items():
+        path = folder / f"siam_{kind}.tsv"
+        write_text(path, _as_tsv(table))
+        tool = {"Description": f"Volumes of head tissues on {kind} images by {PIPELINE}."}
+        write_json(sidecar(path), {"MeasurementToolMetadata": tool, **described})
+
+
+def remove_table(root: Path, name: str) -> None:
+    """Remove what `save_table` wrote earlier and what no longer holds."""
+    for ending in ("tsv", "json", "parquet"):
+        (root / f"{name}.{ending}").unlink(missing_ok=True)
+
+
+def save_resources(root: Path) -> None:
+    """Write `logs/resources.tsv`: what each scan took, as a table to size jobs with."""
+    rows = []
+    for names in finished_scans(root):
+        past = read_json(names.record)
+        if "peak_memory_MB" in past:
+            stages = {f"{stage}_s": seconds for stage, seconds in past["stages"].items()}
+            plain = {key: value for key, value in past.items() if key != "stages"}
+            rows.append({"scan": names.name, **plain, **stages})
+    if rows:
+        text = pd.DataFrame(rows).to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+        write_text(root / "logs" / "resources.tsv", text)

@@ -1,0 +1,1 @@
+"""Scans, label maps and grids."""

@@ -1,0 +1,85 @@
+"""Mean scores of several networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from siam_bids.inference.resampling import (
+    LEAST_PROBABILITY,
+    Part,
+)
+
+
+class MeanScores:
+    """The mean of the probabilities that several networks give, on one grid.
+
+    Parameters
+    ----------
+    first
+        On the whole grid.
+    others
+        On the box, of the same classes; NaN where they say nothing.
+    box
+        Of the grid; outside it the first one's probabilities stand alone. Default: everything.
+    share
+        What the others count together, 0 to 1. Default: each as much as the first.
+    """
+
+    def __init__(
+        self,
+        first: Part,
+        others: Sequence[Part],
+        box: Sequence[slice] | None = None,
+        share: float | None = None,
+    ) -> None:
+        self.shape, self.classes = first.shape, first.classes
+        self._first, self._others = first, others
+        self._share = len(others) / (1 + len(others)) if share is None else share
+        self._box = tuple(box or (slice(0, length) for length in self.shape))
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) logarithms of the mean probabilities of each plane, float32."""
+        rows, *window = self._box
+        others = [part.planes() for part in self._others]
+        for place, plane in enumerate(self._first.planes()):
+            total = plane.float().softmax(0)
+            if rows.start <= place < rows.stop:
+                here = total[(slice(None), *window)]
+                inner = here * (1 - self._share)
+                for other in others:
+                    told = fill_unknown(next(other).float().softmax(0), here)
+                    inner.add_(told, alpha=self._share / len(others))
+                total[(slice(None), *window)] = inner
+            yield total.clamp_(min=LEAST_PROBABILITY).log_()
+
+    def every(self, apart: Sequence[int]) -> MeanScores:
+        """Return those of every few voxels along each axis, without `probability`."""
+        first = [-part.start % step for part, step in zip(self._box, apart, strict=True)]
+        box = [
+            slice(-(-part.start // step), -(-part.stop // step))
+            for part, step in zip(self._box, apart, strict=True)
+        ]
+        others = [part.every(apart, first) for part in self._others]
+        return MeanScores(self._first.every(apart), others, box, self._share)
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the mean probability (I, J, K) of one class."""
+        total = self._first.probability(index)
+        inner = total[self._box]
+        first = inner.copy()
+        inner *= np.float32(1 - self._share)
+        for part in self._others:
+            told = part.probability(index)
+            told = np.where(np.isnan(told), first, told)
+            inner += np.float32(self._share / len(self._others)) * told
+        return total
+
+
+def fill_unknown(probabilities: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    """Put the first network's probabilities where another says nothing (NaN)."""
+    unknown = probabilities[0].isnan()
+    return torch.where(unknown, first, probabilities) if unknown.any() else probabilities

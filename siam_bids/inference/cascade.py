@@ -1,0 +1,241 @@
+"""What `--model` names: a model or an ensemble, and models that refine its labels in a region."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from siam_bids.config import Inference
+from siam_bids.errors import ModelError, UsageError
+from siam_bids.image.grid import Grid, Segmentation, Volume
+from siam_bids.image.labels import LabelTable
+from siam_bids.inference.cost import Size, estimate
+from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each, precisions_of
+from siam_bids.inference.prediction import Prediction, ProbabilityMaps, Progress
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.models.record import ModelRecord
+from siam_bids.models.settings import Focus, Intensities, Upright
+from siam_bids.nnunet.model import NnunetModel
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What `--model` names, opened: usually one model, without regions.
+
+    Attributes
+    ----------
+    heads
+        Label the whole head; where there are several, their probabilities are averaged.
+    focus
+        Where the heads but the first look; None for everywhere.
+    intensities
+        How far the labels of the heads follow the intensities of the scan; None for not at all.
+    upright
+        Which heads are turned upright and looked at again; None for no such thing.
+    regions
+        Name of a label, and the model that refines it there, in order. Such a model takes the
+        image and, as second channel, the mask of the region; its own background cannot win there.
+    """
+
+    heads: tuple[NnunetModel, ...]
+    regions: tuple[tuple[str, NnunetModel], ...] = ()
+    focus: Focus | None = None
+    intensities: Intensities | None = None
+    upright: Upright | None = None
+
+    @classmethod
+    def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Chain:
+        """Open the folders of a record; `folds` are those of the first model, empty for all.
+
+        Raises
+        ------
+        ModelError
+            A folder is unusable, or a model does not fit its place.
+        UsageError
+            There is no such fold.
+        """
+        heads = tuple(_open(each).with_folds(folds) for each in record.members or (record,))
+        regions = tuple((region.inside, _open(region.model)) for region in record.regions)
+        for head in heads:
+            if head.channels != 1:
+                raise ModelError(f"{head.folder} wants {head.channels} images of a head, not one.")
+            if head.labels != heads[0].labels:
+                raise ModelError(
+                    f"{head.folder} has other labels than {heads[0].folder}: "
+                    "they cannot be averaged."
+                )
+        for _, model in regions:
+            if model.channels != 2:
+                raise ModelError(
+                    f"{model.folder} is no model of a region: it has {model.channels} channels, "
+                    "not an image and a mask."
+                )
+        for name in record.focus.tissues if record.focus else ():
+            if name not in heads[0].labels.by_name:
+                raise ModelError(f"There is no label {name} in {heads[0].folder}.")
+        chain = cls(heads, regions, record.focus, record.intensities, record.upright)
+        chain.tables  # noqa: B018 (tells at once what does not fit)
+        return chain
+
+    @cached_property
+    def tables(self) -> tuple[LabelTable, ...]:
+        """Label tables before and after each region.
+
+        Raises
+        ------
+        ModelError
+            A region is no label of the models before it.
+        """
+        tables = [self.heads[0].labels]
+        for inside, model in self.regions:
+            if inside not in tables[-1].by_name:
+                raise ModelError(f"There is no label {inside} for {model.folder} to refine.")
+            tables.append(tables[-1].refined(inside, model.labels))
+        return tuple(tables)
+
+    @property
+    def labels(self) -> LabelTable:
+        """All labels that the result may hold."""
+        return self.tables[-1]
+
+    def check(self, options: Inference) -> None:
+        """Refuse options that do not suit the models.
+
+        Raises
+        ------
+        UsageError
+            Voxels are to be taken as they are, and the models expect different sizes of them.
+        """
+        if not options.interpolate and len({tuple(head.plan.spacing) for head in self.heads}) > 1:
+            names = " or ".join(f"--model {head.folder.name}" for head in self.heads)
+            raise UsageError(
+                "--no-interpolation suits a model of one voxel size.", f"Give one: {names}."
+            )
+
+    @property
+    def models(self) -> tuple[NnunetModel, ...]:
+        """Those of the whole head and those of the regions."""
+        return (*self.heads, *(model for _, model in self.regions))
+
+    @property
+    def folds(self) -> int:
+        """Networks that label the whole head."""
+        return sum(len(head.folds) for head in self.heads)
+
+    def estimate(
+        self, grids: Sequence[Grid], device: torch.device, options: Inference, *, cpus: int
+    ) -> Size:
+        """Estimate what the largest of some scans takes, see `nnunet.estimate`."""
+        looks = [*focus_of_each(self.heads, self.focus), *(None for _ in self.regions)]
+        sizes = [
+            estimate(model, grids, device, options, cpus=cpus, focus=focus)
+            for model, focus in zip(self.models, looks, strict=True)
+        ]
+        heads = sizes[: len(self.heads)]
+        kept = sum(size.answer for size in heads)
+        together = max(size.memory + kept - size.answer for size in heads)
+        return Size(
+            memory=max([together, *(size.memory for size in sizes)]),
+            seconds=sum(size.seconds for size in sizes),
+        )
+
+
+def _open(record: ModelRecord) -> NnunetModel:
+    return NnunetModel.open(record.folder, precisions=record.precisions, mirror=record.mirror)
+
+
+class ChainSegmenter:
+    """Runs a chain on scans: each model where the ones before it found its region.
+
+    Raises
+    ------
+    UsageError
+        A model was not trained for mirroring, which the options ask for; or see `Chain.check`.
+    """
+
+    def __init__(self, chain: Chain, device: torch.device, options: Inference) -> None:
+        chain.check(options)
+        self.chain = chain
+        self.options = options
+        own = replace(options, folds=())
+        self._first: NnunetSegmenter | EnsembleSegmenter = (
+            EnsembleSegmenter(
+                chain.heads,
+                device,
+                own,
+                focus=chain.focus,
+                intensities=chain.intensities,
+                upright=chain.upright,
+            )
+            if len(chain.heads) > 1 or chain.upright
+            else NnunetSegmenter(chain.heads[0], device, own, chain.intensities)
+        )
+        self._finer = [NnunetSegmenter(model, device, own) for _, model in chain.regions]
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those of the models: `float32`, `float16`, `bfloat16`, `int8`; each once."""
+        return precisions_of([self._first, *self._finer])
+
+    def segment(
+        self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
+    ) -> Prediction:
+        """Segment one scan on its own grid; see `Segmenter.segment`.
+
+        The probability of a finer label is that within its region, as the models before saw it.
+        """
+        steps = 1 + len(self._finer)
+
+        def share(step: int) -> Progress | None:
+            return (lambda done: progress((step + done) / steps)) if progress else None
+
+        own = self.chain.tables[0].by_name
+        found = self._first.segment(
+            volume, probabilities=[name for name in probabilities if name in own], progress=share(0)
+        )
+        for step, finer in enumerate(self._finer, start=1):
+            before, after = self.chain.tables[step - 1 : step + 1]
+            mask = found.segmentation.data == before.by_name[self.chain.regions[step - 1][0]].index
+            if not mask.any():
+                same = Segmentation(found.segmentation.data, volume.grid, after)
+                found = replace(found, segmentation=same)
+                continue
+            own = finer.model.labels.by_name
+            part = finer.segment(
+                volume,
+                inside=mask,
+                probabilities=[name for name in probabilities if name in own],
+                progress=share(step),
+            )
+            found = _joined(found, part, mask, after)
+        return found
+
+
+def _joined(
+    coarse: Prediction, finer: Prediction, mask: npt.NDArray[np.bool_], labels: LabelTable
+) -> Prediction:
+    """Take what is inside the mask from the finer prediction; `labels` names what both may hold."""
+    table = finer.segmentation.labels
+    values = np.zeros(table.labels[-1].index + 1, np.uint8)
+    for label in table.foreground:
+        values[label.index] = labels.by_name[label.name].index
+    data = coarse.segmentation.data.copy()
+    data[mask] = values[finer.segmentation.data[mask]]
+
+    def probability(name: str) -> npt.NDArray[np.float32]:
+        inner, outer = (each.probabilities.get(name, np.float32(0)) for each in (finer, coarse))
+        return np.where(mask, inner, outer).astype(np.float32, copy=False)
+
+    names = dict.fromkeys([*coarse.probabilities, *finer.probabilities])
+    return Prediction(
+        Segmentation(data, coarse.segmentation.grid, labels),
+        ProbabilityMaps(tuple(names), probability),
+        {**coarse.confidence, **finer.confidence},
+        coarse.entropy,
+        coarse.pose,
+    )

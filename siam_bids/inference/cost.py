@@ -1,0 +1,239 @@
+"""Time and memory that a scan takes, worked out from its size and the network's: the one estimate.
+
+Before a scan it decides whether the scan fits; before a job it says what to ask a scheduler for.
+benchmarks/memory.md compares it with what was measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from siam_bids.config import Inference
+from siam_bids.image.grid import Grid
+from siam_bids.inference.sliding_window import TILE_STEP
+from siam_bids.models.settings import Focus
+from siam_bids.nnunet.int8_unet import bears_int8, has_fast_int8
+from siam_bids.nnunet.lean_unet import is_unet
+from siam_bids.support.cpu import has_fast_bfloat16
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
+    pass
+from siam_bids.image.nifti import BYTES_PER_VOXEL
+from siam_bids.inference.sliding_window import tile_starts
+from siam_bids.nnunet.lean_unet import SLAB
+from siam_bids.nnunet.model import NnunetModel, axes_to_mirror, sketch_network
+from siam_bids.nnunet.preprocessing import seen_shape
+
+
+def load_of(
+    model: NnunetModel, device: torch.device, options: Inference, *, lean: bool = False
+) -> Load:
+    """Say what a model's network asks of a machine, without loading or computing anything.
+
+    U-Nets run in pieces (`lean`) on a CPU, with `--low-mem`, and where a GPU is too small.
+    """
+    network = sketch_network(model)
+    first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
+    lean = (lean or device.type == "cpu" or options.low_memory) and is_unet(network)
+    precision = "float16" if device.type == "cuda" else "float32"
+    if lean and device.type == "cpu":
+        able = {"int8": has_fast_int8, "bfloat16": has_fast_bfloat16}
+        known = [name for name in model.precisions if able[name]()]
+        wish = options.precision
+        precision = next(iter(known), "float32") if wish == "auto" else wish
+        if precision == "int8" and not bears_int8(network):
+            precision = "float32"
+    return Load(
+        tile=tuple(model.plan.patch_size),
+        classes=len(model.labels),
+        folds=len(options.folds or model.folds),
+        parameters=sum(value.numel() for value in network.parameters()),
+        width=first.out_channels,
+        residual=any(hasattr(block, "conv2") for block in network.modules()),
+        precision=precision,
+        lean=lean,
+        on_cpu=device.type == "cpu",
+        low_memory=options.low_memory,
+        flips=2 ** len(axes_to_mirror(model, options)),
+    )
+
+
+def estimate(
+    model: NnunetModel,
+    grids: Sequence[Grid],
+    device: torch.device,
+    options: Inference,
+    *,
+    cpus: int,
+    focus: Focus | None = None,
+    load: Load | None = None,
+) -> Size:
+    """Estimate what the largest of some scans takes; without any, one of 256^3 at 1 mm stands in.
+
+    Fit for asking a scheduler with some spare, not for promising. `focus` tells what the network
+    will see of a scan, all of it by default; `load` is `load_of` the model, if that is known.
+    """
+    load = load or load_of(model, device, options)
+    scans = [
+        (math.prod(grid.shape), seen_shape(model, focus.typical(grid) if focus else grid, options))
+        for grid in grids or [Grid((256, 256, 256), np.eye(4))]
+    ]
+    work, step = model.multiply_adds, focus.step if focus else TILE_STEP
+    return Size(
+        memory=max(load.memory(*scan) for scan in scans),
+        answer=max(load.answer(*scan) for scan in scans),
+        seconds=max(
+            load.seconds(*scan, multiply_adds=work, cpus=cpus, step=step) for scan in scans
+        ),
+    )
+
+
+_PROGRAM = 0.75e9  # bytes: interpreter, libraries
+_NEIGHBOURS = 24.0  # bytes per voxel of the next scan being read and the last being written
+_RESAMPLING = 24.0  # bytes per voxel of the network's grid: cubic splines in float64
+_CPU_RATE = 8e9  # multiply-adds a second and core, float32; 2 cores of an AMD EPYC gave 8.6e9
+_GPU_RATE = 2e12
+_START = 30.0  # seconds until the first scan begins, from a slow shared disk
+_HANDLING = 1.5  # seconds to read, write and draw a scan of any size
+_HANDLING_PER_VOXEL = 3e-7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a network asks of the machine that runs it.
+
+    Attributes
+    ----------
+    tile
+        Edges in voxels.
+    classes, folds, flips
+        How many there are; `flips` are the ways a tile is mirrored, itself included.
+    parameters
+        Of one fold.
+    width
+        Feature maps of full resolution.
+    residual
+        Whether the encoder has residual blocks, which hold one map more.
+    precision
+        Of the feature maps: `float32`, `float16`, `bfloat16` or `int8`.
+    lean
+        Whether `network.LeanUNet` or `int8.Int8UNet` runs it.
+    on_cpu
+        Else a GPU holds weights and feature maps.
+    low_memory
+        Whether the sums of logits lie on disk.
+    """
+
+    tile: tuple[int, ...]
+    classes: int
+    folds: int
+    parameters: int
+    width: int
+    residual: bool
+    precision: str
+    lean: bool
+    on_cpu: bool
+    low_memory: bool = False
+    flips: int = 1
+
+    def network_memory(self) -> float:
+        """Estimate the bytes of a forward pass where it runs: weights, feature maps, logits.
+
+        The lean network holds the skip of the first stage and either one more map of that size
+        (in a residual block), or half a map in the stages below, or the tile's logits; and copies
+        of a few slabs. The plain one holds five maps (skip, upsampled, both joined, convolved). In
+        int8 there are the skip of the first stage in two bytes, its convolution with each of these
+        in float32, and the map of the stage below; and weights for each place in a block.
+        """
+        size = 4 if self.precision == "float32" else 2
+        tile = math.prod(self.tile)
+        one_map = size * self.width * tile
+        logits = 4 * self.classes * tile
+        if self.precision == "int8":
+            values = self.width * tile
+            return float(16 * self.parameters + max(12 * values, 4 * values + logits))
+        if not self.lean:
+            return float(4 * self.parameters + 5 * one_map + logits)
+        more = max(one_map if self.residual else one_map / 2, logits)
+        slabs = 6 * size * min(SLAB, self.width * tile)
+        return float(size * self.parameters + one_map + more + slabs)
+
+    def memory(self, voxels: int, shape: Sequence[int]) -> float:
+        """Estimate the most bytes of main memory at once, program and neighbouring scans included.
+
+        Parameters
+        ----------
+        voxels
+            Of the scan.
+        shape
+            (I, J, K) of the scan as the network sees it, at least a tile.
+        """
+        seen = math.prod(shape)
+        sums = 0 if self.low_memory else 2 * self.classes * seen * min(2, self.folds)
+        loading = 3 * 4 * self.parameters  # the network, and a checkpoint with optimiser state
+        running = 8 * seen + sums + (self.network_memory() if self.on_cpu else 0)
+        scans = (BYTES_PER_VOXEL + _NEIGHBOURS) * voxels
+        return _PROGRAM + scans + max(_RESAMPLING * seen, loading, running)
+
+    def answer(self, voxels: int, shape: Sequence[int]) -> float:
+        """Return the bytes that an ensemble keeps of a scan for its probabilities, see `memory`."""
+        sums = 0 if self.low_memory else 2 * self.classes * math.prod(shape)
+        return float(sums + 4 * voxels)
+
+    def seconds(
+        self,
+        voxels: int,
+        shape: Sequence[int],
+        *,
+        multiply_adds: float,
+        cpus: int,
+        step: float = TILE_STEP,
+    ) -> float:
+        """Estimate the wall seconds of a scan.
+
+        Parameters
+        ----------
+        voxels, shape
+            As for `memory`.
+        multiply_adds
+            Of one tile through one fold.
+        step
+            Tile edges between two tiles, at most.
+        """
+        tiles = math.prod(
+            len(tile_starts(length, edge, step))
+            for length, edge in zip(shape, self.tile, strict=True)
+        )
+        rate = _CPU_RATE * cpus if self.on_cpu else _GPU_RATE
+        handling = _HANDLING + _HANDLING_PER_VOXEL * voxels
+        return handling + tiles * self.folds * self.flips * multiply_adds / rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """What a job needs.
+
+    Attributes
+    ----------
+    memory
+        Bytes at the peak, for the largest scan.
+    seconds
+        Wall seconds of a scan, of the largest one.
+    answer
+        Bytes that stay while other models of an ensemble run, see `Load.answer`.
+    start
+        Wall seconds until the first scan begins.
+    """
+
+    memory: float
+    seconds: float
+    answer: float = 0.0
+    start: float = _START

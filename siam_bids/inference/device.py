@@ -1,0 +1,27 @@
+"""The device to compute on."""
+
+from __future__ import annotations
+
+import torch
+
+from siam_bids.errors import UsageError
+
+
+def choose_device(wish: str) -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `mps`.
+
+    Raises
+    ------
+    UsageError
+        There is none of the wanted kind.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wish == "auto":
+        return torch.device(next(name for name, there in available.items() if there))
+    if not available[wish]:
+        raise UsageError(f"There is no {wish} device here.", "Use --device auto or cpu.")
+    return torch.device(wish)

@@ -1,0 +1,173 @@
+"""Several models of the same labels, averaged: what nnU-Net calls an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from siam_bids.config import Inference
+from siam_bids.image.grid import Crop, Volume
+from siam_bids.inference.averaging import MeanScores
+from siam_bids.inference.cost import estimate
+from siam_bids.inference.head_pose import Window, upright_window
+from siam_bids.inference.intensity_refinement import following
+from siam_bids.inference.prediction import Prediction, Progress, prediction_of
+from siam_bids.inference.resampling import Logits, Part, Prior
+from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.inference.sliding_window import TILE_STEP
+from siam_bids.models.settings import Focus, Intensities, Upright
+from siam_bids.nnunet.model import NnunetModel
+
+
+class EnsembleSegmenter:
+    """Runs models one after the other; each voxel gets the class of the highest mean probability.
+
+    Means are taken on the scan's own grid (Isensee et al., Nat. Methods 2021), so that the models
+    may differ in voxel size and architecture.
+
+    Parameters
+    ----------
+    models
+        One or more, with the same labels.
+    device, options
+        As for `NnunetSegmenter`.
+    focus
+        Where the members but the first look; elsewhere the first one decides. Default: everywhere.
+    intensities
+        How far the labels follow the intensities of the scan. Default: not at all.
+    upright
+        Which heads are turned upright and looked at again. Default: none.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[NnunetModel],
+        device: torch.device,
+        options: Inference,
+        *,
+        focus: Focus | None = None,
+        intensities: Intensities | None = None,
+        upright: Upright | None = None,
+    ) -> None:
+        self._members = [NnunetSegmenter(model, device, options) for model in models]
+        self._focus = focus
+        self._intensities = intensities
+        self._upright = upright if options.interpolate else None
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those of the members: `float32`, `float16`, `bfloat16`, `int8`; each once."""
+        return precisions_of(self._members)
+
+    def segment(
+        self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
+    ) -> Prediction:
+        """Segment one scan on its own grid; see `Segmenter.segment`."""
+        keep = bool(probabilities)
+        first = self._members[0]
+        told, *parts = self._parts(volume, progress)
+        coarse, crop = first.scores(volume, keep=keep, progress=told)
+        prior: Prior
+        if window := self._window(coarse, crop):
+            prior = self._upright_scores(volume, window, parts, keep=keep)
+        else:
+            prior = self._scores(volume, coarse, crop, parts, keep=keep)
+        scores = following(prior, volume, crop, self._intensities, keep=keep)
+        found = prediction_of(scores, crop, first.model.labels, probabilities)
+        return replace(found, pose=window.pose if window else None)
+
+    def _scores(
+        self,
+        volume: Volume,
+        coarse: Logits,
+        crop: Crop,
+        parts: Sequence[Progress | None],
+        *,
+        keep: bool,
+    ) -> Prior:
+        """Let the others look at the scan as it is."""
+        box, step = None, TILE_STEP
+        if self._focus:
+            step = self._focus.step
+            box = coarse.box_of(self._seen, [self._focus.margin / size for size in crop.voxel_size])
+        finer = [
+            member.scores(volume, part=box, step=step, keep=keep, progress=part)[0]
+            for member, part in zip(self._members[1:], parts, strict=True)
+        ]
+        return self._mean(coarse, finer, box)
+
+    def _upright_scores(
+        self, volume: Volume, head: Window, parts: Sequence[Progress | None], *, keep: bool
+    ) -> Prior:
+        """Let all look at the head turned upright, the first one again."""
+        first, *others = self._members
+        again = first.turned_scores(volume, head, elsewhere=True, keep=keep)
+        step, window = TILE_STEP, head
+        if self._focus:
+            step = self._focus.step
+            window = Window(head.pose, *again.box_of(self._seen, self._focus.margin))
+        finer = [
+            member.turned_scores(volume, window, step=step, progress=part)
+            for member, part in zip(others, parts, strict=True)
+        ]
+        box = finer[0].seen() if finer else None
+        inner = [each.within(box, keep=keep) for each in finer] if box else []
+        return self._mean(again, inner, box)
+
+    def _mean(self, first: Part, finer: Sequence[Part], box: Sequence[slice] | None) -> Prior:
+        """Average what the first network says with what the others, if any, say in a box."""
+        if not finer:
+            return first
+        return MeanScores(first, finer, box, self._focus.share if self._focus else None)
+
+    def _window(self, coarse: Logits, crop: Crop) -> Window | None:
+        """Return where to look at the head upright, if that is wanted."""
+        if self._upright is None:
+            return None
+        labels = coarse.own_labels
+        edges = np.array(crop.shape) * crop.voxel_size / labels.shape
+        return upright_window(self._upright, labels, edges, self._members[0].model.labels)
+
+    @property
+    def _seen(self) -> list[int]:
+        """Return the classes that the others look at."""
+        table = self._members[0].model.labels
+        return [table.by_name[name].index for name in self._focus.tissues] if self._focus else []
+
+    def _parts(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:
+        """Divide the progress among the models by the time that each is estimated to take."""
+        if progress is None:
+            return [None] * len(self._members)
+        looks = focus_of_each(self._members, self._focus)
+        seconds = [
+            estimate(
+                each.model,
+                [volume.grid],
+                each.device,
+                each.options,
+                cpus=1,
+                focus=focus,
+                load=each.load,
+            ).seconds
+            for each, focus in zip(self._members, looks, strict=True)
+        ]
+        ends = np.cumsum([0.0, *seconds]) / sum(seconds)
+
+        def part(start: float, end: float) -> Progress:
+            return lambda done: progress(start + (end - start) * done)
+
+        return [part(start, end) for start, end in pairwise(ends)]
+
+
+def precisions_of(segmenters: Iterable[NnunetSegmenter | EnsembleSegmenter]) -> tuple[str, ...]:
+    """Return the precisions that several networks run in, each once."""
+    return tuple(dict.fromkeys(name for each in segmenters for name in each.precisions))
+
+
+def focus_of_each(members: Sized, focus: Focus | None) -> list[Focus | None]:
+    """Return what each member of an ensemble looks at: the first at everything (None)."""
+    return [None, *([focus] * (len(members) - 1))]

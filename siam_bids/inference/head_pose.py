@@ -1,0 +1,222 @@
+"""How a head lies in its scan, told by where a first look finds the tissues.
+
+Networks know heads that are more or less upright and of adult size, and do worse on others. Each
+tissue's centre and covariance do not need sharp borders; the turn and size under which they come
+closest to those of an upright head tell how to turn the scan for a second look.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.spatial.transform import Rotation
+
+from siam_bids.image.labels import LabelTable
+from siam_bids.models.settings import Upright
+from siam_bids.support.package_data import resource
+from siam_bids.support.tsv import read_rows
+
+logger = logging.getLogger(__name__)
+
+_LEAST_TISSUES = 6
+"""Of the ten of the table, fewer do not tell how a head lies."""
+_LEAST_VOXELS = 20
+_BLUR = 4.0
+"""Variance in mm2 added to all, so that thin tissues do not decide alone."""
+_MISFIT = 0.4
+"""Nats; more tells of a part of a head, whose pose is not to be trusted.
+
+Whole heads are at 0.02 to 0.22, slabs that seem turned or small at 0.48 to 0.9.
+"""
+_STARTS = (np.zeros(3), *(sign * axis for axis in np.eye(3) for sign in (-0.7, 0.7)))
+"""Rotation vectors in radians that the search begins with."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Where a tissue lies: `centre` (3,) in mm and `covariance` (3, 3) in mm2, axes [z, y, x]."""
+
+    centre: npt.NDArray[np.float64]
+    covariance: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Takes places of a scan to those of an upright head: size * rotation @ (place - centre).
+
+    Attributes
+    ----------
+    rotation
+        (3, 3), axes [z, y, x].
+    size
+        By which the head must grow to be of the usual size.
+    centre
+        (3,) of the brain, in mm, where places are counted from.
+    misfit
+        How far the tissues are from those of an upright head even so: mean divergence in nats.
+    """
+
+    rotation: npt.NDArray[np.float64]
+    size: float
+    centre: npt.NDArray[np.float64]
+    misfit: float
+
+    @property
+    def affine(self) -> npt.NDArray[np.float64]:
+        """(4, 4), from mm in the scan to mm in the upright head, axes [z, y, x]."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = self.size * self.rotation
+        matrix[:3, 3] = -matrix[:3, :3] @ self.centre
+        return matrix
+
+    def describe(self) -> dict[str, float]:
+        """Return how the head lies as sidecars tell it."""
+        return {
+            "TurnedByDegrees": round(self.degrees, 1),
+            "RelativeSize": round(1 / self.size, 3),
+        }
+
+    @property
+    def degrees(self) -> float:
+        """Angle between the head and an upright one."""
+        return float(np.degrees(Rotation.from_matrix(self.rotation).magnitude()))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A box of the upright head: its corners `low` and `high` (3,) in mm, axes [z, y, x]."""
+
+    pose: Pose
+    low: npt.NDArray[np.float64]
+    high: npt.NDArray[np.float64]
+
+
+@lru_cache(maxsize=1)
+def upright_head() -> Mapping[str, Shape]:
+    """Read the shapes of an upright head, by label name.
+
+    Means over the 16 SynthSeg label maps of the training and their mirror images;
+    `benchmarks/upright_head.py` made the table.
+    """
+    shapes = {}
+    for row in read_rows(resource("data", "labels", "upright.tsv")):
+        z, y, zz, zy, yy, xx = (float(row[name]) for name in ("z", "y", "zz", "zy", "yy", "xx"))
+        covariance = np.array([[zz, zy, 0], [zy, yy, 0], [0, 0, xx]])
+        shapes[row["name"]] = Shape(np.array([z, y, 0.0]), covariance)
+    return shapes
+
+
+def measured(
+    labels: npt.NDArray[np.integer],
+    voxel_size: npt.ArrayLike,
+    table: LabelTable,
+    names: Iterable[str],
+) -> dict[str, Shape]:
+    """Measure those of some tissues that are there, in mm from the outer corner.
+
+    Parameters
+    ----------
+    labels
+        (K, J, I), axes [z, y, x].
+    voxel_size
+        In mm, in the same order.
+    """
+    found = {}
+    for name in names:
+        if name not in table.by_name:
+            continue
+        places = np.argwhere(labels == table.by_name[name].index)
+        if len(places) >= _LEAST_VOXELS:
+            mm = (places + 0.5) * np.asarray(voxel_size, np.float64)
+            found[name] = Shape(mm.mean(0), np.cov(mm.T, bias=True))
+    return found
+
+
+def pose_of(shapes: Mapping[str, Shape]) -> Pose | None:
+    """Find the pose under which shapes come closest to those of an upright head.
+
+    The mean over the tissues of the divergence (Kullback and Leibler, 1951) of the Gaussian of
+    each from that of an upright head is the least; large tissues count as much as small ones.
+
+    Returns
+    -------
+    None where too few tissues were found.
+    """
+    names = [name for name in upright_head() if name in shapes]
+    if len(names) < _LEAST_TISSUES:
+        return None
+    blur = _BLUR * np.eye(3)
+    centres = np.array([shapes[name].centre for name in names])
+    spreads = np.array([shapes[name].covariance + blur for name in names])
+    usual = np.array([upright_head()[name].centre for name in names])
+    widths = np.array([upright_head()[name].covariance + blur for name in names])
+    precisions = np.linalg.inv(widths)
+    constant = np.linalg.slogdet(widths)[1] - np.linalg.slogdet(spreads)[1] - 3
+    middle = centres.mean(0)
+
+    def misfit(guess: npt.NDArray[np.float64]) -> float:
+        matrix = np.exp(guess[6]) * Rotation.from_rotvec(guess[:3]).as_matrix()
+        away = (centres - middle) @ matrix.T + 10 * guess[3:6] - usual
+        turned = matrix @ spreads @ matrix.T
+        distance = np.einsum("ci,cij,cj->c", away, precisions, away)
+        width = np.einsum("cij,cji->c", precisions, turned)
+        return float(np.mean(distance + width + constant) / 2 - 3 * guess[6])
+
+    best = min(
+        (minimize(misfit, [*start, 0, 0, 0, 0], method="BFGS") for start in _STARTS),
+        key=lambda answer: float(answer.fun),
+    )
+    rotation = Rotation.from_rotvec(best.x[:3]).as_matrix()
+    size = float(np.exp(best.x[6]))
+    centre = middle - rotation.T @ (10 * best.x[3:6]) / size
+    return Pose(rotation, size, centre, float(best.fun))
+
+
+def centres(voxel_size: npt.ArrayLike, corner: npt.ArrayLike = 0.0) -> npt.NDArray[np.float64]:
+    """Return the affine (4, 4) from voxels to mm of a grid whose outer corner is given."""
+    size = np.asarray(voxel_size, np.float64)
+    affine = np.diag([*size, 1.0])
+    affine[:3, 3] = np.asarray(corner, np.float64) + size / 2
+    return affine
+
+
+def upright_window(
+    upright: Upright,
+    labels: npt.NDArray[np.integer],
+    voxel_size: npt.ArrayLike,
+    table: LabelTable,
+) -> Window | None:
+    """Return what to look at upright: a box around the head that the first look found.
+
+    Parameters
+    ----------
+    labels
+        (K, J, I), axes [z, y, x]; all but 0 are head.
+    voxel_size
+        In mm, in the same order.
+
+    Returns
+    -------
+    None for a head that is looked at once.
+    """
+    pose = pose_of(measured(labels, voxel_size, table, upright_head()))
+    if pose is None or not _needed(upright, pose):
+        return None
+    logger.info(
+        "The head is turned by %.0f degrees and of %.2f times the usual size: looking again.",
+        pose.degrees, 1 / pose.size,
+    )  # fmt: skip
+    matrix = pose.affine @ centres(voxel_size)
+    mm = np.argwhere(labels > 0) @ matrix[:3, :3].T + matrix[:3, 3]
+    return Window(pose, mm.min(0) - upright.margin, mm.max(0) + upright.margin)
+
+
+def _needed(upright: Upright, pose: Pose) -> bool:
+    far = pose.degrees > upright.degrees or abs(np.log(pose.size)) > np.log(upright.size)
+    return far and pose.misfit < _MISFIT

@@ -1,0 +1,251 @@
+"""A network's answer brought in line with the scan's own intensities: Bayes' rule, voxel by voxel.
+
+A small network knows where tissues lie better than where exactly they end. So its probabilities are
+taken as a prior. From the voxels that it is sure of we learn what each class looks like around
+every place of this very scan: a Gaussian at first, then two, since skull or fluid mix tissues.
+Their means and variances drift slowly with the bias field. How likely a voxel's intensity is under
+each class then shifts the borders. This is the model of unified segmentation (Wells et al., IEEE
+Trans. Med. Imaging 1996; Ashburner and Friston, NeuroImage 2005) with a network in the place of the
+atlas. Neighbours vote too, as in a Markov random field (Zhang et al., IEEE Trans. Med. Imaging
+2001), so that noise does not come through.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch.nn import functional
+
+from siam_bids.image.grid import Crop, Volume
+from siam_bids.inference.local_gaussians import Gaussians, measured
+from siam_bids.inference.resampling import Prior, Scores
+from siam_bids.models.settings import Intensities
+
+_APART = 2.0
+"""Distance in mm of the voxels that Gaussians are measured on: every other one of 1 mm."""
+_LEAST = 1e-12
+"""A probability that counts as 0."""
+_LOWEST = -40.0
+"""Logarithm of a probability from which on down all are alike: exp is 50 times slower below -87."""
+
+
+class Posterior:
+    """Scores that follow the intensities of the scan.
+
+    With p the given probabilities of classes c, x the intensity, m and s the mean and standard
+    deviation around the voxel of a class, or of each of its parts a of share r, q =
+    softmax(log p + weight log sum_a r / s exp(-(x - m)^2 / 2 s^2)); and the logarithms of the
+    answer, times `temperature`, are those of q plus `neighbours` times the mean of q over the
+    voxels around, which count 1/4, 1/2, 1/4 along each axis, or less where they are further away
+    than 1 mm: 1 / (4 mm^2). In the first round a class is one part; then it is two, the voxels
+    above and below its mean. Where voxels are longer than 1 mm, they mix tissues and follow no
+    Gaussian: the weight is divided by their longest edge in mm.
+
+    Means and deviations are measured on voxels about 2 mm apart, one in eight of 1 mm, which vote
+    there as if they lay side by side.
+
+    Parameters
+    ----------
+    scores
+        Of the network; gone through once, plane by plane, and for the voxels measured on before.
+    image
+        (I, J, K) intensities, on the grid of the scores.
+    voxel_size
+        In mm.
+    keep
+        Whether `probability` will be asked for.
+    """
+
+    def __init__(
+        self,
+        scores: Prior,
+        image: npt.NDArray[np.float32],
+        voxel_size: Sequence[float],
+        how: Intensities,
+        *,
+        keep: bool = False,
+    ) -> None:
+        self.shape, self.classes = scores.shape, scores.classes
+        self._scores, self._how = scores, how
+        spread = float(image.std()) or 1.0
+        self._image, self._scale = image, (float(image.mean()), spread)
+        self._size = tuple(voxel_size)
+        self._rule: _Rule | None = None
+        self._normalisers = np.zeros((2, *self.shape), np.float32) if keep else None
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) float32 logarithms of the probabilities, plane by plane."""
+        self._rule = self._rule or self._learnt()
+        prior = (plane.float() for plane in self._scores.planes())
+        return self._rule.followed(prior, self._how.temperature, self._normalisers)
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the probability (I, J, K) of a class, float32 in [0, 1]; after `planes`."""
+        if self._normalisers is None:
+            raise ValueError("probabilities were not to be kept")
+        if self._rule is None:
+            raise ValueError("planes come first")
+        first, second = self._normalisers
+        found = self._scores.probability(index)
+        np.log(np.maximum(found, _LEAST, out=found), out=found)
+        for place in range(len(found)):
+            found[place] += self._rule.likelihood(place, slice(index, index + 1))[0].numpy()
+        votes = np.exp(found - first)
+        for axis, side in enumerate(self._rule.sides):
+            kernel = [side, 1 - 2 * side, side]
+            votes = ndimage.correlate1d(votes, kernel, axis=axis, mode="nearest")
+        found += np.float32(self._how.neighbours) * votes
+        found /= np.float32(self._how.temperature)
+        found -= second
+        np.exp(found, out=found)
+        return np.minimum(found, 1, out=found)
+
+    def _intensities(self, place: int, apart: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
+        """Return a plane (J, K) of the standardised image, of only every few voxels if wanted."""
+        mean, spread = self._scale
+        i, j, k = apart
+        plane = self._image[place * i, ::j, ::k]
+        return torch.from_numpy((plane - np.float32(mean)) / np.float32(spread))
+
+    def _learnt(self) -> _Rule:
+        """Measure the Gaussians, again with what they tell, as many rounds as are wanted."""
+        apart = [max(1, round(_APART / size)) for size in self._size]
+        few = self._scores.every(apart)
+        prior = [plane.float().log_softmax(0).half() for plane in few.planes()]
+        image = functools.partial(self._intensities, apart=apart)
+        measure = functools.partial(
+            measured,
+            image=image,
+            shape=few.shape,
+            voxel_size=[size * step for size, step in zip(self._size, apart, strict=True)],
+            reach=self._how.reach,
+            spread=self._how.spread,
+        )
+        (whole,) = gaussians = measure(plane.float().exp() for plane in prior)
+        again = range(1, self._how.rounds)
+        above = [whole.below(place, image(place)) for place in range(len(prior))] if again else []
+        for _ in again:
+            followed = self._rule_of(gaussians, image).followed(plane.float() for plane in prior)
+            gaussians = measure((plane.exp() for plane in followed), above=above)
+        here = tuple(each.on(self.shape, apart) for each in gaussians)
+        return self._rule_of(here, self._intensities)
+
+    def _rule_of(
+        self, gaussians: tuple[Gaussians, ...], image: Callable[[int], torch.Tensor]
+    ) -> _Rule:
+        return _Rule(
+            gaussians,
+            image,
+            weight=self._how.weight / max(1.0, *self._size),
+            neighbours=self._how.neighbours,
+            sides=tuple(0.25 / max(1.0, size) ** 2 for size in self._size),
+        )
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Bayes' rule and the votes of neighbours.
+
+    Attributes
+    ----------
+    gaussians
+        Of each class, or of its two parts.
+    image
+        Returns the intensities (J, K) of a plane.
+    weight
+        Power of the likelihood.
+    neighbours
+        Weight of their votes.
+    sides
+        What the voxel on either side counts along each axis.
+    """
+
+    gaussians: tuple[Gaussians, ...]
+    image: Callable[[int], torch.Tensor]
+    weight: float
+    neighbours: float
+    sides: tuple[float, ...]
+
+    def likelihood(self, place: int, classes: slice = slice(None)) -> torch.Tensor:
+        """Return weighted log likelihoods (classes, J, K) of a plane, but for a constant."""
+        x = self.image(place)
+        heights = [
+            height.addcmul_(distance, distance, value=-0.5)
+            for distance, height in (each.at(place, x, classes) for each in self.gaussians)
+        ]
+        return functools.reduce(torch.logaddexp, heights).mul_(self.weight)
+
+    def followed(
+        self,
+        prior: Iterable[torch.Tensor],
+        temperature: float = 1.0,
+        normalisers: npt.NDArray[np.float32] | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Yield logarithms of the probabilities (classes, J, K) of all planes.
+
+        Parameters
+        ----------
+        prior
+            Logarithms of those before, float32, but for a constant.
+        normalisers
+            (2, I, J, K), overwritten with what was subtracted before and after the votes.
+        """
+
+        def normalised(step: int, place: int, scores: torch.Tensor) -> torch.Tensor:
+            logarithms = scores.log_softmax(0)
+            if normalisers is not None:
+                normalisers[step, place] = (scores[0] - logarithms[0]).numpy()
+            return logarithms.clamp_(min=_LOWEST)
+
+        before: torch.Tensor | None = None
+        here: tuple[torch.Tensor, torch.Tensor] | None = None
+        place = -1
+        for place, plane in enumerate(prior):
+            scores = plane.log_softmax(0).add_(self.likelihood(place))
+            votes = _smoothed(normalised(0, place, scores).exp_(), self.sides[1:])
+            if here:
+                voted = self._voted(here, before, votes).div_(temperature)
+                yield normalised(1, place - 1, voted)
+                before = here[1]
+            here = scores, votes
+        if here:
+            voted = self._voted(here, before, None).div_(temperature)
+            yield normalised(1, place, voted)
+
+    def _voted(
+        self,
+        here: tuple[torch.Tensor, torch.Tensor],
+        before: torch.Tensor | None,
+        after: torch.Tensor | None,
+    ) -> torch.Tensor:
+        scores, votes = here
+        side = self.sides[0]
+        around = votes * (1 - 2 * side)
+        for plane in (before, after):
+            around.add_(votes if plane is None else plane, alpha=side)
+        return scores.add_(around, alpha=self.neighbours)
+
+
+def _smoothed(planes: torch.Tensor, sides: Sequence[float]) -> torch.Tensor:
+    """Average planes (classes, J, K) with the voxels beside, which count `sides` on each axis."""
+    padded = functional.pad(planes[None], (1, 1, 1, 1), mode="replicate")[0]
+    across, along = sides
+    rows = padded[:, 1:-1] * (1 - 2 * across)
+    rows.add_(padded[:, :-2], alpha=across).add_(padded[:, 2:], alpha=across)
+    smooth = rows[:, :, 1:-1] * (1 - 2 * along)
+    return smooth.add_(rows[:, :, :-2], alpha=along).add_(rows[:, :, 2:], alpha=along)
+
+
+def following(
+    scores: Prior, volume: Volume, crop: Crop, how: Intensities | None, *, keep: bool
+) -> Scores:
+    """Let the scores of a crop of a scan follow its intensities, if that is wanted."""
+    if how is None:
+        return scores
+    return Posterior(scores, crop.cut(volume.data), crop.voxel_size, how, keep=keep)

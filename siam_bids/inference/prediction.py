@@ -1,0 +1,108 @@
+"""What every segmenter answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from siam_bids.image.grid import Crop, Segmentation
+from siam_bids.image.labels import LabelTable
+from siam_bids.inference.certainty import Certainty
+from siam_bids.inference.head_pose import Pose
+from siam_bids.inference.resampling import Scores, labels_of
+
+Progress = Callable[[float], None]
+"""Told the share of the work done, 0 to 1."""
+
+
+class ProbabilityMaps(Mapping[str, npt.NDArray[np.float32]]):
+    """Maps by label name, made anew each time one is asked for, so that memory holds one at most.
+
+    Parameters
+    ----------
+    names
+        Of the labels.
+    make
+        Given a name, returns the probabilities (I, J, K), float32 in [0, 1].
+    """
+
+    def __init__(
+        self, names: Sequence[str], make: Callable[[str], npt.NDArray[np.float32]]
+    ) -> None:
+        self._names = tuple(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a segmenter answers.
+
+    Attributes
+    ----------
+    segmentation
+        On the scan's own grid.
+    probabilities
+        (I, J, K) float32 in [0, 1] per label name, only for the names that were asked for. While
+        it lives, it holds the logits of the scan.
+    confidence
+        Per label name, the mean probability that the network gave to the voxels of that label;
+        absent labels are not listed.
+    entropy
+        Mean normalised entropy over all labelled voxels, 0 sure to 1 clueless; None if unknown.
+    pose
+        How the head lies, if it was looked at again because of that.
+    """
+
+    segmentation: Segmentation
+    probabilities: Mapping[str, npt.NDArray[np.float32]]
+    confidence: dict[str, float] = field(default_factory=dict)
+    entropy: float | None = None
+    pose: Pose | None = None
+
+
+def prediction_of(
+    scores: Scores,
+    crop: Crop,
+    table: LabelTable,
+    probabilities: Sequence[str] = (),
+    *,
+    inside: npt.NDArray[np.bool_] | None = None,
+) -> Prediction:
+    """Label a scan by its scores.
+
+    Parameters
+    ----------
+    scores
+        Of the voxels in the crop, classes numbered as in the table.
+    probabilities
+        Names of the labels whose maps are wanted; the scores must be able to give them.
+    inside
+        Voxels of the crop where labels are wanted; the others become background.
+    """
+    certainty = Certainty(scores.classes)
+    found = labels_of(scores, inside=inside, certainty=certainty)
+    wanted = {name: table.by_name[name].index for name in probabilities}
+
+    def probability(name: str) -> npt.NDArray[np.float32]:
+        return crop.undo(scores.probability(wanted[name]), outside=int(wanted[name] == 0))
+
+    return Prediction(
+        Segmentation(crop.undo(found), crop.turn.source, table),
+        ProbabilityMaps(probabilities, probability) if probabilities else {},
+        confidence={table.labels[i].name: p for i, p in certainty.confidence().items()},
+        entropy=certainty.entropy(),
+    )

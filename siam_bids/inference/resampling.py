@@ -1,0 +1,229 @@
+"""From logits on a network's voxels to labels and probabilities on the scan's, plane by plane."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from siam_bids.inference.certainty import Certainty
+
+LEAST_PROBABILITY = 1e-9
+"""A probability that counts as 0, where its logarithm is taken."""
+
+
+def _steps(source: int, target: int, *, nearest: bool) -> torch.Tensor:
+    """Return weights (target, source) that resize an axis: linear ones, or those of the nearest.
+
+    Aligned by extent (half-pixel rule, edges clamped), as in `skimage.transform.resize`.
+    """
+    place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+    place = place.clamp(0, source - 1)
+    if nearest:
+        place = (place + 0.5).floor().clamp(0, source - 1)
+    return linear_weights(place, source).float()
+
+
+def linear_weights(places: torch.Tensor, count: int) -> torch.Tensor:
+    """Return weights (places, count) of linear interpolation at places 0 to `count` - 1."""
+    return (1 - (places[:, None] - torch.arange(count)).abs()).clamp_min(0)
+
+
+class Scores(Protocol):
+    """How likely each class is in every voxel of a grid."""
+
+    shape: tuple[int, ...]
+    classes: int
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) logits of each plane along the first axis."""
+        ...
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the probability (I, J, K) of a class, float32 in [0, 1]; after `planes`."""
+        ...
+
+
+class Prior(Scores, Protocol):
+    """Scores that can be had for a part of the voxels alone."""
+
+    def every(self, apart: Sequence[int]) -> Scores:
+        """Return those of every few voxels along each axis, without `probability`."""
+        ...
+
+
+class Part(Prior, Protocol):
+    """Scores of one network among several."""
+
+    def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Part:
+        """Return those of every few voxels along each axis, beginning with these."""
+        ...
+
+
+class Interpolated(ABC):
+    """Logits of a network, interpolated plane by plane to the voxels of another grid.
+
+    Parameters
+    ----------
+    classes
+        Number of classes, background included.
+    shape
+        (I, J, K) of the wanted grid.
+    keep
+        Whether `probability` will be asked for.
+    """
+
+    def __init__(self, classes: int, shape: Sequence[int], *, keep: bool) -> None:
+        self.classes, self.shape = classes, tuple(shape)
+        self._normaliser = np.empty(self.shape, np.float32) if keep else None
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) float16 logits of each plane along the first axis."""
+        for place, plane in enumerate(self._interpolated(slice(None))):
+            if self._normaliser is not None:
+                self._normaliser[place] = plane.float().logsumexp(0).numpy()
+            yield plane
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the softmax (I, J, K) of one class; NaN where nothing is known."""
+        if self._normaliser is None:
+            raise ValueError("probabilities were not to be kept")
+        found = np.empty_like(self._normaliser)
+        for place, plane in enumerate(self._interpolated(slice(index, index + 1))):
+            np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
+        return np.minimum(found, 1, out=found)
+
+    @abstractmethod
+    def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
+        """Yield (some classes, J, K) float16 logits of each plane along the first axis."""
+
+
+class Logits(Interpolated):
+    """Logits interpolated linearly to a grid of the same extent, as nnU-Net does.
+
+    Works plane by plane, so the logits never exist at full size. Interpolated logits are rounded
+    to float16.
+
+    Parameters
+    ----------
+    logits
+        (classes, I', J', K').
+    shape
+        (I, J, K) of the wanted grid.
+    nearest_axis
+        Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
+    keep
+        Whether `probability` will be asked for.
+    voxels
+        Of the wanted grid; the others are left out. Default: all.
+    """
+
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        shape: Sequence[int],
+        *,
+        nearest_axis: int | None = None,
+        keep: bool = False,
+        voxels: Sequence[slice] = (slice(None),) * 3,
+    ) -> None:
+        self._logits = logits
+        self._whole, self._nearest_axis = tuple(shape), nearest_axis
+        self._steps = [
+            _steps(source, target, nearest=axis == nearest_axis)[part]
+            for axis, (source, target, part) in enumerate(
+                zip(logits.shape[1:], shape, voxels, strict=True)
+            )
+        ]
+        super().__init__(len(logits), [len(steps) for steps in self._steps], keep=keep)
+
+    def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Logits:
+        """Return those of every few voxels along each axis, without `probability`."""
+        voxels = [slice(start, None, step) for start, step in zip(first, apart, strict=True)]
+        return Logits(self._logits, self._whole, nearest_axis=self._nearest_axis, voxels=voxels)
+
+    @cached_property
+    def own_labels(self) -> npt.NDArray[np.uint8]:
+        """The likeliest class (I', J', K') of each of the network's own voxels."""
+        planes = self._logits.unbind(1)
+        likeliest = [plane.float().max(0).indices.to(torch.uint8) for plane in planes]
+        return torch.stack(likeliest).numpy()
+
+    def box_of(self, classes: Sequence[int], margin: Sequence[float]) -> tuple[slice, ...]:
+        """Return a box of the wanted grid around the voxels where one of the classes is likeliest.
+
+        Islands of less than a twentieth of the largest connected piece do not count; where there
+        is nothing, the box is the whole grid.
+
+        Parameters
+        ----------
+        margin
+            Voxels of the wanted grid by which the box is wider, at each end of each axis.
+        """
+        mask = np.isin(self.own_labels, classes)
+        pieces, count = ndimage.label(mask)
+        if not count:
+            return tuple(slice(0, length) for length in self.shape)
+        sizes = np.bincount(pieces.ravel())[1:]
+        large = np.flatnonzero(sizes >= 0.05 * sizes.max())
+        found = [each for place, each in enumerate(ndimage.find_objects(pieces)) if place in large]
+        box = []
+        for axis, (length, edge) in enumerate(zip(self.shape, margin, strict=True)):
+            scale = length / mask.shape[axis]
+            low = scale * min(piece[axis].start for piece in found) - edge
+            high = scale * max(piece[axis].stop for piece in found) + edge
+            box.append(slice(max(0, int(low)), min(length, int(np.ceil(high)))))
+        return tuple(box)
+
+    def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
+        across, *others = self._steps
+        rows, columns = (
+            None if torch.equal(steps, torch.eye(steps.shape[1])) else steps for steps in others
+        )
+        logits = self._logits[classes]
+        for weights in across:
+            near = weights.nonzero()[:, 0]  # one plane or two
+            low, high = logits[:, near[0]].float(), logits[:, near[-1]].float()
+            plane = torch.lerp(low, high, float(1 - weights[near[0]]))
+            yield _resized(rows, _resized(columns, plane.mT).mT).half()
+
+
+def _resized(steps: torch.Tensor | None, planes: torch.Tensor) -> torch.Tensor:
+    """Resize (classes, J, K) along J; None leaves it as it is."""
+    return planes if steps is None else steps @ planes
+
+
+def labels_of(
+    scores: Scores,
+    *,
+    inside: npt.NDArray[np.bool_] | None = None,
+    certainty: Certainty | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Take the likeliest class of each voxel; the first of equal ones wins, as in nnU-Net.
+
+    Parameters
+    ----------
+    inside
+        (I, J, K) where labels are wanted; 0 elsewhere.
+    certainty
+        Told every slab, if given.
+
+    Returns
+    -------
+    (I, J, K) uint8.
+    """
+    labels = np.empty(scores.shape, np.uint8)
+    for place, plane in enumerate(scores.planes()):
+        chosen = plane.float().max(0).indices.to(torch.uint8)  # argmax: the same, but slower
+        if inside is not None:
+            chosen *= torch.from_numpy(inside[place])
+        labels[place] = chosen.numpy()
+        if certainty:
+            certainty.add(plane, chosen)
+    return labels

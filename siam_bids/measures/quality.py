@@ -1,0 +1,364 @@
+"""Quality of one scan and its segmentation: metrics, and one flag with its reasons in words.
+
+What is measured, by which formula, in which unit and with which bounds stands in
+`data/quality.tsv`. Bounds are meant to hold at any age; they call for a look, they do not judge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from siam_bids.image.grid import Grid, Reorientation, Segmentation, Volume
+from siam_bids.image.labels import BRAIN_CLASSES, BRAIN_TISSUES, INTRACRANIAL_TISSUES
+from siam_bids.support.package_data import resource
+from siam_bids.support.tsv import read_rows
+
+FLAGS = ("pass", "warn", "fail")
+"""From good to bad."""
+
+PAIRED = ("Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo")
+SOLID = ("GM", "WM", "CSFv", "cerGM", *PAIRED)
+"""Brain classes that come in one piece, or in two if `PAIRED`."""
+
+BODY_ML = 50.0
+_THIN_END = 1 / 20
+"""Slices with less than this share of the largest section do not count as an end of the brain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of data/quality.tsv; bounds are None where a side is open."""
+
+    name: str
+    units: str
+    description: str
+    formula: str
+    source: str
+    warn: tuple[float | None, float | None]
+    fail: tuple[float | None, float | None]
+    reason: str
+
+    def flag(self, value: float) -> str:
+        """Return `pass`, `warn` or `fail`; a value that could not be measured passes."""
+        return next(
+            (
+                flag
+                for flag, (low, high) in (("fail", self.fail), ("warn", self.warn))
+                if (low is not None and value < low) or (high is not None and value > high)
+            ),
+            "pass",
+        )
+
+
+@lru_cache(maxsize=1)
+def metrics() -> tuple[Metric, ...]:
+    """Return all metrics in the order of the table; a name ending in `*` is one per tissue."""
+
+    def bounds(row: Mapping[str, str], kind: str) -> tuple[float | None, float | None]:
+        low, high = (row[f"{kind}_{side}"] for side in ("below", "above"))
+        return float(low) if low else None, float(high) if high else None
+
+    return tuple(
+        Metric(
+            name=row["metric"],
+            units=row["units"],
+            description=row["description"],
+            formula=row["formula"],
+            source=row["source"],
+            warn=bounds(row, "warn"),
+            fail=bounds(row, "fail"),
+            reason=row["reason"],
+        )
+        for row in read_rows(resource("data", "quality.tsv"))
+    )
+
+
+def judge(values: Mapping[str, float]) -> tuple[str, tuple[str, ...]]:
+    """Return the worst flag over all metrics, and the reason for each that does not pass."""
+    found = [
+        (metric.flag(values[metric.name]), metric.reason.format(value=values[metric.name]))
+        for metric in metrics()
+        if metric.name in values
+    ]
+    found = [(flag, reason) for flag, reason in found if flag != "pass"]
+    found.sort(key=lambda item: -FLAGS.index(item[0]))
+    return (found[0][0] if found else "pass"), tuple(reason for _, reason in found)
+
+
+def dictionary(columns: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Describe these metric columns as a BIDS data dictionary, with formula and source."""
+    known = {metric.name: metric for metric in metrics()}
+    described: dict[str, dict[str, Any]] = {
+        "flag": {
+            "Description": "Worst of all metrics against their bounds; a call for a look.",
+            "Levels": {
+                "pass": "within all bounds",
+                "warn": "beyond a bound of concern",
+                "fail": "beyond a bound that human heads do not pass",
+            },
+        },
+        "reasons": {"Description": "Why the flag is not pass, in words, worst first."},
+    }
+    for column in columns:
+        tissue = column.partition("_")[2]
+        metric = known.get(column) or known.get(f"{column.partition('_')[0]}_*")
+        if metric:
+            described[column] = {
+                "Description": metric.description.replace("{tissue}", tissue),
+                "Units": metric.units,
+                "Formula": metric.formula,
+                "Source": metric.source,
+            }
+    return {column: described[column] for column in columns if column in described}
+
+
+def scan_quality(
+    volume: Volume,
+    segmentation: Segmentation,
+    *,
+    confidence: Mapping[str, float] | None = None,
+    entropy: float | None = None,
+) -> dict[str, float]:
+    """Measure every metric of `data/quality.tsv`, in its order; NaN where it has no meaning.
+
+    Parameters
+    ----------
+    volume
+        The scan.
+    segmentation
+        Its labels on the same grid.
+    confidence, entropy
+        As `siam_bids.segmenter.Prediction` has them.
+    """
+    turn = Reorientation.to_ras(volume.grid)
+    field = _field_of_view(turn.apply(volume.data))
+    image = turn.apply(volume.data)[field]
+    labels = turn.apply(segmentation.data)[field]
+    view = _View(image, labels, turn.target, segmentation)
+    found = {
+        **_grid_metrics(volume.grid),
+        **_volume_metrics(view),
+        **_coverage_metrics(view),
+        **_pose_metrics(view),
+        **_piece_metrics(view),
+        **_intensity_metrics(view),
+        **_certainty_metrics(view, confidence or {}, entropy),
+    }
+    order = {metric.name: place for place, metric in enumerate(metrics())}
+
+    def place(name: str) -> int:
+        return order.get(name, order.get(f"{name.partition('_')[0]}_*", len(order)))
+
+    return {name: found[name] for name in sorted(found, key=place)}
+
+
+class _View:
+    """Image and labels (I, J, K) in RAS+ order, cut to the field of view, with shorthands."""
+
+    def __init__(
+        self,
+        image: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.uint8],
+        grid: Grid,
+        segmentation: Segmentation,
+    ) -> None:
+        self.image = image
+        self.labels = labels
+        self.affine = grid.affine
+        self.size = grid.voxel_size
+        self.voxel_ml = grid.voxel_volume / 1000
+        self.table = segmentation.labels
+        self.counts = np.bincount(labels.ravel(), minlength=256)
+
+    def mask(self, *names: str) -> npt.NDArray[np.bool_]:
+        chosen = np.zeros(256, dtype=bool)
+        chosen[self.table.indices(names)] = True
+        return chosen[self.labels]
+
+    def millilitres(self, *names: str) -> float:
+        return float(self.counts[self.table.indices(names)].sum()) * self.voxel_ml
+
+    def has(self, name: str) -> bool:
+        return name in self.table.by_name
+
+
+def _field_of_view(image: npt.NDArray[np.float32]) -> tuple[slice, slice, slice]:
+    """Return the box of non-zero voxels: padding with zeros shows nothing."""
+    ends = []
+    for axis in range(3):
+        seen = np.flatnonzero((image != 0).any(axis=tuple({0, 1, 2} - {axis})))
+        ends.append(slice(int(seen[0]), int(seen[-1]) + 1) if seen.size else slice(None))
+    return ends[0], ends[1], ends[2]
+
+
+def _ratio(above: float, below: float, factor: float = 1.0) -> float:
+    return factor * above / below if below else math.nan
+
+
+def _grid_metrics(grid: Grid) -> dict[str, float]:
+    sizes = grid.voxel_size
+    return {
+        "voxel_volume": grid.voxel_volume,
+        "voxel_largest": max(sizes),
+        "anisotropy": max(sizes) / min(sizes),
+    }
+
+
+def _volume_metrics(view: _View) -> dict[str, float]:
+    total = view.millilitres(*INTRACRANIAL_TISSUES)
+    tissue = view.millilitres(*(name for name in BRAIN_TISSUES if name != "CSFv"))
+    absent = [name for name in BRAIN_CLASSES if view.has(name) and not view.millilitres(name)]
+    return {
+        "TIV": total,
+        "brain_share": _ratio(tissue, total, 100),
+        "GM_WM_ratio": _ratio(view.millilitres("GM"), view.millilitres("WM")),
+        "ventricle_share": _ratio(view.millilitres("CSFv"), total, 100),
+        "missing_tissues": float(len(absent)),
+        "anomalies_share": _ratio(view.millilitres("Anomalies"), total, 100),
+    }
+
+
+def _coverage_metrics(view: _View) -> dict[str, float]:
+    brain = view.mask(*BRAIN_TISSUES)
+    x, y, z = view.size
+    axial, coronal, sagittal = x * y / 100, x * z / 100, y * z / 100
+    sides = int(brain[0].sum() + brain[-1].sum()) * sagittal
+    sides += int(brain[:, 0].sum() + brain[:, -1].sum()) * coronal
+    below, _ = _gaps(view.mask("GM", "cerGM"))
+    _, above = _gaps(brain)
+    return {
+        "brain_cut_top": int(brain[..., -1].sum()) * axial,
+        "brain_cut_bottom": int(brain[..., 0].sum()) * axial,
+        "brain_cut_sides": sides,
+        "head_cut_top": int((view.labels[..., -1] > 0).sum()) * axial,
+        "above_brain": above * z,
+        "below_brain": below * z,
+    }
+
+
+def _gaps(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the slices below and above `mask` (I, J, K) along K; NaN if it is empty."""
+    sections = mask.sum(axis=(0, 1))
+    seen = np.flatnonzero(sections > sections.max() * _THIN_END)
+    if not seen.size:
+        return math.nan, math.nan
+    return float(seen[0]), float(len(sections) - 1 - seen[-1])
+
+
+def _pose_metrics(view: _View) -> dict[str, float]:
+    return {"orientation": _orientation(view), "left_right_dice": _left_right_dice(view)}
+
+
+def _orientation(view: _View) -> float:
+    centres = []
+    for name in ("GM", "cerGM"):
+        voxels = np.argwhere(view.mask(name)[::2, ::2, ::2])
+        if not len(voxels):
+            return math.nan
+        centres.append(view.affine[:3, :3] @ (2 * voxels.mean(axis=0)))
+    direction = centres[0] - centres[1]
+    length = float(np.linalg.norm(direction))
+    if not length:
+        return math.nan
+    cosine = float(direction @ [0, 1, 1]) / (length * math.sqrt(2))
+    return math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
+
+
+def _left_right_dice(view: _View) -> float:
+    brain = view.mask(*BRAIN_TISSUES)
+    step = [max(round(2 / size), 1) for size in view.size]
+    brain = brain[:: step[0], :: step[1], :: step[2]]
+    sections = brain.sum(axis=(1, 2))
+    if not sections.any():
+        return math.nan
+    middle = round(2 * float(sections @ np.arange(len(sections))) / float(sections.sum()))
+    partner = middle - np.arange(len(sections))
+    paired = (partner >= 0) & (partner < len(sections))
+    both = int((brain[paired] & brain[partner[paired]]).sum())
+    return both / int(brain.sum())
+
+
+def _piece_metrics(view: _View) -> dict[str, float]:
+    """Count bodies and the pieces of each class."""
+    step = [max(round(2 / size), 1) for size in view.size]
+    body = (view.labels > 0)[:: step[0], :: step[1], :: step[2]]
+    bodies = int((_pieces(body) * view.voxel_ml * math.prod(step) >= BODY_ML).sum())
+    boxes = ndimage.find_objects(view.labels, max_label=255)
+    stray = total = 0
+    islands = {}
+    for name in (name for name in SOLID if view.has(name)):
+        index = view.table.by_name[name].index
+        box = boxes[index - 1]
+        own = _pieces(view.labels[box] == index) if box else np.zeros(0, np.int64)
+        islands[f"islands_{name}"] = float(len(own))
+        stray += int(own[2 if name in PAIRED else 1 :].sum())
+        total += int(own.sum())
+    return {"bodies": float(bodies), "stray_share": _ratio(stray, total, 100), **islands}
+
+
+def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return the voxels of each connected piece (26 neighbours) of `mask`, the largest first."""
+    parts, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return np.sort(np.bincount(parts.ravel())[1:])[::-1]
+
+
+def _intensity_metrics(view: _View) -> dict[str, float]:
+    signal = {name: _mean_and_std(view.image[view.mask(name)]) for name in ("GM", "WM", "CSFv")}
+    _, air = _mean_and_std(view.image[view.labels == 0])
+    noise = 0.0 if math.isnan(air) else air
+
+    def snr(name: str) -> float:
+        return _ratio(*signal[name])
+
+    def cnr(one: str, other: str) -> float:
+        (mean, std), (mean2, std2) = signal[one], signal[other]
+        return _ratio(abs(mean - mean2), math.sqrt(noise**2 + std**2 + std2**2))
+
+    (gm, gm_std), (wm, wm_std) = signal["GM"], signal["WM"]
+    return {
+        "snr_GM": snr("GM"),
+        "snr_WM": snr("WM"),
+        "snr_CSF": snr("CSFv"),
+        "cnr_GM_WM": cnr("GM", "WM"),
+        "cnr_WM_CSF": cnr("WM", "CSFv"),
+        "cjv": _ratio(gm_std + wm_std, abs(gm - wm)),
+        "fber": _ratio(_energy(view.image[view.labels > 0]), _energy(view.image[view.labels == 0])),
+    }
+
+
+def _energy(values: npt.NDArray[np.float32]) -> float:
+    """Return the mean square; NaN for no values."""
+    return float(np.square(values, dtype=np.float64).mean()) if values.size else math.nan
+
+
+def _mean_and_std(values: npt.NDArray[np.float32]) -> tuple[float, float]:
+    """Return mean and sample standard deviation (n - 1); NaN for fewer than two values."""
+    if values.size < 2:
+        return math.nan, math.nan
+    return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64, ddof=1))
+
+
+def _certainty_metrics(
+    view: _View, confidence: Mapping[str, float], entropy: float | None
+) -> dict[str, float]:
+    inside = [name for name in INTRACRANIAL_TISSUES if name in confidence and view.has(name)]
+    weights = [view.millilitres(name) for name in inside]
+    weighted = sum(confidence[name] * weight for name, weight in zip(inside, weights, strict=True))
+    each = {
+        f"confidence_{label.name}": confidence.get(label.name, math.nan)
+        for label in view.table.foreground
+        if confidence
+    }
+    return {
+        "confidence": _ratio(weighted, sum(weights)),
+        "entropy": math.nan if entropy is None else entropy,
+        **each,
+    }

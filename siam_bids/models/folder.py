@@ -1,0 +1,53 @@
+"""Where models and their weights lie."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+CHECKPOINT = "checkpoint_final.pth"
+"""A fold's weights, as nnU-Net writes them."""
+
+CONVERTED = "model.safetensors"
+"""The same, as `fetch` keeps them; used where both are there."""
+
+
+def search_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Return the folders that may hold downloaded models; new ones go into the first.
+
+    Those of `SIAM_MODEL_DIR` (several are joined as in PATH), else `nnUNet_results`; then the
+    platform's data folder, then SIAM's own `~/siam_params`.
+    """
+    chosen = environ.get("SIAM_MODEL_DIR", "").split(os.pathsep)
+    if not any(chosen):
+        chosen = [environ.get("nnUNet_results", "")]
+    home = Path.home()
+    if sys.platform == "darwin":
+        data = home / "Library" / "Application Support"
+    elif sys.platform == "win32":
+        data = Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    else:
+        data = Path(environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    fallback = (data / "siam-bids" / "models", home / "siam_params")
+    return (*(Path(folder).expanduser() for folder in chosen if folder), *fallback)
+
+
+def find_folder(start: Path) -> Path | None:
+    """Return `start` or the one folder at most three levels below it that holds plans.json."""
+    for depth in range(4):
+        found = sorted(path.parent for path in start.glob("*/" * depth + "plans.json"))
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def fold_weights(folder: Path) -> tuple[Path, ...]:
+    """List the weights of each fold of a model folder: converted where there are such."""
+    found = {
+        path.parent: path
+        for name in (CHECKPOINT, CONVERTED)
+        for path in folder.glob(f"fold_*/{name}")
+    }
+    return tuple(path for _, path in sorted(found.items()))

@@ -1,0 +1,105 @@
+"""Identity of a model: name, version, checksum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from siam_bids.config import Inference
+from siam_bids.models.settings import Focus, Intensities, Upright
+
+
+@dataclass(frozen=True)
+class Region:
+    """A label that another model refines: its name, and that model."""
+
+    inside: str
+    model: ModelRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """Identity of a model on disk.
+
+    Attributes
+    ----------
+    name, title, version
+        Registry name, name for people, version string (`unversioned` for a user's own folder).
+    folder
+        The nnU-Net v2 model folder.
+    sha256
+        Checksum over plans.json, dataset.json and all checkpoints.
+    licence, citation
+        Empty where unknown.
+    precisions
+        Those (`bfloat16`, `int8`) whose labels were compared with float32's and agreed on 99.9 % or
+        more of the voxels of whole scans: the first that the CPU is fast in is the default.
+        Measured for the embedded models only, see benchmarks/precision.py. What is known of an
+        ensemble holds for its members in it, not for these alone.
+    mirror
+        Whether mirrored tiles are averaged by default: measured to help, and trained for. Of an
+        ensemble, only its members know.
+    members
+        The models of an ensemble, whose probabilities are averaged; empty for a single model.
+    focus
+        Where members but the first look; None for everywhere.
+    intensities
+        How far the labels follow the intensities of the scan; None for not at all. What a member of
+        an ensemble has here holds for it alone.
+    upright
+        Which heads are turned upright and looked at again; None for no such thing. What a member of
+        an ensemble has here holds for it alone.
+    regions
+        What refines labels of this model, in order; see `chain`.
+    """
+
+    name: str
+    title: str
+    version: str
+    folder: Path
+    sha256: str
+    licence: str
+    citation: str
+    precisions: tuple[str, ...] = ()
+    mirror: bool = False
+    members: tuple[ModelRecord, ...] = ()
+    focus: Focus | None = None
+    intensities: Intensities | None = None
+    upright: Upright | None = None
+    regions: tuple[Region, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the model as sidecars name it."""
+        members = [each.describe() for each in self.members]
+        focus = self.focus and self.focus.describe()
+        intensities = self.intensities and self.intensities.describe()
+        upright = self.upright and self.upright.describe()
+        regions = [{"Inside": each.inside, **each.model.describe()} for each in self.regions]
+        return {
+            "Name": self.name,
+            "Title": self.title,
+            "Version": self.version,
+            "SHA256": self.sha256,
+            "License": self.licence,
+            "Citation": self.citation,
+            **({"MirroredByDefault": True} if self.mirror else {}),
+            **({"Members": members} if members else {}),
+            **({"Focus": focus} if focus else {}),
+            **({"Intensities": intensities} if intensities else {}),
+            **({"Upright": upright} if upright else {}),
+            **({"Regions": regions} if regions else {}),
+        }
+
+    def as_asked(self, options: Inference) -> ModelRecord:
+        """Return the model without what the options leave out of it."""
+        return replace(
+            self,
+            intensities=self.intensities if options.intensities else None,
+            upright=self.upright if options.upright else None,
+        )
+
+    def parts(self) -> list[ModelRecord]:
+        """Return all models, each with a folder of its own."""
+        heads = [part for each in self.members for part in each.parts()] or [self]
+        return [*heads, *(part for region in self.regions for part in region.model.parts())]

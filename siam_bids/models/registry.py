@@ -1,0 +1,227 @@
+"""Which models there are, and what exactly a run uses: name, version and checksum."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from siam_bids.errors import ModelError
+from siam_bids.models.folder import find_folder, fold_weights
+from siam_bids.models.record import ModelRecord, Region
+from siam_bids.models.settings import Focus, Intensities, Upright
+from siam_bids.support.atomic_files import sha256
+from siam_bids.support.package_data import resource
+
+MANIFEST = "siam-bids.json"
+"""Beside plans.json of a fetched model: its name, and size and SHA-256 of every file."""
+
+
+def registry() -> dict[str, dict[str, Any]]:
+    """Return the content of data/models.json."""
+    content: dict[str, dict[str, Any]] = json.loads(
+        resource("data", "models.json").read_text(encoding="utf-8")
+    )
+    return content
+
+
+def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
+    """Find a registered model by name, or take the path of a model folder, ensemble or chain.
+
+    An ensemble is an entry of models.json, or a JSON file like one, that names its `members`. A
+    chain names a `model` and `regions`: pairs of `inside`, a label, and the `model` that refines
+    it. Paths may be relative to the file.
+
+    Parameters
+    ----------
+    roots
+        Where downloaded models may lie, see `store.search_path`.
+
+    Raises
+    ------
+    ModelError
+        Neither a known name nor a folder, not fetched yet, or the folder lacks a part.
+    """
+    known = registry()
+    if name.endswith(".json"):
+        return _joined(Path(name).stem, _joined_file(Path(name).expanduser()), roots)
+    if name in known:
+        entry = known[name]
+        if models_named_in(entry):
+            return _joined(name, entry, roots)
+        if not (here := locate(name, roots)):
+            raise ModelError(
+                f"The model {name} is not here.", f"Get it with: siam-bids-models fetch {name}"
+            )
+        (folder,) = here
+        version = entry.get("version") or read_entry(folder / "version.json")["version"]
+        return ModelRecord(
+            name=name,
+            title=entry["title"],
+            version=version,
+            folder=folder,
+            sha256=_folder_checksum(folder),
+            licence=entry["licence"],
+            citation=entry["citation"],
+            precisions=tuple(entry.get("precisions", ())),
+            mirror=entry.get("mirror", False),
+            intensities=_intensities(entry),
+            upright=_upright(entry),
+        )
+    start = Path(name).expanduser()
+    if not start.is_dir():
+        raise ModelError(
+            f"There is no model {name!r}.",
+            f"Known: {', '.join(known)}; or give the path of an nnU-Net v2 model folder.",
+        )
+    folder = find_folder(start) or start
+    return ModelRecord(
+        name=start.resolve().name,
+        title=start.resolve().name,
+        version="unversioned",
+        folder=folder,
+        sha256=_folder_checksum(folder),
+        licence="",
+        citation="",
+    )
+
+
+def _joined_file(path: Path) -> dict[str, Any]:
+    """Read an ensemble or a chain; paths in it become absolute."""
+
+    def absolute(model: str) -> str:
+        there = path.parent / Path(model).expanduser()
+        return str(there) if there.exists() else model
+
+    try:
+        content = read_entry(path)
+        members = [absolute(each) for each in content.get("members", ())]
+        first: dict[str, Any]
+        if len(members) > 1:
+            first, listed = {"members": members}, content.get("regions", ())
+        else:
+            first = {"model": absolute(content["model"])}
+            more = "intensities" in content or "upright" in content
+            listed = content.get("regions", ()) if more else content["regions"]
+        regions = [
+            {"inside": str(each["inside"]), "model": absolute(each["model"])} for each in listed
+        ]
+        return {**content, **first, "regions": regions}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{path} is no chain of models ({error}).",
+            'Write {"model": ..., "regions": [{"inside": LABEL, "model": ...}]} '
+            'or, for an ensemble, {"members": [..., ...]}.',
+        ) from error
+
+
+def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> ModelRecord:
+    """Put together what an ensemble or a chain names; it has a checksum over all its parts."""
+    members = tuple(find_model(each, roots) for each in entry.get("members", ()))
+    first = members[0] if members else find_model(entry["model"], roots)
+    regions = tuple(
+        Region(each["inside"], find_model(each["model"], roots))
+        for each in entry.get("regions", ())
+    )
+    for member in members:
+        if member.members or member.regions:
+            raise ModelError(f"{name}: {member.name} is no single model, so no member.")
+    members = tuple(replace(member, intensities=None, upright=None) for member in members)
+    if known := tuple(entry.get("precisions", ())):
+        members = tuple(replace(member, precisions=known) for member in members)
+    heads = members or (first,)
+    models = [*heads, *(region.model for region in regions)]
+    parts = "".join(f"{member.sha256}\n" for member in members[1:])
+    parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
+    focus = Focus.of(entry["focus"]) if "focus" in entry else first.focus
+    intensities = _intensities(entry) or (None if members else first.intensities)
+    upright = _upright(entry) or (None if members else first.upright)
+    settings = [each and each.describe() for each in (focus, intensities, upright)]
+    parts += json.dumps(settings, sort_keys=True)
+    citations = dict.fromkeys(model.citation for model in models if model.citation)
+    return replace(
+        first,
+        precisions=tuple(
+            name for name in heads[0].precisions if all(name in head.precisions for head in heads)
+        ),
+        mirror=first.mirror and not members,
+        members=members or first.members,
+        focus=focus,
+        intensities=intensities,
+        upright=upright,
+        name=name,
+        title=entry.get("title", " + ".join(model.title for model in models)),
+        version=entry.get("version", " + ".join(model.version for model in models)),
+        sha256=hashlib.sha256(f"{first.sha256}\n{parts}".encode()).hexdigest(),
+        citation=entry.get("citation", " ".join(citations)),
+        regions=(*first.regions, *regions),
+    )
+
+
+def _intensities(entry: Mapping[str, Any]) -> Intensities | None:
+    return Intensities.of(entry["intensities"]) if "intensities" in entry else None
+
+
+def _upright(entry: Mapping[str, Any]) -> Upright | None:
+    return Upright.of(entry["upright"]) if "upright" in entry else None
+
+
+def locate(name: str, roots: Sequence[Path]) -> list[Path]:
+    """Return the folders of a registered model, one if it is single; none if not all are here."""
+    entry = registry()[name]
+    if parts := models_named_in(entry):
+        found = [locate(part, roots) for part in parts]
+        return [folder for folders in found for folder in folders] if all(found) else []
+    if "archive" not in entry:
+        return [resource(*entry["folder"].split("/"))]
+    folders = (find_folder(root / entry["folder"]) for root in roots)
+    return [folder for folder in folders if folder is not None][:1]
+
+
+def models_named_in(entry: Mapping[str, Any]) -> list[str]:
+    """Name the registered models of a registered ensemble or chain; none for a single model."""
+    first = [entry["model"]] if "model" in entry else []
+    regions = [region["model"] for region in entry.get("regions", ())]
+    return [*entry.get("members", ()), *first, *regions]
+
+
+def read_entry(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def model_files(folder: Path) -> list[Path]:
+    """List the files that make up a model: two JSON files and the weights of each fold."""
+    return [folder / "plans.json", folder / "dataset.json", *fold_weights(folder)]
+
+
+def _hash(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read anew only if its size or time changes."""
+    about = path.stat()
+    return _hash_of(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _hash_of(path: Path, _size: int, _time: int) -> str:
+    return sha256(path)
+
+
+def _folder_checksum(folder: Path) -> str:
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        known = read_entry(folder / MANIFEST)["files"]
+    digest = hashlib.sha256()
+    for part in model_files(folder):
+        if not part.exists():
+            raise ModelError(f"{folder} is no nnU-Net model folder: {part.name} is missing.")
+        name = part.relative_to(folder).as_posix()
+        listed = known.get(name, {})
+        same = listed.get("size") == part.stat().st_size  # gigabytes: hashed by `verify` only
+        digest.update(f"{name} {listed['sha256'] if same else _hash(part)}\n".encode())
+    return digest.hexdigest()

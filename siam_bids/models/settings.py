@@ -1,0 +1,191 @@
+"""Settings of a model beside its weights: focus, refinement, upright heads."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from siam_bids.errors import ModelError
+from siam_bids.image.grid import Grid, Reorientation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Focus:
+    """Where the members of an ensemble look, but for the first, which sees the whole scan.
+
+    Attributes
+    ----------
+    tissues
+        Labels; the others look at a box around what the first one found of these.
+    margin
+        By which the box is wider at each end, in mm.
+    step
+        Tiles in the box are at most so many tile edges apart.
+    extent
+        What such tissues measure from left to right, back to front and bottom to top in large
+        heads, in mm: for estimates of time and memory.
+    share
+        What the others' probabilities count in the mean there, 0 to 1; None for each as much as
+        the first one's.
+    """
+
+    tissues: tuple[str, ...]
+    margin: float
+    step: float
+    extent: tuple[float, float, float]
+    share: float | None = None
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Focus:
+        """Read the entry `focus` of an ensemble in models.json.
+
+        Raises
+        ------
+        ModelError
+            Something is missing, no number, or a share that is not between 0 and 1.
+        """
+        try:
+            x, y, z = (float(edge) for edge in entry["extent"])
+            margin, step = float(entry["margin"]), float(entry["step"])
+            share = float(entry["share"]) if "share" in entry else None
+            if share is not None and not 0 <= share <= 1:
+                raise ValueError(f"share {share}")
+            return cls(tuple(map(str, entry["tissues"])), margin, step, (x, y, z), share)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The focus of an ensemble cannot be read ({error!r}).",
+                'Write {"tissues": [LABEL], "margin": MM, "step": 0.5, "extent": [MM, MM, MM], '
+                '"share": 0.5}.',
+            ) from error
+
+    def describe(self) -> dict[str, Any]:
+        """Return the focus as sidecars tell it."""
+        return {
+            "Tissues": list(self.tissues),
+            "MarginInMillimetres": self.margin,
+            "TileStep": self.step,
+            **({"Share": self.share} if self.share is not None else {}),
+        }
+
+    def typical(self, grid: Grid) -> Grid:
+        """Return a grid of the voxels of `grid`, no larger than a box is expected to be."""
+        turned = Reorientation.to_ras(grid).target
+        i, j, k = (
+            min(length, math.ceil((edge + 2 * self.margin) / size))
+            for length, edge, size in zip(turned.shape, self.extent, turned.voxel_size, strict=True)
+        )
+        return Grid((i, j, k), turned.affine)
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """How a network's probabilities follow the intensities of the scan.
+
+    Attributes
+    ----------
+    weight
+        Power of the likelihood. 1 is Bayes' rule for a network that had not seen the image.
+    reach
+        Standard deviation in mm of the windows in which the Gaussians are measured.
+    spread
+        Share of the mean variance of all classes that is added to that of each, so that no class
+        is trusted to be purer than a real tissue.
+    neighbours
+        Weight of the neighbours' vote.
+    temperature
+        What the logarithms are divided by at the end, so that of the voxels with a probability of
+        80 % as many are right (Guo et al., ICML 2017); labels stay the same.
+    rounds
+        How often the Gaussians are measured: first one of each class, by the network's own
+        probabilities, then two of each.
+    """
+
+    weight: float
+    reach: float
+    spread: float
+    neighbours: float
+    temperature: float
+    rounds: int
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Intensities:
+        """Read the entry `intensities` of a model in models.json.
+
+        Raises
+        ------
+        ModelError
+            Something is missing or no number.
+        """
+        names = ("weight", "reach", "spread", "neighbours", "temperature")
+        try:
+            weight, reach, spread, neighbours, heat = (float(entry[name]) for name in names)
+            return cls(weight, reach, spread, neighbours, heat, int(entry["rounds"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The intensities of a model cannot be read ({error!r}).",
+                'Write {"weight": 1.5, "reach": 20, "spread": 0.3, "neighbours": 18, '
+                '"temperature": 6, "rounds": 5}.',
+            ) from error
+
+    def describe(self) -> dict[str, Any]:
+        """Return the choices as sidecars tell them."""
+        return {
+            "Weight": self.weight,
+            "ReachInMillimetres": self.reach,
+            "Spread": self.spread,
+            "Neighbours": self.neighbours,
+            "Temperature": self.temperature,
+            "Rounds": self.rounds,
+        }
+
+
+@dataclass(frozen=True)
+class Upright:
+    """Which heads a model looks at a second time, turned upright and brought to the usual size.
+
+    Attributes
+    ----------
+    degrees
+        Those turned by more.
+    size
+        Those smaller or larger by more than this factor.
+    margin
+        Kept around the head that the first look found, in mm.
+    """
+
+    degrees: float
+    size: float
+    margin: float
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Upright:
+        """Read the entry `upright` of a model in models.json.
+
+        Raises
+        ------
+        ModelError
+            Something is missing or no number, or the size is less than 1.
+        """
+        try:
+            degrees, size, margin = (float(entry[name]) for name in ("degrees", "size", "margin"))
+            if size < 1:
+                raise ValueError(f"size {size}")
+            return cls(degrees, size, margin)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"Which heads a model turns cannot be read ({error!r}).",
+                'Write {"degrees": 25, "size": 1.12, "margin": 8}.',
+            ) from error
+
+    def describe(self) -> dict[str, Any]:
+        """Return the choices as sidecars tell them."""
+        return {
+            "TurnedByMoreDegreesThan": self.degrees,
+            "OfSizeFactorMoreThan": self.size,
+            "MarginInMillimetres": self.margin,
+        }

@@ -1,0 +1,1 @@
+"""What the commands do: participant and group level, files, dry run, SLURM."""

@@ -1,0 +1,114 @@
+"""What a run would do and what it would cost, without doing it: `--dry-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from siam_bids.bids.dataset import left_out
+from siam_bids.config import RunConfig
+from siam_bids.image.grid import Grid
+from siam_bids.inference.cascade import Chain
+from siam_bids.inference.cost import Size
+from siam_bids.inference.device import choose_device
+from siam_bids.pipelines.participant import survey
+from siam_bids.pipelines.todo import Prospect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What would become of one file.
+
+    Attributes
+    ----------
+    path
+        From the root of the dataset.
+    action
+        `segment`, `done`, `fail` (as far as its header tells) or `skip`.
+    why
+        The reason; empty where it is done.
+    cost
+        Of a scan that would be segmented.
+    """
+
+    path: str
+    action: str
+    why: str = ""
+    cost: Size | None = None
+
+    def line(self) -> str:
+        """Return action, path, seconds, GB of memory and reason, separated by tabs."""
+        seconds = f"{self.cost.seconds:.0f}" if self.cost else "n/a"
+        memory = f"{self.cost.memory / 1e9:.1f}" if self.cost else "n/a"
+        return "\t".join((self.action, self.path, seconds, memory, self.why or "n/a"))
+
+
+HEADER = "action\tscan\tseconds\tmemory_GB\twhy"
+
+
+def plan(config: RunConfig) -> list[Step]:
+    """Return what a run would do with every image in the `anat` folders of the query, by path.
+
+    Contents of finished scans are compared by checksum, of the others only headers are read.
+
+    Raises
+    ------
+    SiamError
+        The dataset, the model or the options are unusable.
+    """
+    chain, prospects = survey(config)
+    cost = _estimator(chain, config)
+    steps = [_step(prospect, cost) for prospect in prospects]
+    scans = [prospect.scan for prospect in prospects]
+    rest = left_out(config.bids_dir, config.query, scans)
+    steps += [Step(path=path, action="skip", why=why) for path, why in rest]
+    return sorted(steps, key=lambda step: step.path)
+
+
+def summary(steps: list[Step]) -> str:
+    """Say in one line what a run would do, how long it would take and with how much memory."""
+    count = dict.fromkeys(("segment", "done", "fail", "skip"), 0)
+    for step in steps:
+        count[step.action] += 1
+    text = (
+        f"{count['segment']} to segment, {count['done']} already done, "
+        f"{count['fail']} cannot be read, {count['skip']} skipped."
+    )
+    costs = [step.cost for step in steps if step.cost]
+    if costs:
+        seconds = costs[0].start + sum(cost.seconds for cost in costs)
+        memory = max(cost.memory for cost in costs)
+        text += f" About {_duration(seconds)} and {memory / 1e9:.1f} GB of memory."
+    return text
+
+
+def _step(prospect: Prospect, cost: Callable[[Grid], Size]) -> Step:
+    path = prospect.scan.relative
+    if prospect.grid:
+        return Step(path=path, action="segment", why=prospect.why, cost=cost(prospect.grid))
+    return Step(path=path, action="fail" if prospect.error else "done", why=prospect.error)
+
+
+def _estimator(chain: Chain, config: RunConfig) -> Callable[[Grid], Size]:
+    """Return what tells the cost of a scan; scans of one size are looked at once."""
+    device = choose_device(config.device)
+    cpus = config.threads or torch.get_num_threads()
+    known: dict[tuple[tuple[int, ...], tuple[float, ...]], Size] = {}
+
+    def cost(grid: Grid) -> Size:
+        size = grid.shape, tuple(round(edge, 3) for edge in grid.voxel_size)
+        if size not in known:
+            known[size] = chain.estimate([grid], device, config.inference, cpus=cpus)
+        return known[size]
+
+    return cost
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds in the unit that people would say."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,193 @@
+"""Segmenting files, folders and images without BIDS, from the command line or a notebook."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import torch
+
+from siam_bids.bids.label_tables import save_label_table
+from siam_bids.bids.writers import save_segmentation, save_volumes
+from siam_bids.config import Inference
+from siam_bids.errors import ImageError, ModelError, SiamError, UsageError
+from siam_bids.image.grid import Segmentation, Volume
+from siam_bids.image.nifti import as_volume, load_volume
+from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.device import choose_device
+from siam_bids.measures.volumes import tissue_volumes
+from siam_bids.models.folder import search_path
+from siam_bids.models.record import ModelRecord
+from siam_bids.models.registry import find_model
+from siam_bids.reports.methods_text import software_versions
+from siam_bids.support.atomic_files import sha256, write_json
+
+logger = logging.getLogger(__name__)
+
+ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh")
+
+
+def segment(
+    image: str | Path | nib.spatialimages.SpatialImage | Volume,
+    *,
+    model: str = "compact",
+    device: str = "auto",
+    threads: int = 0,
+    **options: Any,
+) -> Segmentation:
+    """Segment one head scan on its own grid.
+
+    Parameters
+    ----------
+    image
+        Path of a NIfTI or MGH file, an image that nibabel opened, or a `Volume`.
+    model
+        Name of a registered model, or the path of an nnU-Net v2 model folder.
+    device
+        `auto`, `cpu`, `cuda` or `mps`.
+    threads
+        CPU threads to use; 0 leaves the choice to torch.
+    options
+        Those of `siam_bids.config.Inference`, for example `voxel_size=0.75`.
+
+    Returns
+    -------
+    `data` (I, J, K) uint8 on `grid`, with values named by `labels`.
+
+    Raises
+    ------
+    SiamError
+        The image, the model or an option is unusable; says in one line what to do.
+    """
+    inference = Inference(**options)
+    if isinstance(image, Volume):
+        volume = image
+    elif isinstance(image, str | Path):
+        volume = load_volume(Path(image), index=inference.volume)
+    else:
+        volume = as_volume(image, Path(image.get_filename() or "the image"), inference.volume)
+    record = find_model(model, search_path(os.environ)).as_asked(inference)
+    return _segmenter(record, device, threads, inference).segment(volume).segmentation
+
+
+def _segmenter(
+    record: ModelRecord, device: str, threads: int, inference: Inference
+) -> ChainSegmenter:
+    if threads:
+        torch.set_num_threads(threads)
+    chain = Chain.open(record, inference.folds)
+    return ChainSegmenter(chain, choose_device(device), inference)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Files written for one input: `<stem>_dseg.nii.gz`, or the name that was asked for."""
+
+    segmentation: Path
+
+    @classmethod
+    def of(cls, source: Path, target: Path) -> Output:
+        """Name the output: `target` itself if it is a NIfTI name, else a file in that folder."""
+        if target.name.endswith((".nii", ".nii.gz")):
+            return cls(target)
+        return cls(target / f"{_stem(source)}_dseg.nii.gz")
+
+    def beside(self, ending: str) -> Path:
+        """Return a path beside the segmentation, for example with ending `.json`."""
+        return self.segmentation.with_name(_stem(self.segmentation) + ending)
+
+
+def _stem(path: Path) -> str:
+    ending = next((end for end in ENDINGS if path.name.lower().endswith(end)), path.suffix)
+    return path.name[: len(path.name) - len(ending)]
+
+
+def list_images(source: Path) -> list[Path]:
+    """Return the image itself, or all images of a folder by name.
+
+    Raises
+    ------
+    ImageError
+        There is none.
+    """
+    if not source.is_dir():
+        return [source]
+    found = sorted(path for path in source.iterdir() if path.name.lower().endswith(ENDINGS))
+    if not found:
+        raise ImageError(f"{source} holds no image ({', '.join(ENDINGS)}).")
+    return found
+
+
+def segment_files(
+    source: Path,
+    target: Path,
+    *,
+    model: str,
+    model_dirs: Sequence[Path],
+    device: str,
+    threads: int,
+    inference: Inference,
+) -> tuple[list[Path], dict[str, str]]:
+    """Segment an image, or every image of a folder.
+
+    Beside each label map go its label table (`.tsv`), tissue volumes (`_volumes.tsv`) and what
+    made it (`.json`).
+
+    Returns
+    -------
+    written
+        The label maps.
+    failed
+        For each image that could not be segmented the reason, in one line.
+
+    Raises
+    ------
+    SiamError
+        The model or the options are unusable, or there is no image.
+    """
+    images = list_images(source)
+    if source.is_dir() and target.name.endswith((".nii", ".nii.gz")):
+        raise UsageError(f"{source} is a folder, {target} is not.", "Give an output folder.")
+    record = find_model(model, model_dirs).as_asked(inference)
+    segmenter = _segmenter(record, device, threads, inference)
+    written, failed = [], {}
+    for image in images:
+        output = Output.of(image, target)
+        try:
+            _segment_file(image, output, segmenter, record)
+        except ModelError:
+            raise
+        except SiamError as error:
+            failed[image.name] = str(error)
+            logger.error("%s failed: %s", image.name, error)
+        else:
+            written.append(output.segmentation)
+    return written, failed
+
+
+def _segment_file(
+    image: Path, output: Output, segmenter: ChainSegmenter, record: ModelRecord
+) -> None:
+    volume = load_volume(image, index=segmenter.options.volume)
+    found = segmenter.segment(volume)
+    segmentation = found.segmentation
+    save_segmentation(output.segmentation, segmentation)
+    save_label_table(output.beside(".tsv"), segmentation.labels)
+    save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation))
+    write_json(
+        output.beside(".json"),
+        {
+            "Source": str(image),
+            "InputSHA256": sha256(image),
+            "Software": software_versions(),
+            "Model": {**record.describe(), "Folds": segmenter.chain.folds},
+            "Options": segmenter.options.changed(),
+            "Precision": " + ".join(segmenter.precisions),
+            **({"Pose": found.pose.describe()} if found.pose else {}),
+        },
+    )

@@ -1,0 +1,271 @@
+"""The group level: tables over all scans, outliers, statistics, and the page that shows them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from siam_bids.bids.covariates import acquisition_times, read_participants, read_sessions
+from siam_bids.bids.index import subjects
+from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.names import finished_scans
+from siam_bids.bids.results import ScanResult, read_result
+from siam_bids.bids.status import sweep_root
+from siam_bids.bids.writers import remove_table, save_phenotype, save_resources, save_table
+from siam_bids.config import RunConfig
+from siam_bids.errors import DatasetError, UsageError
+from siam_bids.image.labels import INTRACRANIAL_TISSUES, LabelTable
+from siam_bids.measures.group_tables import (
+    ADJUSTED,
+    KEYS,
+    PERCENT,
+    GroupTables,
+    changes,
+    dictionary,
+    join_covariates,
+    tidy_volumes,
+    wide_volumes,
+)
+from siam_bids.measures.outliers import find_outliers
+from siam_bids.measures.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
+from siam_bids.measures.regression import DICTIONARY as STATISTICS_DICTIONARY, fit_tissues
+from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.reports.group import write_group_page, write_reference
+from siam_bids.reports.subject import write_subject_page
+from siam_bids.support.atomic_files import read_json
+
+logger = logging.getLogger(__name__)
+
+NO_STATISTICS = pd.DataFrame(columns=list(STATISTICS_DICTIONARY))
+
+SUBJECT_PAGES = 1000
+"""Subjects up to which the group level writes their pages anew, with the group behind them."""
+
+RATINGS = "group_ratings.tsv"
+"""Where ratings exported from the group page are looked for."""
+
+
+def run_group(config: RunConfig) -> pd.DataFrame:
+    """Gather all scans of the output folder into tables and one page.
+
+    Returns
+    -------
+    The wide table: one row per scan.
+
+    Raises
+    ------
+    DatasetError
+        The output folder holds no results.
+    UsageError
+        A formula or an adjustment names columns that are absent or empty.
+    """
+    root = config.output_dir
+    results = [read_result(names) for names in finished_scans(root)]
+    if not results:
+        raise DatasetError(
+            f"{root} holds no segmentations.", "Run the participant level on it first."
+        )
+    labels = read_label_table(root)
+    group = gather(results, labels, config)
+    if not config.reports_only:
+        save(group, labels, config)
+    seen = {result.names.subject for result in results}
+    missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
+    if missing:
+        logger.warning("%d participants have no result yet: %s", len(missing), _some(missing))
+    sweep_root(root)
+    save_resources(root)
+    write_reference(root, group)
+    people = sorted(seen)
+    if len(people) <= SUBJECT_PAGES:
+        for subject in people:
+            write_subject_page(root, subject, config.command)
+    else:
+        logger.info("The subjects' pages show the group after: participant --reports-only")
+    write_group_page(
+        root,
+        results,
+        group,
+        title=_dataset_name(config.bids_dir),
+        missing=missing,
+        formula=config.formula,
+        command=config.command,
+    )
+    return group.wide
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """List the first few names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig) -> GroupTables:
+    """Make every table from the results of all scans."""
+    keys = _keys(results)
+    quality = _quality_table(keys, results)
+    ratings = _ratings(config.ratings or config.output_dir / RATINGS, required=bool(config.ratings))
+    described = keys.merge(quality[["scan", "flag"]], on="scan").merge(
+        ratings, on="scan", how="left"
+    )
+    joined = _with_covariates(described, results, labels, config.bids_dir)
+    tidy = tidy_volumes(joined, [result.volumes for result in results])
+    wide = wide_volumes(tidy, joined)
+    inside = (
+        INTRACRANIAL,
+        *(label.name for label in labels.foreground if label.name in INTRACRANIAL_TISSUES),
+    )
+    tissues = tuple(name for name in inside if name in wide)
+    covariates = tuple(str(name) for name in joined if name not in described)
+    measured = wide.merge(quality.drop(columns=list({*quality} & {*wide} - {"scan"})), on="scan")
+    observed = [*tissues, *(metric.name for metric in metrics() if metric.name in quality)]
+    adjust = tuple(INTRACRANIAL if name == "ICV" else name for name in config.adjust)
+    return GroupTables(
+        tidy=tidy,
+        wide=wide,
+        quality=quality,
+        outliers=find_outliers(measured, list(dict.fromkeys(observed)), adjust=adjust),
+        changes=changes(wide, tissues),
+        statistics=fit_tissues(wide, config.formula, tissues) if config.formula else NO_STATISTICS,
+        tissues=tissues,
+        covariates=covariates,
+    )
+
+
+def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
+    """Write every table with its dictionary; tables that have become empty are removed."""
+    root = config.output_dir
+    known = read_json(config.bids_dir / "participants.json")
+    names = {label.name: label.long_name for label in labels.foreground}
+    names[INTRACRANIAL] = "Total intracranial volume"
+
+    def described(table: pd.DataFrame) -> dict[str, Any]:
+        return dictionary(list(map(str, table)), names, known)
+
+    written = {
+        "group_desc-tidy_volumes": (group.tidy, described(group.tidy)),
+        "group_desc-wide_volumes": (group.wide, described(group.wide)),
+        "group_qc": (
+            group.quality,
+            {
+                **dictionary(list(KEYS), {}, {}),
+                **quality_dictionary(tuple(map(str, group.quality))),
+            },
+        ),
+        "group_outliers": (group.outliers, described(group.outliers)),
+        "group_changes": (group.changes, described(group.changes)),
+        "group_statistics": (group.statistics, STATISTICS_DICTIONARY),
+    }
+    for name, (table, about) in written.items():
+        if table.empty and name != "group_outliers":
+            remove_table(root, name)
+        else:
+            save_table(root, name, table, about)
+    kinds = group.wide["scan"].str.partition("_")[2]  # a measure has one row per participant
+    save_phenotype(
+        root,
+        {
+            str(kind): (part, described(part))
+            for kind, part in group.wide.drop(columns="scan").groupby(kinds)
+        },
+    )
+
+
+def _keys(results: Sequence[ScanResult]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "participant_id": [f"sub-{result.names.subject}" for result in results],
+            "session_id": _texts([result.names.session_id for result in results]),
+            "contrast": [result.names.suffix for result in results],
+            "scan": [result.names.name for result in results],
+        }
+    )
+
+
+def _quality_table(keys: pd.DataFrame, results: Sequence[ScanResult]) -> pd.DataFrame:
+    judged = [judge(result.quality) if result.quality else ("", ()) for result in results]
+    values = pd.DataFrame([result.quality for result in results], dtype=float)
+    return keys.assign(
+        flag=_texts([flag for flag, _ in judged]),
+        reasons=_texts(["; ".join(reasons) for _, reasons in judged]),
+        **{str(name): values[name] for name in values},
+    )
+
+
+def _texts(values: Sequence[str]) -> pd.Series[str]:
+    """Return text with empty ones missing."""
+    return pd.Series([value or np.nan for value in values], dtype="str")
+
+
+def _with_covariates(
+    keys: pd.DataFrame, results: Sequence[ScanResult], labels: LabelTable, bids_dir: Path
+) -> pd.DataFrame:
+    sources = [result.source for result in results]
+    people = read_participants(bids_dir)
+    sessions = read_sessions(
+        bids_dir, sorted({r.names.subject for r in results if r.names.session})
+    )
+    ours = [
+        *keys,
+        "tissue",
+        "index",
+        "voxels",
+        "volume_mL",
+        PERCENT,
+        ADJUSTED,
+        INTRACRANIAL,
+        *(label.name for label in labels),
+    ]
+    joined = join_covariates(keys, people, sessions, ours)
+    times = acquisition_times(bids_dir, sources)
+    if times:
+        own = _texts([times.get(source, "") for source in sources])
+        joined["acq_time"] = (
+            own.where(own.notna(), joined["acq_time"]) if "acq_time" in joined else own
+        )
+    return joined
+
+
+def _ratings(path: Path, *, required: bool) -> pd.DataFrame:
+    """Read ratings exported from the group page: scan, rating (pass, warn, fail), note."""
+    empty = pd.DataFrame({"scan": pd.Series(dtype="str")})
+    if not path.exists():
+        if required:
+            raise UsageError(
+                f"The ratings {path} do not exist.", "Export them from the group page."
+            )
+        return empty
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, na_values="n/a", keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
+    if not {"scan", "rating"} <= {*table}:
+        raise UsageError(
+            f"The ratings {path} lack the columns scan and rating.",
+            "Export them from the group page.",
+        )
+    odd = sorted(set(table["rating"].dropna()) - {*FLAGS})
+    if odd:
+        raise UsageError(
+            f"The ratings {path} hold {odd[0]!r}.", f"A rating is one of {', '.join(FLAGS)}."
+        )
+    if "note" not in table:
+        table["note"] = None
+    return (
+        table[["scan", "rating", "note"]]
+        .rename(columns={"note": "rating_note"})
+        .drop_duplicates("scan", keep="last")
+    )
+
+
+def _subjects(bids_dir: Path) -> list[str]:
+    return subjects(bids_dir) if bids_dir.is_dir() else []
+
+
+def _dataset_name(bids_dir: Path) -> str:
+    about: Mapping[str, Any] = read_json(bids_dir / "dataset_description.json")
+    return str(about.get("Name") or bids_dir.resolve().name)

@@ -1,0 +1,228 @@
+"""Ready SLURM scripts for a dataset: an array over what is still to do, then the group level."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from siam_bids.bids.names import finished_scans
+from siam_bids.bids.scan import Scan
+from siam_bids.config import RunConfig
+from siam_bids.errors import SiamError, UsageError
+from siam_bids.image.nifti import read_grid
+from siam_bids.inference.cascade import Chain
+from siam_bids.inference.cost import Size
+from siam_bids.pipelines.participant import unfinished
+from siam_bids.support.atomic_files import atomic, read_json
+from siam_bids.support.package_data import resource
+
+logger = logging.getLogger(__name__)
+
+SCRIPTS = ("participant.sbatch", "group.sbatch", "submit.sh")
+
+_MOST_TASKS = 1000  # SLURM's default MaxArraySize is 1001
+_RESTARTS = 3
+_SPARE = 1.3  # memory asked for over memory expected
+_PATIENCE = 3.0  # time asked for over time expected: shared file systems have bad days
+_SAMPLE = 50  # images whose headers are looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayConfig:
+    """How a dataset is spread over a cluster.
+
+    Attributes
+    ----------
+    run
+        What each task does: folders, query, model, options.
+    options
+        Further options of `siam-bids` for both levels, as typed.
+    sessions
+        One line of work per session instead of per participant.
+    per_task
+        Participants (sessions) of one task; 0 fills about `minutes`.
+    throttle
+        Tasks that run at once; 0 for no limit.
+    container
+        Apptainer image; None runs `program`.
+    program
+        The command where there is no container, for example the path in a virtual environment.
+    memory_mb, minutes
+        Wishes that replace the estimate; 0 to estimate.
+    sbatch
+        Further `#SBATCH` options, for example `--account=lab`.
+    templates
+        Folder with the user's own templates; None for ours.
+    """
+
+    run: RunConfig
+    folder: Path
+    options: tuple[str, ...] = ()
+    sessions: bool = False
+    per_task: int = 0
+    throttle: int = 0
+    cpus: int = 2
+    gpu: bool = False
+    container: Path | None = None
+    program: str = "siam-bids"
+    memory_mb: int = 0
+    minutes: int = 0
+    sbatch: tuple[str, ...] = ()
+    templates: Path | None = None
+
+
+def write_scripts(config: ArrayConfig) -> dict[Path, str]:
+    """Write the scripts and the list of jobs; return their content by path.
+
+    Raises
+    ------
+    SiamError
+        The dataset or the model is unusable, or everything is done.
+    """
+    scripts = render_scripts(config)
+    for path, text in scripts.items():
+        with atomic(path) as scratch:
+            scratch.write_text(text, encoding="utf-8", newline="\n")
+        if path.suffix == ".sh":
+            path.chmod(path.stat().st_mode | 0o111)
+    return scripts
+
+
+def render_scripts(config: ArrayConfig) -> dict[Path, str]:
+    """Return the content of the scripts and of the list of jobs by path; see `write_scripts`."""
+    chain, scans = unfinished(config.run)
+    if not scans:
+        raise UsageError("Everything is done already.", "Run the group level, or --overwrite.")
+    size = _size(config, chain, scans)
+    lines, tasks = _work(config, scans, size)
+    folder = config.folder.absolute()
+    most = max(map(len, tasks))
+    everything = len(scans) + sum(1 for _ in finished_scans(config.run.output_dir))
+    values = {
+        "scans": len(scans),
+        "subjects": len({scan.subject for scan in scans}),
+        "tasks": len(tasks),
+        "throttle": config.throttle,
+        "cpus": config.cpus,
+        "gpu": config.gpu,
+        "memory_mb": config.memory_mb or _round_up(size.memory / 1e6 * _SPARE, 500),
+        "minutes": config.minutes
+        or _round_up((size.start + most * size.seconds) * _PATIENCE / 60 + 5, 5),
+        "group_memory_mb": 2000 + everything // 50,
+        "group_minutes": 15 + everything // 200,
+        "restarts": _RESTARTS,
+        "sbatch": config.sbatch,
+        "logs": config.run.output_dir.absolute() / "logs" / "slurm",
+        "jobs": folder / "jobs.txt",
+        "command": _command(config, [model.folder for model in chain.models]),
+        "work": "/work" if config.container else '"$work"',
+        "options": shlex.join(_options(config)),
+    }
+    environment = Environment(  # noqa: S701 (shell scripts, not HTML; `quote` guards words)
+        loader=FileSystemLoader(config.templates or resource("templates", "slurm")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    rendered = {
+        folder / name: environment.get_template(f"{name}.jinja").render(values) for name in SCRIPTS
+    }
+    return {**rendered, folder / "jobs.txt": "".join(f"{line}\n" for line in lines)}
+
+
+def _work(
+    config: ArrayConfig, scans: Sequence[Scan], size: Size
+) -> tuple[list[str], list[list[Scan]]]:
+    """Return the options that choose the scans of each task, and those scans."""
+    units = [
+        list(group)
+        for _, group in groupby(
+            scans, key=lambda scan: (scan.subject, scan.session if config.sessions else "")
+        )
+    ]
+    fitting = int((config.minutes or 30) * 60 / _PATIENCE / (size.seconds * len(units[0])))
+    per_task = config.per_task or max(1, fitting, math.ceil(len(units) / _MOST_TASKS))
+    if config.sessions:
+        per_task = 1
+    if math.ceil(len(units) / per_task) > _MOST_TASKS:
+        logger.warning("More than %d tasks: see MaxArraySize of your cluster.", _MOST_TASKS)
+    chunks = [units[start : start + per_task] for start in range(0, len(units), per_task)]
+    lines = []
+    for chunk in chunks:
+        line = "--participant-label " + " ".join(unit[0].subject for unit in chunk)
+        if config.sessions and chunk[0][0].session:
+            line += f" --session-label {chunk[0][0].session}"
+        lines.append(line)
+    return lines, [[scan for unit in chunk for scan in unit] for chunk in chunks]
+
+
+def _size(config: ArrayConfig, chain: Chain, scans: Sequence[Scan]) -> Size:
+    """Return what a scan costs: as measured in the output folder, else estimated."""
+    step = math.ceil(len(scans) / _SAMPLE)
+    grids = []
+    for scan in scans[::step]:
+        with suppress(SiamError, OSError):  # its own job will tell
+            grids.append(read_grid(scan.path, index=config.run.inference.volume))
+    device = torch.device("cuda" if config.gpu else "cpu")
+    size = chain.estimate(grids, device, config.run.inference, cpus=config.cpus)
+    records = [read_json(n.record) for n in finished_scans(config.run.output_dir)]
+    past = pd.DataFrame([record for record in records if "peak_memory_MB" in record])
+    if len(past):
+        past = past[(past["threads"] == config.cpus) & (past["device"].eq("cuda") == config.gpu)]
+    if len(past) >= 3:
+        logger.info("Sized by %d scans that are finished.", len(past))
+        memory, seconds = past["peak_memory_MB"].max() * 1e6, past["seconds"].quantile(0.9)
+        return Size(memory=float(memory), seconds=float(seconds), start=size.start)
+    return size
+
+
+def _options(config: ArrayConfig) -> list[str]:
+    options = [] if config.run.model == "compact" else ["--model", str(config.run.model)]
+    return [*options, "--device", "cuda" if config.gpu else "cpu", *config.options]
+
+
+def _command(config: ArrayConfig, models: Sequence[Path]) -> str:
+    source, target = config.run.bids_dir.absolute(), config.run.output_dir.absolute()
+    folders = [str(source), str(target)]
+    if not config.container:
+        return shlex.join([*shlex.split(config.program), *folders])
+    words = ["apptainer", "run", "--cleanenv", "--containall"]
+    words += ["--nv"] if config.gpu else []
+    # Folders keep their names: outputs link to the dataset, and an index of pybids holds its path.
+    binds = [f"{source}:{source}:ro", f"{target}:{target}"]
+    seen = _mentioned(config)
+    roots = [
+        root for root in config.run.model_dirs if any(root in model.parents for model in models)
+    ]
+    if roots:
+        words += ["--env", "SIAM_MODEL_DIR=" + ":".join(map(str, roots))]
+        seen += roots
+    inside = [*seen, resource("data", "models")]  # the image has the shipped ones
+    seen += [each for each in dict.fromkeys(models) if not any(map(each.is_relative_to, inside))]
+    binds += [f"{path}:{path}:ro" for path in seen]
+    for bind in binds:
+        words += ["--bind", bind]
+    image = str(config.container.absolute())
+    return shlex.join(words) + ' --bind "$work":/work ' + shlex.join([image, *folders])
+
+
+def _mentioned(config: ArrayConfig) -> list[Path]:
+    """List the files and folders that options name, which the container must see."""
+    words = [*config.options, config.run.model]
+    return [Path(word) for word in words if word.startswith("/") and Path(word).exists()]
+
+
+def _round_up(value: float, step: int) -> int:
+    return math.ceil(value / step) * step

@@ -1,0 +1,132 @@
+"""What a page says, as values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Pairs = tuple[tuple[str, str], ...]
+"""Ordered names and values, printed as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Distribution of a tissue over the scans of one contrast, in mL."""
+
+    scans: int
+    least: float
+    quarter: float
+    median: float
+    three_quarters: float
+    most: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TissueVolume:
+    """One tissue of one scan; `volume_ml` in millilitres, `color` as `#rrggbb`."""
+
+    index: int
+    name: str
+    long_name: str
+    color: str
+    voxels: int
+    volume_ml: float
+    spread: Spread | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One quality metric of one scan, in words: value with unit, and its flag."""
+
+    name: str
+    value: str
+    flag: str
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanReport:
+    """One scan on its subject's page.
+
+    `name` is its BIDS name without extension, `source` its path within the dataset. `figure` is
+    relative to the page's folder; `slices` and `tissues` are data URLs of the same cuts in grey and
+    in label indices, `thumbnail` and `outline` of the middle cuts. `image` and `labels` are gzipped
+    NIfTI in base64, for the viewer. A scan with an `error` has no pictures and no volumes; text
+    that does not apply is empty.
+    """
+
+    name: str
+    suffix: str
+    session: str
+    source: str
+    figure: str = ""
+    slices: str = ""
+    tissues: str = ""
+    thumbnail: str = ""
+    outline: str = ""
+    image: str = ""
+    labels: str = ""
+    volumes: tuple[TissueVolume, ...] = ()
+    intracranial_ml: float | None = None
+    flag: str = ""
+    reasons: tuple[str, ...] = ()
+    readings: tuple[Reading, ...] = ()
+    facts: Pairs = ()
+    error: str = ""
+    log: str = ""
+
+    def millilitres(self, tissue: str) -> float | None:
+        """Return the volume of a tissue in mL; None if the model does not know it."""
+        return next((own.volume_ml for own in self.volumes if own.name == tissue), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectReport:
+    """One subject's page; `model`, `command` and `boilerplate` are plain text."""
+
+    subject: str
+    scans: tuple[ScanReport, ...]
+    model: str
+    software: Pairs
+    command: str
+    boilerplate: str
+    group: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupReport:
+    """All scans of a dataset on one page.
+
+    Attributes
+    ----------
+    data
+        What the page's script shows, JSON-able; see `siam_bids.pages`.
+    missing
+        Subjects without results.
+    failed
+        Scans that failed, with the reason.
+    contrasts
+        Per contrast the number of scans, and the sessions of the study that lack it.
+    gaps
+        Covariates with missing values: name, then scans without it per contrast.
+    changes
+        Rows of tissue, contrast, pairs, median change in percent, the same per year (or None).
+    statistics
+        Rows of the table of `siam_bids.regression` with None for NaN, and the formula they answer.
+    """
+
+    title: str
+    data: Mapping[str, Any]
+    subjects: int
+    model: str
+    software: Pairs
+    command: str
+    boilerplate: str
+    missing: tuple[str, ...] = ()
+    failed: Pairs = ()
+    contrasts: tuple[Mapping[str, Any], ...] = ()
+    gaps: tuple[tuple[str, Mapping[str, int]], ...] = ()
+    changes: tuple[Mapping[str, Any], ...] = ()
+    statistics: tuple[Mapping[str, Any], ...] = ()
+    formula: str = ""

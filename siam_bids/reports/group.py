@@ -1,0 +1,217 @@
+"""The group page from what lies in the output folder."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.results import ScanResult
+from siam_bids.bids.status import failed_scans
+from siam_bids.measures.group_tables import GroupTables, missing_values, numeric
+from siam_bids.measures.quality import metrics
+from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.reports.build import REFERENCE, data_url, if_there, origin_of
+from siam_bids.reports.content import GroupReport
+from siam_bids.reports.render import render_group
+from siam_bids.support.atomic_files import read_json, write_json, write_text
+
+EMBED_LIMIT = 16_000_000
+"""Bytes of thumbnails up to which the group page holds them; more of them stay beside it."""
+
+TOTAL = "Total intracranial volume"
+
+
+_CATEGORIES = 12
+"""Covariates with more values than these are no categories to choose scans by."""
+
+
+def write_group_page(
+    root: Path,
+    results: Sequence[ScanResult],
+    tables: GroupTables,
+    *,
+    title: str,
+    missing: Sequence[str],
+    formula: str,
+    command: str,
+) -> None:
+    """Write the page over all scans.
+
+    Parameters
+    ----------
+    results
+        In the order of the tables' rows.
+    missing
+        Subjects without results.
+    formula
+        What `tables.statistics` answers, or empty.
+    """
+    failed = list(failed_scans(root))
+    page = render_group(
+        GroupReport(
+            title=title,
+            data=_group_data(root, results, tables, title),
+            subjects=tables.wide["participant_id"].nunique(),
+            missing=tuple(missing),
+            failed=tuple((names.name, str(read_json(names.record)["error"])) for names in failed),
+            contrasts=tuple(_contrasts(tables.wide)),
+            gaps=tuple(_gaps(tables)),
+            changes=tuple(_changes(tables.changes)),
+            statistics=tuple(_records(tables.statistics.astype(object).where(pd.notna, None))),
+            formula=formula,
+            command=command,
+            **origin_of([result.about for result in results]),
+        )
+    )
+    write_text(root / "group.html", page)
+
+
+def _records(table: pd.DataFrame) -> Iterable[dict[str, Any]]:
+    columns = [table[name].tolist() for name in table]
+    for row in zip(*columns, strict=True):
+        yield dict(zip(map(str, table), row, strict=True))
+
+
+def write_reference(root: Path, tables: GroupTables) -> None:
+    """Write the five-number summary (mL) of every tissue by contrast, for the subjects' pages."""
+    names = ("least", "quarter", "median", "three_quarters", "most")
+    spreads: dict[str, Any] = {}
+    for (contrast, tissue), values in tables.tidy.groupby(["contrast", "tissue"])["volume_mL"]:
+        five = values.quantile([0, 0.25, 0.5, 0.75, 1]).round(4).tolist()
+        spreads.setdefault(str(contrast), {})[str(tissue)] = {
+            "scans": len(values),
+            **dict(zip(names, five, strict=True)),
+        }
+    write_json(root / REFERENCE, spreads)
+
+
+def _group_data(
+    root: Path, results: Sequence[ScanResult], tables: GroupTables, title: str
+) -> dict[str, Any]:
+    """Return what the group page's script shows: scans by column, measures and their values."""
+    wide, quality = tables.wide, tables.quality
+    measures, values = _measures(root, tables)
+    categories = {
+        name: [_text(value) for value in wide[name]]
+        for name in tables.covariates
+        if name not in measures and 1 < wide[name].nunique() <= _CATEGORIES
+    }
+    thumbnails = [if_there(result.names.figure("thumbnail"), root) for result in results]
+    outlines = [if_there(result.names.figure("outline"), root) for result in results]
+    embedded = sum((root / name).stat().st_size for name in (*thumbnails, *outlines) if name)
+    if embedded <= EMBED_LIMIT:
+        thumbnails, outlines = (
+            [data_url(root / name) if name else "" for name in names]
+            for names in (thumbnails, outlines)
+        )
+    pages = {path.name for path in root.glob("sub-*.html")}
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in _records(tables.outliers):
+        found.setdefault(row["scan"], []).append(
+            {"measure": row["measure"], "z": round(row["robust_z"], 2), "reason": row["reason"]}
+        )
+    where = str(root.resolve())
+    return {
+        "id": hashlib.sha256(f"{title}\n{where}".encode()).hexdigest()[:16],
+        "scans": {
+            "name": wide["scan"].tolist(),
+            "subject": wide["participant_id"].tolist(),
+            "session": [_text(value) for value in wide["session_id"]],
+            "contrast": wide["contrast"].tolist(),
+            "flag": [_text(value) for value in quality["flag"]],
+            "reasons": [_text(value) for value in quality["reasons"]],
+            "page": [
+                result.names.report.name if result.names.report.name in pages else ""
+                for result in results
+            ],
+            "thumbnail": thumbnails,
+            "outline": outlines,
+        },
+        "measures": measures,
+        "values": values,
+        "categories": categories,
+        "outliers": found,
+        "ratings": _known_ratings(wide),
+    }
+
+
+def _measures(
+    root: Path, tables: GroupTables
+) -> tuple[dict[str, dict[str, str]], dict[str, list[float | None]]]:
+    """Return every number a scan has: tissues, quality metrics, covariates."""
+    labels = read_label_table(root)
+    wide, quality = tables.wide, tables.quality
+    measures: dict[str, dict[str, str]] = {}
+    values: dict[str, list[float | None]] = {}
+
+    def add(name: str, column: pd.Series[Any], **about: str) -> None:
+        measures[name] = about
+        values[name] = [_number(value) for value in column]
+
+    names = [INTRACRANIAL, *(label.name for label in labels.foreground)]
+    for name in (name for name in names if name in wide):
+        words = labels.by_name[name].long_name if name in labels.by_name else TOTAL
+        add(name, wide[name], kind="tissue", title=words, units="mL")
+    for metric in metrics():
+        if metric.name in quality and metric.name not in measures:
+            units = "" if metric.units == "1" else metric.units
+            column = quality[metric.name]
+            add(metric.name, column, kind="quality", title=metric.description, units=units)
+    for name in numeric(wide, tables.covariates):
+        if name not in measures:
+            add(name, wide[name], kind="covariate", title=name, units="")
+    return measures, values
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return float(f"{number:.5g}") if math.isfinite(number) else None
+
+
+def _text(value: Any) -> str:
+    return "" if pd.isna(value) else str(value)
+
+
+def _known_ratings(wide: pd.DataFrame) -> dict[str, dict[str, str]]:
+    if "rating" not in wide:
+        return {}
+    rated = wide.dropna(subset=["rating", "rating_note"], how="all")
+    return {
+        scan: {"rating": _text(rating), "note": _text(note)}
+        for scan, rating, note in zip(
+            rated["scan"], rated["rating"], rated["rating_note"], strict=True
+        )
+    }
+
+
+def _contrasts(wide: pd.DataFrame) -> Iterable[dict[str, Any]]:
+    """Say for each contrast how many scans there are and which visits have none of it."""
+    visits = wide["participant_id"].str.cat(wide["session_id"].fillna(""), sep=" ").str.strip()
+    everyone = set(visits)
+    for contrast, own in visits.groupby(wide["contrast"]):
+        lacking = sorted(everyone - set(own))
+        yield {"contrast": contrast, "scans": len(own), "visits": own.nunique(), "lacking": lacking}
+
+
+def _gaps(tables: GroupTables) -> Iterable[tuple[str, dict[str, int]]]:
+    gaps = missing_values(tables.wide, tables.covariates)
+    for name, row in gaps.iterrows():
+        yield str(name), {str(contrast): int(count) for contrast, count in row.items()}
+
+
+def _changes(changes: pd.DataFrame) -> Iterable[dict[str, Any]]:
+    """Summarise change between sessions by contrast and tissue, as medians."""
+    for (contrast, tissue), part in changes.groupby(["contrast", "tissue"], sort=False):
+        yield {
+            "contrast": contrast,
+            "tissue": tissue,
+            "pairs": len(part),
+            "percent": _number(part["change_percent"].median()),
+            "percent_per_year": _number(part["change_percent_per_year"].median()),
+        }

@@ -1,0 +1,121 @@
+"""A subject's page from what lies in the output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.names import ScanNames, finished_scans
+from siam_bids.bids.results import ScanResult, read_result
+from siam_bids.bids.status import failed_scans
+from siam_bids.measures.quality import judge, metrics
+from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.reports.build import REFERENCE, as_base64, data_url, if_there, origin_of
+from siam_bids.reports.content import Reading, ScanReport, Spread, SubjectReport, TissueVolume
+from siam_bids.reports.render import render_subject
+from siam_bids.support.atomic_files import read_json, write_text
+
+
+def write_subject_page(root: Path, subject: str, command: str) -> None:
+    """Write one subject's page; `command` is named where no record tells what made the scans."""
+    good = {n.name: n for n in finished_scans(root, subject)}
+    bad = {n.name: n for n in failed_scans(root, subject)}
+    done = [read_result(names) for name, names in good.items() if name not in bad]
+    reference = read_json(root / REFERENCE)
+    records = {name: read_json(n.record) for name, n in (good | bad).items()}
+    commands = dict.fromkeys(str(r["command"]) for r in records.values() if "command" in r)
+    scans = [_scan_report(result, reference, records[result.names.name]) for result in done]
+    scans += [_failed_report(names, records[name]) for name, names in bad.items()]
+    page = render_subject(
+        SubjectReport(
+            subject=f"sub-{subject}",
+            scans=tuple(sorted(scans, key=lambda scan: scan.name)),
+            command="\n".join(commands) or command,
+            group=bool(reference),
+            **origin_of([result.about for result in done]),
+        )
+    )
+    write_text(root / f"sub-{subject}.html", page)
+
+
+def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> ScanReport:
+    return ScanReport(
+        name=names.name,
+        suffix=names.suffix,
+        session=names.session_id,
+        source=str(past.get("source", "")),
+        error=str(past["error"]),
+        log=str(past.get("traceback", "")),
+    )
+
+
+def _scan_report(
+    result: ScanResult, reference: Mapping[str, Any], past: Mapping[str, Any]
+) -> ScanReport:
+    names = result.names
+    labels = read_label_table(names.root)
+    rows = {row["name"]: row for row in result.volumes}
+    spreads = reference.get(names.suffix, {})
+    flag, reasons = judge(result.quality) if result.quality else ("", ())
+    return ScanReport(
+        name=names.name,
+        suffix=names.suffix,
+        session=names.session_id,
+        source=result.source,
+        figure=if_there(names.figure("mosaic"), names.root),
+        slices=data_url(names.figure("slices")),
+        tissues=data_url(names.figure("tissues")),
+        thumbnail=data_url(names.figure("thumbnail")),
+        outline=data_url(names.figure("outline")),
+        image=as_base64(names.preview("image")),
+        labels=as_base64(names.preview("labels")),
+        volumes=tuple(
+            TissueVolume(
+                **{
+                    key: value
+                    for key, value in asdict(label).items()
+                    if key not in ("mapping", "parent")
+                },
+                voxels=rows[label.name]["voxels"],
+                volume_ml=rows[label.name]["volume_mL"],
+                spread=Spread(**spreads[label.name]) if label.name in spreads else None,
+            )
+            for label in labels.foreground
+        ),
+        intracranial_ml=rows[INTRACRANIAL]["volume_mL"],
+        flag=flag,
+        reasons=reasons,
+        readings=tuple(_readings(result.quality)),
+        facts=tuple(_facts(result.about, past)),
+    )
+
+
+def _readings(quality: Mapping[str, float]) -> Iterable[Reading]:
+    for metric in metrics():
+        if metric.name in quality:
+            value = quality[metric.name]
+            units = "" if metric.units == "1" else f" {metric.units}"
+            yield Reading(
+                name=metric.name,
+                value=f"{value:.4g}{units}",
+                flag=metric.flag(value),
+                description=metric.description,
+            )
+
+
+def _facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    grid, model = about["Grid"], about["Model"]
+    yield "Grid", " x ".join(map(str, grid["Shape"])) + " voxels"
+    yield "Voxel size", " x ".join(f"{size:g}" for size in grid["VoxelSize"]) + " mm"
+    yield "Orientation", grid["Orientation"]
+    if pose := about.get("Pose"):
+        turned, size = pose["TurnedByDegrees"], pose["RelativeSize"]
+        yield "Pose", f"turned by {turned:g} degrees, {size:g} times the usual size"
+    yield "Model", f"{model['Title']} {model['Version']}"
+    yield "Model SHA-256", model["SHA256"]
+    yield "Input SHA-256", about["InputSHA256"]
+    if "seconds" in past:
+        yield "Time", f"{past['seconds']:g} s on {past['device']}"

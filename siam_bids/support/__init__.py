@@ -1,0 +1,1 @@
+"""Files, signals, memory and time: nothing here knows of heads."""

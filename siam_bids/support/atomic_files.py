@@ -1,0 +1,134 @@
+"""Files that appear complete or not at all, whoever else writes into the same folder.
+
+No locks: a file is written beside its place and renamed, which is atomic on local disks and NFS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+SCRATCH = ".tmp-"
+"""How the names of files begin that are still being written."""
+
+_FORGOTTEN_AFTER = 3600.0  # seconds without a write
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `path` that replaces it when the block ends without error.
+
+    The scratch file starts with a dot and keeps the extensions, so that writers which choose the
+    format by name work, and nobody mistakes it for a result. Its content is on the disk before it
+    takes its name, so a node that loses power leaves no empty result.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(
+        prefix=f"{SCRATCH}{_host()}-{os.getpid()}-",
+        suffix="." + path.name.split(".", 1)[-1],
+        dir=path.parent,
+    )
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o666 & ~_umask())
+        with scratch.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+@cache
+def _host() -> str:
+    """Name the space in which a process number means one process: machine and PID namespace."""
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink().name
+    except OSError:  # no Linux
+        namespace = ""
+    return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:10]
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Remove the scratch files that processes which were killed left in some folders.
+
+    What may belong to a living process stays: written to within the last hour by a process of
+    another machine, or by one of this machine whose number is in use.
+    """
+    for folder in folders:
+        for scratch in folder.glob(f"{SCRATCH}*"):
+            if _forgotten(scratch):
+                scratch.unlink(missing_ok=True)
+
+
+def _forgotten(scratch: Path) -> bool:
+    host, _, rest = scratch.name.removeprefix(SCRATCH).partition("-")
+    if host == _host() and not _alive(int(rest.partition("-")[0])):
+        return True
+    try:
+        return time.time() - scratch.stat().st_mtime > _FORGOTTEN_AFTER
+    except FileNotFoundError:
+        return False
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically; a file that already says just that is left alone."""
+    with suppress(OSError):  # absent, or replaced on another NFS client while we read
+        if path.read_bytes() == text.encode():
+            return
+    with atomic(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write indented JSON atomically."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    return checksum(path, "sha256")
+
+
+def checksum(path: Path, kind: str) -> str:
+    """Return the checksum of a file's content, in hexadecimal; `kind` as hashlib names it."""
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; an absent or broken file is an empty one (an unfinished result)."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

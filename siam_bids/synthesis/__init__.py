@@ -1,0 +1,1 @@
+"""Synthetic images painted on label maps."""

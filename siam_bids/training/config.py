@@ -1,0 +1,79 @@
+"""What a training is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from siam_bids.image.labels import siam_labels
+
+CLASSES = len(siam_labels())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """All choices of a training run; everything but `minutes` and `cooldown` is kept with it.
+
+    Attributes
+    ----------
+    maps
+        Label maps to train on: (path, source) each; see `anatomy.source_table`.
+    folder
+        Where state, log and the model folder are kept.
+    minutes
+        Length of this leg.
+    cooldown
+        Let the learning rate fall to zero over this leg, which then ends the run.
+    ramp_steps
+        Steps over which the difficulty of the images rises from 0 to 1.
+    fresh_every
+        A new image replaces the oldest of the pool every so many patches.
+    pool
+        Images kept to draw patches from.
+    voxel
+        Voxel size of the network in mm: a whole number, label maps are painted at 1 mm.
+    siam_share
+        Share of images painted on maps of source `siam` where there are others too.
+    contrasts
+        Paint half of the images in these (see `CONTRASTS`), the others in any.
+    lesion_share
+        Share of images with lesions: of those in `contrasts`, or of all.
+    start
+        Model folder to begin from (see `transfer.start_from`), at full difficulty.
+    dice_weight
+        Weight of the Dice term. Soft Dice inflates what is uncertain (Bertels et al., Med. Image
+        Anal. 2021); a last leg at 0 sets volumes and probabilities right.
+    features, patch
+        Channels of each stage, and edge of the training patches and tiles in voxels.
+    batch
+        Patches in one step: a GPU learns from several in the time of one.
+    processes
+        How many train side by side and share what they learn, see `replicas`.
+    validation
+        Label maps that are not trained on, like `maps`; their Dice is logged.
+    """
+
+    maps: tuple[tuple[Path, str], ...]
+    folder: Path
+    minutes: float
+    cooldown: bool = False
+    seed: int = 0
+    features: tuple[int, ...] = (16, 32, 64, 128, 160)
+    patch: int = 64
+    batch: int = 1
+    voxel: int = 2
+    learning_rate: float = 2e-3
+    warmup_steps: int = 200
+    ramp_steps: int = 6000
+    fresh_every: int = 8
+    pool: int = 12
+    siam_share: float = 0.15
+    contrasts: tuple[str, ...] = ()
+    lesion_share: float = 0.35
+    ema: float = 0.998
+    dice_weight: float = 1.0
+    device: str = "cpu"
+    compile: bool = False
+    processes: int = 1
+    start: Path | None = None
+    validation: tuple[tuple[Path, str], ...] = ()
