@@ -1,3 +1,4 @@
+import contextlib
 import os
 import socket
 
@@ -15,11 +16,8 @@ def test_the_size_of_a_regular_file(tmp_path):
 
 
 def make_socket(path):
-    here = os.getcwd()
-    os.chdir(path.parent)  # the path of a socket is short
-    with socket.socket(socket.AF_UNIX) as end:
-        end.bind(path.name)
-    os.chdir(here)
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as end:
+        end.bind(path.name)  # of a socket, the path must be short
 
 
 ANNEX = "annex/objects/Xk/0q/SHA256E-s99--aa.nii.gz/SHA256E-s99--aa.nii.gz"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def regular_file(path: Path, error: type[SiamError]) -> int:
     except FileNotFoundError:
         if not path.is_symlink():
             raise error(f"{name} does not exist.", "Leave it out or correct the path.") from None
-        if _ANNEX in os.readlink(os.fsencode(path)):
+        if _ANNEX.decode() in path.readlink().as_posix():
             raise error(
                 f"{name} is a broken link: its content is in git-annex and was not fetched.",
                 f"Get it with `datalad get` or `git annex get {name}`, or leave it out.",
