@@ -1,4 +1,4 @@
-"""Measure where the tissues of an upright head lie, for `siam_bids/pose.py`.
+"""Measure where the tissues of an upright head lie, for `siam_bids/inference/head_pose.py`.
 
     python benchmarks/upright_head.py LABEL_MAPS > data/labels/upright.tsv
 

@@ -385,7 +385,7 @@ def test_networks_are_built_and_estimated_without_torchs_compiler():
     """Its import takes two seconds of every run, and comes with many functions of torch."""
     code = """
 import sys, torch
-from siam_bids.chain import Chain, ChainSegmenter
+from siam_bids.inference.cascade import Chain, ChainSegmenter
 from siam_bids.config import Inference
 from siam_bids.models import find_model
 chain = Chain.open(find_model("compact"))

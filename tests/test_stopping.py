@@ -51,7 +51,7 @@ def scratch(root: Path) -> list[str]:
 def test_a_signal_ends_a_long_computation_that_hears_nothing():
     code = (
         "import hashlib, sys\n"
-        "from siam_bids.stopping import stoppable\n"
+        "from siam_bids.support.signals import stoppable\n"
         "with stoppable(grace=0.5):\n"
         "    print('ready', flush=True)\n"
         "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)\n"

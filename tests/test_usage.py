@@ -21,7 +21,8 @@ def test_the_peak_is_that_of_the_scan_not_of_the_process():
     """A large scan before does not count for a small one."""
     in_a_fresh_process("""
         import numpy as np
-        from siam_bids.usage import Meter, peak_memory, reset_peak_memory
+        from siam_bids.support.memory import peak_memory, reset_peak_memory
+        from siam_bids.support.timing import Meter
 
         large = np.ones(50_000_000)
         del large
@@ -85,7 +86,7 @@ def test_freed_memory_goes_back_to_the_system():
     in_a_fresh_process("""
         import os
         import psutil
-        from siam_bids.usage import release_memory
+        from siam_bids.support.memory import release_memory
 
         resident = psutil.Process().memory_info
         pieces = [os.urandom(100_000) for _ in range(1000)]
@@ -104,7 +105,7 @@ def test_memory_is_reused_within_and_given_back_at_the_end():
         import resource
         import numpy as np
         import psutil
-        from siam_bids.usage import memory_reused
+        from siam_bids.support.memory import memory_reused
 
         resident = psutil.Process().memory_info
 

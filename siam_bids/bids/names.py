@@ -13,10 +13,10 @@ FIGURES = {
     "thumbnail": "webp",
     "outline": "webp",
 }
-"""Kinds of pictures of a scan and their file formats, see `siam_bids.figures`."""
+"""Kinds of pictures of a scan and their file formats, see `siam_bids.reports.mosaics`."""
 
 PREVIEWS = ("image", "labels")
-"""Coarse copies that are there with `--viewer`, see `siam_bids.preview`."""
+"""Coarse copies that are there with `--viewer`, see `siam_bids.reports.viewer_volumes`."""
 
 
 @dataclass(frozen=True)

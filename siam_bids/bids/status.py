@@ -14,7 +14,7 @@ from siam_bids.support.atomic_files import read_json, sweep, write_json
 RESULTS_VERSION = 2
 """Raised when labels or tables of the same scan, model and options change, and only then.
 
-1 was up to version 0.12.0, whose sidecars do not name it.
+1 was up to version 0.1.0, whose sidecars do not name it.
 """
 
 IDENTITY = {

@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: all asked for exists. 1: some scans failed, the others are complete. 2 and more: nothing
     could be done, see `siam_bids.errors`; 7 is a disk or a permission that fails. 75 and 130:
-    stopped by a scheduler or Ctrl-C, see `siam_bids.stopping`.
+    stopped by a scheduler or Ctrl-C, see `siam_bids.support.signals`.
     """
     with stoppable():
         return guarded(_run, argv)

@@ -125,7 +125,7 @@ class Load:
     precision
         Of the feature maps: `float32`, `float16`, `bfloat16` or `int8`.
     lean
-        Whether `network.LeanUNet` or `int8.Int8UNet` runs it.
+        Whether `LeanUNet` or `Int8UNet` runs it.
     on_cpu
         Else a GPU holds weights and feature maps.
     low_memory

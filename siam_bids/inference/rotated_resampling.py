@@ -16,7 +16,7 @@ _BLOCK = 1 << 20
 
 
 class TurnedLogits(Interpolated):
-    """Logits interpolated linearly to a grid that is turned against theirs; see `scores.Prior`.
+    """Logits interpolated linearly to a grid that is turned against theirs; see `resampling.Prior`.
 
     Parameters
     ----------

@@ -405,7 +405,7 @@ class NnunetSegmenter:
     ) -> tuple[torch.Tensor, int | None]:
         """Resample logits as the plans say, or tell the axis of thick slices if that is linear.
 
-        Linear interpolation, nnU-Net's default, is left to `scores.Logits`.
+        Linear interpolation, nnU-Net's default, is left to `resampling.Logits`.
         """
         configuration = self._plan.configuration
         options = configuration["resampling_fn_probabilities_kwargs"]

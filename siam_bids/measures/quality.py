@@ -136,7 +136,7 @@ def scan_quality(
     segmentation
         Its labels on the same grid.
     confidence, entropy
-        As `siam_bids.segmenter.Prediction` has them.
+        As `siam_bids.inference.prediction.Prediction` has them.
     """
     turn = Reorientation.to_ras(volume.grid)
     field = _field_of_view(turn.apply(volume.data))

@@ -51,7 +51,7 @@ class ModelRecord:
         Which heads are turned upright and looked at again; None for no such thing. What a member of
         an ensemble has here holds for it alone.
     regions
-        What refines labels of this model, in order; see `chain`.
+        What refines labels of this model, in order; see `inference.cascade`.
     """
 
     name: str

@@ -40,7 +40,7 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
     Parameters
     ----------
     roots
-        Where downloaded models may lie, see `store.search_path`.
+        Where downloaded models may lie, see `folder.search_path`.
 
     Raises
     ------

@@ -101,7 +101,7 @@ class GroupReport:
     Attributes
     ----------
     data
-        What the page's script shows, JSON-able; see `siam_bids.pages`.
+        What the page's script shows, JSON-able; see `siam_bids.reports.group`.
     missing
         Subjects without results.
     failed
@@ -113,7 +113,7 @@ class GroupReport:
     changes
         Rows of tissue, contrast, pairs, median change in percent, the same per year (or None).
     statistics
-        Rows of the table of `siam_bids.regression` with None for NaN, and the formula they answer.
+        Rows of the table of `siam_bids.measures.regression`, None for NaN, and their formula.
     """
 
     title: str

@@ -50,7 +50,7 @@ def write_group_page(
     missing
         Subjects without results.
     formula
-        What `tables.statistics` answers, or empty.
+        What `regression.fit_tissues` answers, or empty.
     """
     failed = list(failed_scans(root))
     page = render_group(

@@ -40,7 +40,7 @@ def stoppable(grace: float = 5.0) -> Iterator[None]:
 
     Python raises only between its own instructions, so one long network layer would hold the
     exception up. A watching thread therefore ends the process `grace` seconds after the signal,
-    come what may: every file in the output folder is complete at any moment (`files.atomic`).
+    come what may: every output file is complete at any moment (`atomic_files.atomic`).
     Signals that the parent told us to ignore (`nohup`) stay ignored.
     """
     if threading.current_thread() is not threading.main_thread():

@@ -47,7 +47,7 @@ class Recipe:
     heal_lesions: bool = False
     """Paint and label the lesions that the label map holds as white matter."""
     lesions: str = "no"
-    """`no`, or one of `shapes.LESIONS` to put into the brain."""
+    """`no`, or one of `anatomy_changes.LESIONS` to put into the brain."""
     lesion_radii: tuple[float, ...] = ()
     strip: str = "no"
     """`no`, `brain` (skull-stripped) or `face` (defaced)."""

@@ -17,7 +17,7 @@ class TrainingConfig:
     Attributes
     ----------
     maps
-        Label maps to train on: (path, source) each; see `anatomy.source_table`.
+        Label maps to train on: (path, source) each; see `label_maps.source_table`.
     folder
         Where state, log and the model folder are kept.
     minutes
@@ -39,7 +39,7 @@ class TrainingConfig:
     lesion_share
         Share of images with lesions: of those in `contrasts`, or of all.
     start
-        Model folder to begin from (see `transfer.start_from`), at full difficulty.
+        Model folder to begin from (see `warm_start.start_from`), at full difficulty.
     dice_weight
         Weight of the Dice term. Soft Dice inflates what is uncertain (Bertels et al., Med. Image
         Anal. 2021); a last leg at 0 sets volumes and probabilities right.
@@ -48,7 +48,7 @@ class TrainingConfig:
     batch
         Patches in one step: a GPU learns from several in the time of one.
     processes
-        How many train side by side and share what they learn, see `replicas`.
+        How many train side by side and share what they learn, see `local_sgd`.
     validation
         Label maps that are not trained on, like `maps`; their Dice is logged.
     """
