@@ -22,9 +22,10 @@ from siam_bids.errors import DatasetError, ModelError, UsageError
 from siam_bids.image.grid import Volume
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.nifti import load_volume
+from siam_bids.inference.cascade import ChainSegmenter
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.group import run_group
-from siam_bids.pipelines.participant import _save_results, _Worker, rebuild_reports, run_participant
+from siam_bids.pipelines.participant import rebuild_reports, run_participant, save_results
 from siam_bids.support.atomic_files import sha256
 
 
@@ -128,19 +129,20 @@ def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
     """Writing the first waits here until segmenting the second has begun."""
     bids = write_raw(tmp_path / "bids", head, "sub-01_T1w", "sub-02_T1w")
     begun = threading.Event()
-    segment, save = _Worker._segment, _save_results
+    segment, calls = ChainSegmenter.segment, []
 
-    def watched_segment(self, task, progress):
-        if task.scan.subject == "02":
+    def watched_segment(self, volume, **options):
+        calls.append(volume)
+        if len(calls) == 2:
             begun.set()
-        return segment(self, task, progress)
+        return segment(self, volume, **options)
 
     def waiting_save(task, prediction):
         assert task.scan.subject == "02" or begun.wait(20)
-        save(task, prediction)
+        save_results(task, prediction)
 
-    monkeypatch.setattr(_Worker, "_segment", watched_segment)
-    monkeypatch.setattr("siam_bids.pipelines.participant._save_results", waiting_save)
+    monkeypatch.setattr(ChainSegmenter, "segment", watched_segment)
+    monkeypatch.setattr("siam_bids.pipelines.participant.save_results", waiting_save)
     summary = run_participant(run_config(bids, tmp_path / "out", tiny_model))
     assert summary.done == ["sub-01_T1w", "sub-02_T1w"]
     assert (tmp_path / "out" / "sub-01.html").exists()

@@ -13,8 +13,7 @@ from siam_bids.image.grid import Grid
 from siam_bids.inference.cascade import Chain
 from siam_bids.inference.cost import Size
 from siam_bids.inference.device import choose_device
-from siam_bids.pipelines.participant import survey
-from siam_bids.pipelines.todo import Prospect
+from siam_bids.pipelines.todo import Prospect, survey
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,42 @@
-"""What went wrong with a scan, in one line."""
+"""What went wrong with a scan: in one line, and on record for its subject's page."""
 
 from __future__ import annotations
 
 import errno
+import logging
+import traceback
 from pathlib import Path
 
-from siam_bids.errors import SiamError, out_of_memory
+from siam_bids.bids.names import ScanNames
+from siam_bids.errors import ModelError, SiamError, out_of_memory
+from siam_bids.support.atomic_files import read_json, write_json
+
+logger = logging.getLogger(__name__)
 
 _REFUSALS = ("ENOSPC", "EDQUOT", "EROFS", "EFBIG")
+
+
+def fatal(error: Exception) -> bool:
+    """Tell whether what stopped one scan would stop all others: the model, or a full disk."""
+    return isinstance(error, ModelError) or disk_refuses(error)
+
+
+def record_failure(names: ScanNames, error: Exception, *, source: str, command: str) -> str:
+    """Log why a scan failed and write it to its record; return the reason in one line."""
+    reason = reason_of(error)
+    past = {"error": reason, "source": source, "command": command}
+    logger.error("%s failed: %s", names.name, reason)
+    if not isinstance(error, SiamError):
+        past["traceback"] = "".join(traceback.format_exception(error))
+        logger.debug("Traceback:", exc_info=error)
+    write_json(names.record, past)
+    return reason
+
+
+def forget_failure(names: ScanNames) -> None:
+    """Remove the record of a failed attempt on an input that is whole again."""
+    if read_json(names.record).get("error"):
+        names.record.unlink(missing_ok=True)
 
 
 def disk_refuses(error: Exception) -> bool:

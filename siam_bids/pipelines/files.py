@@ -24,7 +24,7 @@ from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.folder import search_path
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
-from siam_bids.reports.methods_text import software_versions
+from siam_bids.pipelines.provenance import found_in, made_from
 from siam_bids.support.atomic_files import sha256, write_json
 
 logger = logging.getLogger(__name__)
@@ -173,6 +173,7 @@ def segment_files(
 def _segment_file(
     image: Path, output: Output, segmenter: ChainSegmenter, record: ModelRecord
 ) -> None:
+    checksum = sha256(image)
     volume = load_volume(image, index=segmenter.options.volume)
     found = segmenter.segment(volume)
     segmentation = found.segmentation
@@ -183,11 +184,7 @@ def _segment_file(
         output.beside(".json"),
         {
             "Source": str(image),
-            "InputSHA256": sha256(image),
-            "Software": software_versions(),
-            "Model": {**record.describe(), "Folds": segmenter.chain.folds},
-            "Options": segmenter.options.changed(),
-            "Precision": " + ".join(segmenter.precisions),
-            **({"Pose": found.pose.describe()} if found.pose else {}),
+            **made_from(checksum, record, folds=segmenter.chain.folds, options=segmenter.options),
+            **found_in(volume, found, segmenter.precisions),
         },
     )

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from siam_bids import __version__
-from siam_bids.bids.dataset import find_scans
 from siam_bids.bids.description import begin_dataset
-from siam_bids.bids.names import FIGURES, ScanNames, finished_scans, sidecar
+from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.scan import Scan
 from siam_bids.bids.status import (
-    RESULTS_VERSION,
     begin_scan,
     failed_scans,
     finish_scan,
@@ -36,37 +35,28 @@ from siam_bids.bids.writers import (
     save_volumes,
 )
 from siam_bids.config import RunConfig
-from siam_bids.errors import ModelError, SiamError
 from siam_bids.image.grid import Volume
 from siam_bids.image.labels import BRAIN_TISSUES
-from siam_bids.image.nifti import load_volume, read_grid
-from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.image.nifti import load_volume
+from siam_bids.inference.cascade import ChainSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.quality import scan_quality
 from siam_bids.measures.volumes import tissue_volumes
-from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
-from siam_bids.pipelines.failures import disk_refuses, reason_of
-from siam_bids.pipelines.todo import (
-    Prospect,
-    check_folders,
-    nothing_matches,
-    output_names,
-    with_tissues,
-)
-from siam_bids.reports.methods_text import methods_text, model_line, software_versions
+from siam_bids.pipelines.failures import fatal, forget_failure, record_failure
+from siam_bids.pipelines.provenance import found_in
+from siam_bids.pipelines.todo import Checklist, nothing_matches, prepare
+from siam_bids.reports.methods_text import methods_text, model_line
 from siam_bids.reports.mosaics import draw
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.reports.viewer_volumes import save_previews
-from siam_bids.support.atomic_files import atomic, read_json, sha256, write_json
+from siam_bids.support.atomic_files import atomic, sha256, write_json
+from siam_bids.support.background import WriteBehind, read_ahead
 from siam_bids.support.memory import reset_peak_memory
 from siam_bids.support.timing import Meter
 
 logger = logging.getLogger(__name__)
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
 
 
 @dataclass
@@ -93,65 +83,18 @@ def run_participant(config: RunConfig) -> Summary:
         The dataset, the model or the options are unusable. What is wrong with a single scan ends
         in the summary instead.
     """
-    worker, scans = _prepare(config)
+    checklist, scans = prepare(config)
     if not scans:
         raise nothing_matches(config)
-    begin_dataset(config.output_dir, config.bids_dir, worker.chain.labels)
-    logger.info("%d scans, model %s", len(scans), model_line(worker.record.describe()))
-    worker.run(scans)
-    return worker.summary
-
-
-def _prepare(config: RunConfig) -> tuple[_Worker, list[Scan]]:
-    """Check all that a run needs, without writing anything."""
-    check_folders(config)
-    record = find_model(config.model, config.model_dirs).as_asked(config.inference)
-    scans = find_scans(config.bids_dir, config.query)
-    chain = Chain.open(record, config.inference.folds)
-    chain.check(config.inference)
-    return _Worker(with_tissues(config, chain.labels), record, chain), scans
-
-
-def _ahead(
-    work: Callable[[_Item], _Result], items: Iterable[_Item]
-) -> Iterator[tuple[_Item, Future[_Result]]]:
-    """Yield each item with its future result, the next item being worked on meanwhile."""
-    with ThreadPoolExecutor(1, "read") as pool:
-        previous = None
-        for item in items:
-            current = item, pool.submit(work, item)
-            if previous:
-                yield previous
-            previous = current
-        if previous:
-            yield previous
+    begin_dataset(config.output_dir, config.bids_dir, checklist.chain.labels)
+    logger.info("%d scans, model %s", len(scans), model_line(checklist.record.describe()))
+    return _ScanLoop(checklist).run(scans)
 
 
 def boilerplate(config: RunConfig) -> str:
     """Return the methods text for the model of a run."""
     record = find_model(config.model, config.model_dirs).as_asked(config.inference)
     return methods_text([record.describe()])
-
-
-def survey(config: RunConfig) -> tuple[Chain, list[Prospect]]:
-    """Return the models and what `run_participant` would do with each scan, writing nothing.
-
-    Raises
-    ------
-    SiamError
-        As `run_participant`, but for a query without scans.
-    """
-    worker, scans = _prepare(config)
-    return worker.chain, [worker.prospect(scan) for scan in scans]
-
-
-def unfinished(config: RunConfig) -> tuple[Chain, list[Scan]]:
-    """Return the models and the scans that are not done, by their sidecars, reading no image.
-
-    A scan whose content changed since counts as done here; its own job would notice.
-    """
-    worker, scans = _prepare(config)
-    return worker.chain, [scan for scan in scans if worker.why(scan, trusting=True)]
 
 
 def rebuild_reports(config: RunConfig) -> list[str]:
@@ -165,7 +108,7 @@ def rebuild_reports(config: RunConfig) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Task:
+class Task:
     """A scan that must be segmented: its voxels, where the results go, what is said of them."""
 
     scan: Scan
@@ -176,229 +119,122 @@ class _Task:
     meter: Meter
 
 
-class _Worker:
-    """Processes scans with one model; counts what happened.
+class _ScanLoop:
+    """Takes scans through reading, segmenting and writing; one bad scan stops no other.
 
     While one scan goes through the network, a thread reads the next and another writes the last.
     """
 
-    def __init__(self, config: RunConfig, record: ModelRecord, chain: Chain) -> None:
-        self._config = config
-        self.record = record
-        self.chain = chain
-        self._software = software_versions()
-        self._segmenter: ChainSegmenter | None = None
-        self._writing: list[Future[None]] = []
+    def __init__(self, checklist: Checklist) -> None:
+        self.checklist = checklist
+        self.config = checklist.config
         self.summary = Summary()
 
-    def run(self, scans: Sequence[Scan]) -> None:
+    def run(self, scans: Sequence[Scan]) -> Summary:
         """Process scans, ordered by subject, and write each subject's page."""
-        quiet = not self._config.progress
+        quiet = not self.config.progress
+        scans_read_ahead = read_ahead(partial(read_scan, self.checklist), scans)
         with (
             tqdm(total=len(scans), unit="scan", disable=quiet, smoothing=0) as bar,
             logging_redirect_tqdm(),
-            ThreadPoolExecutor(1, "write") as writer,
+            WriteBehind() as writer,
         ):
-            subject = scans[0].subject
-            sweep_subject(self._config.output_dir, subject)
-            for scan, reading in _ahead(self.read, scans):
-                if scan.subject != subject:
-                    self._write(writer, self._write_page, subject)
-                    subject = scan.subject
-                    sweep_subject(self._config.output_dir, subject)
-                self._process(scan, reading, writer, bar)
-            self._write(writer, self._write_page, subject)
-            self._wait()
-
-    def read(self, scan: Scan) -> _Task | None:
-        """Load a scan; None if it is done already."""
-        meter = Meter()
-        with meter.stage("read"):
-            names = output_names(self._config.output_dir, scan)
-            outputs = self._outputs(names)
-            provenance = self._provenance(scan, sha256(scan.path) if scan.path.exists() else "")
-            why = to_do(names, provenance, outputs)
-            if not why and not self._config.overwrite:
-                return None
-            volume = load_volume(scan.path, index=self._config.inference.volume)
-        logger.info("%s: %s", scan.name, why or "to be overwritten")
-        return _Task(
-            scan=scan, names=names, outputs=outputs, provenance=provenance, volume=volume,
-            meter=meter,
-        )  # fmt: skip
-
-    def why(self, scan: Scan, *, trusting: bool = False) -> str:
-        """Say why a scan must be segmented, empty if it is done.
-
-        Parameters
-        ----------
-        trusting
-            Take its content for unchanged, without reading it.
-        """
-        names = output_names(self._config.output_dir, scan)
-        checksum = read_json(sidecar(names.segmentation)).get("InputSHA256")
-        if checksum and not trusting:
-            checksum = sha256(scan.path) if scan.path.exists() else ""
-        expected = self._provenance(scan, checksum or "")
-        why = to_do(names, expected, self._outputs(names))
-        return why or ("to be overwritten" if self._config.overwrite else "")
-
-    def prospect(self, scan: Scan) -> Prospect:
-        """Say what would become of a scan."""
-        try:
-            why = self.why(scan)
-            if not why:
-                return Prospect(scan=scan)
-            grid = read_grid(scan.path, index=self._config.inference.volume)
-        except (SiamError, OSError) as error:
-            return Prospect(scan=scan, error=reason_of(error))
-        return Prospect(scan=scan, why=why, grid=grid)
+            for subject, own in groupby(scans_read_ahead, key=lambda pair: pair[0].subject):
+                sweep_subject(self.config.output_dir, subject)
+                for scan, reading in own:
+                    with _shown(bar, scan.name) as progress:
+                        self._process(scan, reading, writer, progress)
+                writer.submit(_write_newest_page, self.config, subject)
+            writer.wait()
+        return self.summary
 
     def _process(
-        self,
-        scan: Scan,
-        reading: Future[_Task | None],
-        writer: ThreadPoolExecutor,
-        bar: tqdm[Any],
+        self, scan: Scan, reading: Future[Task | None], writer: WriteBehind, progress: Progress
     ) -> None:
-        """Segment one scan unless done; never raises for what is wrong with the scan."""
-        bar.set_description(scan.name)
-        start = bar.n
-
-        def progress(share: float) -> None:
-            bar.update(start + 0.9 * share - bar.n)
-
         try:
             task = reading.result()
             prediction = self._segment(task, progress) if task else None
         except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
             self._fail(scan, error)
-        else:
-            if task and prediction:
-                self._wait()  # memory holds the results of one scan, no more
-                self._write(writer, self._finish, task, prediction)
-                if prediction.probabilities:  # they hold this scan's logits: not two at once
-                    del prediction
-                    self._wait()
-            else:
-                self._skip(scan)
-        bar.update(start + 1 - bar.n)
+            return
+        if not task or not prediction:
+            self.summary.skipped.append(scan.name)
+            forget_failure(self.checklist.names(scan))
+            return
+        writer.wait()  # memory holds the results of one scan, no more
+        writer.submit(self._finish, task, prediction)
+        if prediction.probabilities:  # they hold this scan's logits: not two at once
+            del prediction
+            writer.wait()
 
-    def _write(
-        self, writer: ThreadPoolExecutor, work: Callable[..., None], *arguments: Any
-    ) -> None:
-        """Hand work to the writing thread, which does one piece after the other."""
-        self._writing.append(writer.submit(work, *arguments))
+    @cached_property
+    def _segmenter(self) -> ChainSegmenter:
+        """Networks are built when the first scan needs them."""
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        device = choose_device(self.config.device)
+        return ChainSegmenter(self.checklist.chain, device, self.config.inference)
 
-    def _wait(self) -> None:
-        """Wait until the writing thread has nothing to do.
-
-        Raises
-        ------
-        Exception
-            What it met and could not leave in the summary.
-        """
-        writing, self._writing = self._writing, []
-        for piece in writing:
-            piece.result()
-
-    def _segment(self, task: _Task, progress: Progress) -> Prediction:
+    def _segment(self, task: Task, progress: Progress) -> Prediction:
         reset_peak_memory()
         with task.meter.stage("segment"):
-            if self._segmenter is None:
-                if self._config.threads:
-                    torch.set_num_threads(self._config.threads)
-                self._segmenter = ChainSegmenter(
-                    self.chain, choose_device(self._config.device), self._config.inference
-                )
             return self._segmenter.segment(
-                task.volume, probabilities=self._config.probabilities, progress=progress
+                task.volume, probabilities=self.config.probabilities, progress=progress
             )
 
-    def _finish(self, task: _Task, prediction: Prediction) -> None:
+    def _finish(self, task: Task, prediction: Prediction) -> None:
         try:
             with task.meter.stage("write"):
-                _save_results(task, prediction)
+                save_results(task, prediction)
             cost = task.meter.record()
             where = {
-                "device": self._device,
+                "device": str(choose_device(self.config.device)),
                 "threads": torch.get_num_threads(),
-                "command": self._config.command,
+                "command": self.config.command,
             }
             write_json(task.names.record, {**cost, **where})
-            about = {**task.provenance, "Grid": _describe(task.volume)}
-            if prediction.pose:
-                about["Pose"] = prediction.pose.describe()
-            if self._segmenter:
-                about["Precision"] = " + ".join(self._segmenter.precisions)
-            finish_scan(task.names, about, task.outputs)
+            found = found_in(task.volume, prediction, self._segmenter.precisions)
+            finish_scan(task.names, {**task.provenance, **found}, task.outputs)
             self.summary.done.append(task.scan.name)
             logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])
         except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
             self._fail(task.scan, error)
 
-    def _skip(self, scan: Scan) -> None:
-        self.summary.skipped.append(scan.name)
-        record = output_names(self._config.output_dir, scan).record
-        if read_json(record).get("error"):
-            record.unlink()  # of an attempt on an input that is whole again
-
     def _fail(self, scan: Scan, error: Exception) -> None:
-        hopeless = isinstance(error, ModelError) or disk_refuses(error)
-        if hopeless or self._config.stop_on_first_crash:
+        if fatal(error) or self.config.stop_on_first_crash:
             raise error
-        reason = reason_of(error)
-        self.summary.failed[scan.name] = reason
-        record = output_names(self._config.output_dir, scan).record
-        past = {"error": reason, "source": scan.relative, "command": self._config.command}
-        logger.error("%s failed: %s", scan.name, reason)
-        if not isinstance(error, SiamError):
-            past["traceback"] = "".join(traceback.format_exception(error))
-            logger.debug("Traceback:", exc_info=error)
-        write_json(record, past)
-
-    def _write_page(self, subject: str) -> None:
-        """Write a subject's page; again if other processes finished scans of it meanwhile."""
-        root = self._config.output_dir
-        before = None
-        while before != (now := subject_state(root, subject)):
-            before = now
-            _write_page(self._config, subject)
-
-    @property
-    def _device(self) -> str:
-        return str(choose_device(self._config.device))
-
-    def _provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
-        record = self.record
-        return {
-            "Description": f"Head tissues segmented by {record.title}, see seg-siam_dseg.tsv.",
-            "Sources": [f"bids:raw:{scan.relative}"],
-            "SoftwareVersion": __version__,
-            "ResultsVersion": RESULTS_VERSION,
-            "Software": self._software,
-            "Model": {**record.describe(), "Folds": self.chain.folds},
-            "Options": {
-                "probabilities": sorted(self._config.probabilities),
-                **self._config.inference.changed(),
-            },
-            "InputSHA256": checksum,
-        }
-
-    def _outputs(self, names: ScanNames) -> list[Path]:
-        pictures = [names.figure(kind) for kind in FIGURES]
-        maps = [names.probability(tissue) for tissue in self._config.probabilities]
-        tables = [names.volumes, names.quality]
-        return [names.segmentation, names.brain_mask, *tables, *pictures, *maps]
+        names = self.checklist.names(scan)
+        self.summary.failed[scan.name] = record_failure(
+            names, error, source=scan.relative, command=self.config.command
+        )
 
 
-def _write_page(config: RunConfig, subject: str) -> None:
-    if config.viewer:
-        save_previews(config.output_dir, subject, config.bids_dir)
-    write_subject_page(config.output_dir, subject, config.command)
+def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
+    """Load a scan; None if it is done already.
+
+    Raises
+    ------
+    ImageError
+        It is no head scan that can be segmented.
+    OSError
+        It cannot be read.
+    """
+    config, meter = checklist.config, Meter()
+    with meter.stage("read"):
+        names = checklist.names(scan)
+        outputs = checklist.outputs(names)
+        provenance = checklist.provenance(scan, sha256(scan.path) if scan.path.exists() else "")
+        why = to_do(names, provenance, outputs)
+        if not why and not config.overwrite:
+            return None
+        volume = load_volume(scan.path, index=config.inference.volume)
+    logger.info("%s: %s", scan.name, why or "to be overwritten")
+    return Task(
+        scan=scan, names=names, outputs=outputs, provenance=provenance, volume=volume, meter=meter
+    )
 
 
-def _save_results(task: _Task, prediction: Prediction) -> None:
+def save_results(task: Task, prediction: Prediction) -> None:
     """Write all of a scan but the sidecar that declares it done."""
     names, volume, segmentation = task.names, task.volume, prediction.segmentation
     begin_scan(names, task.outputs)
@@ -420,9 +256,28 @@ def _save_results(task: _Task, prediction: Prediction) -> None:
             scratch.write_bytes(picture)
 
 
-def _describe(volume: Volume) -> dict[str, Any]:
-    return {
-        "Shape": list(volume.grid.shape),
-        "VoxelSize": [round(size, 4) for size in volume.grid.voxel_size],
-        "Orientation": volume.grid.axcodes,
-    }
+@contextmanager
+def _shown(bar: tqdm[Any], name: str) -> Iterator[Progress]:
+    """Name a scan on the progress bar; yield what moves the bar while it is segmented."""
+    bar.set_description(name)
+    start = bar.n
+
+    def progress(share: float) -> None:
+        bar.update(start + 0.9 * share - bar.n)
+
+    yield progress
+    bar.update(start + 1 - bar.n)
+
+
+def _write_newest_page(config: RunConfig, subject: str) -> None:
+    """Write a subject's page; again if other processes finished scans of it meanwhile."""
+    before = None
+    while before != (now := subject_state(config.output_dir, subject)):
+        before = now
+        _write_page(config, subject)
+
+
+def _write_page(config: RunConfig, subject: str) -> None:
+    if config.viewer:
+        save_previews(config.output_dir, subject, config.bids_dir)
+    write_subject_page(config.output_dir, subject, config.command)

@@ -22,7 +22,7 @@ from siam_bids.errors import SiamError, UsageError
 from siam_bids.image.nifti import read_grid
 from siam_bids.inference.cascade import Chain
 from siam_bids.inference.cost import Size
-from siam_bids.pipelines.participant import unfinished
+from siam_bids.pipelines.todo import unfinished
 from siam_bids.support.atomic_files import atomic, read_json
 from siam_bids.support.package_data import resource
 

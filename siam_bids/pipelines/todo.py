@@ -4,13 +4,60 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from siam_bids.bids.names import ScanNames
+from siam_bids.bids.dataset import find_scans
+from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.scan import Scan
+from siam_bids.bids.status import to_do
 from siam_bids.config import RunConfig
-from siam_bids.errors import DatasetError, UsageError
+from siam_bids.errors import DatasetError, SiamError, UsageError
 from siam_bids.image.grid import Grid
 from siam_bids.image.labels import LabelTable
+from siam_bids.image.nifti import read_grid
+from siam_bids.inference.cascade import Chain
+from siam_bids.models.record import ModelRecord
+from siam_bids.models.registry import find_model
+from siam_bids.pipelines.failures import reason_of
+from siam_bids.pipelines.provenance import made_from
+from siam_bids.support.atomic_files import read_json, sha256
+
+
+def prepare(config: RunConfig) -> tuple[Checklist, list[Scan]]:
+    """Check all that a run needs, writing nothing; return what it makes and of which scans.
+
+    Raises
+    ------
+    SiamError
+        The folders, the dataset, the model or the options are unusable.
+    """
+    check_folders(config)
+    record = find_model(config.model, config.model_dirs).as_asked(config.inference)
+    scans = find_scans(config.bids_dir, config.query)
+    chain = Chain.open(record, config.inference.folds)
+    chain.check(config.inference)
+    return Checklist(with_tissues(config, chain.labels), record, chain), scans
+
+
+def survey(config: RunConfig) -> tuple[Chain, list[Prospect]]:
+    """Return the models and what the participant level would do with each scan, writing nothing.
+
+    Raises
+    ------
+    SiamError
+        As `prepare`.
+    """
+    checklist, scans = prepare(config)
+    return checklist.chain, [checklist.prospect(scan) for scan in scans]
+
+
+def unfinished(config: RunConfig) -> tuple[Chain, list[Scan]]:
+    """Return the models and the scans that are not done, by their sidecars, reading no image.
+
+    A scan whose content changed since counts as done here; its own job would notice.
+    """
+    checklist, scans = prepare(config)
+    return checklist.chain, [scan for scan in scans if checklist.why(scan, trusting=True)]
 
 
 def nothing_matches(config: RunConfig) -> DatasetError:
@@ -40,6 +87,70 @@ class Prospect:
     why: str = ""
     error: str = ""
     grid: Grid | None = None
+
+
+@dataclass(frozen=True)
+class Checklist:
+    """What a run makes of each scan, and whether that is there already.
+
+    Attributes
+    ----------
+    config
+        With the names of all tissues whose probability maps are wanted.
+    """
+
+    config: RunConfig
+    record: ModelRecord
+    chain: Chain
+
+    def names(self, scan: Scan) -> ScanNames:
+        """Return where the results of a scan go."""
+        return output_names(self.config.output_dir, scan)
+
+    def outputs(self, names: ScanNames) -> list[Path]:
+        """Return all files that a finished scan has, but for sidecars and data dictionaries."""
+        pictures = [names.figure(kind) for kind in FIGURES]
+        maps = [names.probability(tissue) for tissue in self.config.probabilities]
+        tables = [names.volumes, names.quality]
+        return [names.segmentation, names.brain_mask, *tables, *pictures, *maps]
+
+    def provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
+        """Return what the sidecar of a finished scan says; `checksum` is that of its input."""
+        made = made_from(
+            checksum, self.record, folds=self.chain.folds, options=self.config.inference
+        )
+        return {
+            "Description": f"Head tissues segmented by {self.record.title}, see seg-siam_dseg.tsv.",
+            "Sources": [f"bids:raw:{scan.relative}"],
+            **made,
+            "Options": {"probabilities": sorted(self.config.probabilities), **made["Options"]},
+        }
+
+    def why(self, scan: Scan, *, trusting: bool = False) -> str:
+        """Say why a scan must be segmented, empty if it is done.
+
+        Parameters
+        ----------
+        trusting
+            Take its content for unchanged, without reading it.
+        """
+        names = self.names(scan)
+        checksum = read_json(sidecar(names.segmentation)).get("InputSHA256")
+        if checksum and not trusting:
+            checksum = sha256(scan.path) if scan.path.exists() else ""
+        why = to_do(names, self.provenance(scan, checksum or ""), self.outputs(names))
+        return why or ("to be overwritten" if self.config.overwrite else "")
+
+    def prospect(self, scan: Scan) -> Prospect:
+        """Say what would become of a scan."""
+        try:
+            why = self.why(scan)
+            if not why:
+                return Prospect(scan=scan)
+            grid = read_grid(scan.path, index=self.config.inference.volume)
+        except (SiamError, OSError) as error:
+            return Prospect(scan=scan, error=reason_of(error))
+        return Prospect(scan=scan, why=why, grid=grid)
 
 
 def output_names(root: Path, scan: Scan) -> ScanNames:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +14,7 @@ Description = Mapping[str, Any]
 """A model as sidecars name it: Name, Title, Version, SHA256, License, Citation."""
 
 
+@cache
 def software_versions() -> dict[str, str]:
     """Return the versions that shape a result."""
     names = ("torch", "nnunetv2", "nibabel", "numpy", "scipy")

@@ -1,0 +1,49 @@
+"""What sidecars say of how a label map was made, with BIDS and without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from siam_bids import __version__
+from siam_bids.bids.status import RESULTS_VERSION
+from siam_bids.config import Inference
+from siam_bids.image.grid import Volume
+from siam_bids.inference.prediction import Prediction
+from siam_bids.models.record import ModelRecord
+from siam_bids.reports.methods_text import software_versions
+
+
+def made_from(
+    checksum: str, record: ModelRecord, *, folds: int, options: Inference
+) -> dict[str, Any]:
+    """Say what goes into a label map: input, model, options and versions of the software.
+
+    Parameters
+    ----------
+    checksum
+        SHA-256 of the input file.
+    folds
+        Networks that label the whole head.
+    """
+    return {
+        "SoftwareVersion": __version__,
+        "ResultsVersion": RESULTS_VERSION,
+        "Software": software_versions(),
+        "Model": {**record.describe(), "Folds": folds},
+        "Options": options.changed(),
+        "InputSHA256": checksum,
+    }
+
+
+def found_in(volume: Volume, prediction: Prediction, precisions: Sequence[str]) -> dict[str, Any]:
+    """Say what was seen of a scan, and in which precision the networks ran."""
+    return {
+        "Grid": {
+            "Shape": list(volume.grid.shape),
+            "VoxelSize": [round(size, 4) for size in volume.grid.voxel_size],
+            "Orientation": volume.grid.axcodes,
+        },
+        **({"Pose": prediction.pose.describe()} if prediction.pose else {}),
+        "Precision": " + ".join(precisions),
+    }
