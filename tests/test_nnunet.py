@@ -137,7 +137,8 @@ def test_the_default_is_what_the_model_is_known_to_bear_and_the_cpu_is_fast_in(
     tiny_model, monkeypatch, known, fast, default
 ):
     monkeypatch.setattr("siam_bids.inference.cost.has_fast_bfloat16", lambda: "bfloat16" in fast)
-    monkeypatch.setattr("siam_bids.inference.cost.has_fast_int8", lambda: "int8" in fast)
+    for module in ("cost", "runner"):
+        monkeypatch.setattr(f"siam_bids.inference.{module}.has_fast_int8", lambda: "int8" in fast)
     model = NnunetModel.open(tiny_model, precisions=known)
 
     def precision(wish):

@@ -23,7 +23,7 @@ from siam_bids.nnunet.model import NnunetModel, empty_network
 
 CPU = torch.device("cpu")
 
-SEGMENTER = "siam_bids.inference.segmenter"
+RUNNER = "siam_bids.inference.runner"
 
 
 def labels_of(folder, volume, **options):
@@ -92,7 +92,7 @@ def test_mirroring_follows_the_checkpoint(tmp_path, head):
     content = torch.load(path, weights_only=True)
     torch.save({**content, "inference_allowed_mirroring_axes": (0, 2)}, path)
     segmenter = NnunetSegmenter(NnunetModel.open(folder), CPU, Inference(mirror=True))
-    network = next(iter(segmenter._folds())).eval()
+    network = next(segmenter.runner.folds())
     image = torch.randn((1, 1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for flip in [(2,), (4,), (2, 4)]:
@@ -122,21 +122,29 @@ def gpu(tiny_model, monkeypatch):
 
     def make(kind: str, free: float = 1e12, failures: int = 0):
         monkeypatch.setattr(
-            f"{SEGMENTER}.empty_network",
+            f"{RUNNER}.empty_network",
             lambda model, device: real_build(model, torch.device("cpu")),
         )
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 80 * 10**9))
         segmenter, tried = NnunetSegmenter(NnunetModel.open(tiny_model), torch.device(kind)), []
 
-        def predict(*args, **kwargs):
+        def watched(fold):
+            def run(patch):
+                answer = fold(patch)
+                automatic = tried[-1] == ("cuda", False, "float16")
+                assert answer.dtype == (torch.float16 if automatic else torch.float32)
+                return answer
+
+            return run
+
+        def predict(folds, *args, **kwargs):
             load = segmenter.load
-            tried.append((segmenter.device.type, load.lean, load.precision))
-            assert (kwargs["autocast"] is not None) == (tried[-1] == ("cuda", False, "float16"))
+            tried.append((segmenter.runner.device.type, load.lean, load.precision))
             if len(tried) <= failures:
                 raise torch.OutOfMemoryError
-            return real_predict(*args, **kwargs)
+            return real_predict(map(watched, folds), *args, **kwargs)
 
-        monkeypatch.setattr(f"{SEGMENTER}.predict_tiled", predict)
+        monkeypatch.setattr(f"{RUNNER}.predict_tiled", predict)
         return segmenter, tried
 
     return make
@@ -234,7 +242,7 @@ def test_a_scan_that_needs_more_memory_than_given_is_refused(
 
 
 def test_a_scan_that_needs_more_memory_than_is_free_is_refused(tiny_model, head, monkeypatch):
-    monkeypatch.setattr(f"{SEGMENTER}.free_memory", lambda: 0.0)
+    monkeypatch.setattr("siam_bids.inference.segmenter.free_memory", lambda: 0.0)
     segmenter = NnunetSegmenter(NnunetModel.open(tiny_model), CPU, Inference(scale=50))
     with pytest.raises(ImageError, match=r"needs about \d+\.\d GB of memory; .* GB are free\."):
         segmenter.segment(head)

@@ -26,7 +26,7 @@ from siam_bids.inference.head_pose import (
 )
 from siam_bids.inference.resampling import Logits, labels_of
 from siam_bids.inference.rotated_resampling import TurnedLogits
-from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.inference.runner import Runner
 from siam_bids.models.registry import find_model, registry
 from siam_bids.models.settings import Upright
 from siam_bids.pipelines.files import segment_files
@@ -195,7 +195,7 @@ def overlap(one, two):
     return 2 * (one & two).sum() / (one.sum() + two.sum())
 
 
-def threshold(self, image, wanted, step, progress):
+def threshold(self, image, *, wanted, step, progress):
     """A network that goes by the intensity alone: GM is what is brighter than 1 in the scene."""
     if progress:
         progress(1.0)
@@ -208,7 +208,7 @@ def threshold(self, image, wanted, step, progress):
 def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatch):
     """Tissues told by intensity alone: turning must neither move nor lose them."""
     monkeypatch.setattr("siam_bids.inference.head_pose.pose_of", a_pose)
-    monkeypatch.setattr(NnunetSegmenter, "_predict", threshold)
+    monkeypatch.setattr(Runner, "predict", threshold)
     names = ["background", "GM", "Rare"]
     for name, spacing in zip(members, (4.0, 5.0), strict=False):
         write_model(tmp_path / name, names=names, spacing=spacing)

@@ -6,8 +6,6 @@ benchmarks/memory.md compares it with what was measured.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,19 +16,14 @@ from torch import nn
 
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid
-from siam_bids.inference.sliding_window import TILE_STEP
+from siam_bids.image.nifti import BYTES_PER_VOXEL
+from siam_bids.inference.sliding_window import TILE_STEP, tile_starts
 from siam_bids.models.settings import Focus
 from siam_bids.nnunet.int8_unet import bears_int8, has_fast_int8
-from siam_bids.nnunet.lean_unet import is_unet
-from siam_bids.support.cpu import has_fast_bfloat16
-
-with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
-    pass
-from siam_bids.image.nifti import BYTES_PER_VOXEL
-from siam_bids.inference.sliding_window import tile_starts
-from siam_bids.nnunet.lean_unet import SLAB
+from siam_bids.nnunet.lean_unet import SLAB, is_unet
 from siam_bids.nnunet.model import NnunetModel, axes_to_mirror, sketch_network
 from siam_bids.nnunet.preprocessing import seen_shape
+from siam_bids.support.cpu import has_fast_bfloat16
 
 
 def load_of(

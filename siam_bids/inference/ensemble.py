@@ -147,7 +147,7 @@ class EnsembleSegmenter:
             estimate(
                 each.model,
                 [volume.grid],
-                each.device,
+                each.runner.device,
                 each.options,
                 cpus=1,
                 focus=focus,

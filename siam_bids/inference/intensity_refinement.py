@@ -106,7 +106,7 @@ class Posterior:
         np.exp(found, out=found)
         return np.minimum(found, 1, out=found)
 
-    def _intensities(self, place: int, apart: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
+    def _plane(self, place: int, apart: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
         """Return a plane (J, K) of the standardised image, of only every few voxels if wanted."""
         mean, spread = self._scale
         i, j, k = apart
@@ -118,7 +118,7 @@ class Posterior:
         apart = [max(1, round(_APART / size)) for size in self._size]
         few = self._scores.every(apart)
         prior = [plane.float().log_softmax(0).half() for plane in few.planes()]
-        image = functools.partial(self._intensities, apart=apart)
+        image = functools.partial(self._plane, apart=apart)
         measure = functools.partial(
             measured,
             image=image,
@@ -134,7 +134,7 @@ class Posterior:
             followed = self._rule_of(gaussians, image).followed(plane.float() for plane in prior)
             gaussians = measure((plane.exp() for plane in followed), above=above)
         here = tuple(each.on(self.shape, apart) for each in gaussians)
-        return self._rule_of(here, self._intensities)
+        return self._rule_of(here, self._plane)
 
     def _rule_of(
         self, gaussians: tuple[Gaussians, ...], image: Callable[[int], torch.Tensor]

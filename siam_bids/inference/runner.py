@@ -1,16 +1,172 @@
-"""Running the folds of a network."""
+"""Running the folds of a model, on the device asked for or where there is memory for them."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
-    pass
+from siam_bids.config import Inference
+from siam_bids.errors import ModelError, UsageError
+from siam_bids.inference.cost import load_of
+from siam_bids.inference.prediction import Progress
+from siam_bids.inference.sliding_window import TILE_STEP, predict_tiled
+from siam_bids.nnunet.checkpoints import load_weights
+from siam_bids.nnunet.int8_unet import Int8UNet, has_fast_int8
+from siam_bids.nnunet.lean_unet import LeanUNet, is_unet
+from siam_bids.nnunet.model import NnunetModel, axes_to_mirror, empty_network
+from siam_bids.nnunet.test_time_mirroring import Mirrored
+
+logger = logging.getLogger(__name__)
 
 
-def reduced_precision(device: torch.device) -> torch.dtype | None:
-    """Return float16 on CUDA as stock nnU-Net does, float32 (None) elsewhere."""
-    return torch.float16 if device.type == "cuda" else None
+class Runner:
+    """Holds one network and runs a model's folds with it, one after the other.
+
+    A GPU with too little memory works in smaller pieces, and if that fails too, the CPU takes
+    over, for all scans that follow.
+
+    Parameters
+    ----------
+    model
+        Those of its folds are run that it lists.
+    device
+        `cpu`, `cuda` or `mps`.
+    options
+        Precision `auto` is bfloat16 or int8 where the model allows it and the CPU is fast in it,
+        float16 on CUDA as in stock nnU-Net, else float32.
+
+    Attributes
+    ----------
+    device
+        Where the network runs now.
+    load
+        What it asks of the machine there.
+
+    Raises
+    ------
+    UsageError
+        The model was not trained for mirroring, or int8 is asked for and this CPU lacks it.
+    """
+
+    def __init__(self, model: NnunetModel, device: torch.device, options: Inference) -> None:
+        self._model, self._options = model, options
+        self._written = {path: path.stat().st_mtime_ns for path in model.folds}
+        self._axes_mirrored = axes_to_mirror(model, options)
+        if options.mirror and not self._axes_mirrored:
+            raise UsageError(
+                f"{model.folder.name} was not trained for mirroring.", "Omit --mirror."
+            )
+        self._build(device)
+
+    def _build(self, device: torch.device, *, lean: bool = False) -> None:
+        self.device = device
+        self.load = load_of(self._model, device, self._options, lean=lean)
+        self._network = network = empty_network(self._model, device)
+        self._loaded: Path | None = None
+        if self.load.precision == "int8":
+            if not has_fast_int8():
+                raise UsageError(
+                    "This CPU, or this torch, does not multiply 8-bit integers (VNNI).",
+                    "Omit --precision int8.",
+                )
+            network = Int8UNet(network)
+        elif self.load.lean:
+            network = LeanUNet(network, getattr(torch, self.load.precision))
+        if self._axes_mirrored:
+            network = Mirrored(network, self._axes_mirrored)
+        self._runnable = network.eval()
+
+    def predict(
+        self,
+        image: torch.Tensor,
+        *,
+        wanted: Sequence[slice] | None = None,
+        step: float = TILE_STEP,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Run all folds over an image (channels, I, J, K) of at least a tile.
+
+        Parameters
+        ----------
+        wanted
+            Box outside which tiles are left out. Default: none is.
+        step
+            Tile edges between two tiles, at most.
+
+        Returns
+        -------
+        (classes, I, J, K) float16 logits on the CPU, averaged over the folds.
+
+        Raises
+        ------
+        ModelError
+            A checkpoint is unusable or changed since this was made.
+        """
+        while True:
+            trouble = self._lack_of_gpu_memory()
+            if not trouble:
+                try:
+                    return predict_tiled(
+                        self.folds(),
+                        image,
+                        tile=self._model.plan.patch_size,
+                        classes=len(self._model.labels),
+                        fold_count=len(self._model.folds),
+                        wanted=wanted,
+                        step=step,
+                        on_disk=self._options.low_memory,
+                        progress=progress,
+                    )
+                except torch.OutOfMemoryError:
+                    if self.device.type == "cpu":
+                        raise
+                    trouble = f"Out of memory on {self.device}"
+            self._make_smaller(trouble)
+
+    def folds(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+        """Yield each fold ready to run, in place of the one before; see `predict_tiled`."""
+        for path in self._model.folds:
+            if self._loaded != path:
+                if not path.exists() or path.stat().st_mtime_ns != self._written[path]:
+                    raise ModelError(f"{path} changed while it was in use.", "Run again.")
+                try:
+                    self._network.load_state_dict(load_weights(path))
+                except RuntimeError as error:
+                    raise ModelError(f"{path} does not fit the network in plans.json.") from error
+                self._loaded = path
+            yield self._logits
+
+    def _logits(self, patch: torch.Tensor) -> torch.Tensor:
+        """Map a tile (1, channels, I, J, K) to logits (1, classes, I, J, K), both on the CPU.
+
+        On CUDA a network as it is runs in float16 as stock nnU-Net does.
+        """
+        automatic = self.device.type == "cuda" and not self.load.lean
+        device = next(self._network.parameters()).device
+        with torch.autocast(device.type, torch.float16, enabled=automatic):
+            logits: torch.Tensor = self._runnable(patch.to(device))
+        return logits.cpu()
+
+    def _lack_of_gpu_memory(self) -> str:
+        """Say what the GPU lacks, or nothing."""
+        if self.device.type != "cuda":
+            return ""
+        need = self.load.network_memory()
+        free, _ = torch.cuda.mem_get_info(self.device)
+        free += torch.cuda.memory_reserved(self.device)  # by this network and its last scan
+        if need <= free:
+            return ""
+        return f"The GPU has {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB are needed"
+
+    def _make_smaller(self, trouble: str) -> None:
+        """Work in smaller pieces on the same device, or else on the CPU, from now on."""
+        pieces = not self.load.lean and is_unet(self._network)
+        way = "in smaller pieces" if pieces else "on the CPU"
+        logger.warning("%s: going on %s.", trouble, way)
+        del self._network, self._runnable
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        self._build(self.device if pieces else torch.device("cpu"), lean=True)

@@ -1,55 +1,43 @@
-"""nnU-Net v2 model folders: reading plans, building the network, writing our own.
-
-The only importer of nnunetv2. Axes: nnU-Net reads files with SimpleITK, so its arrays run
-[z, y, x], the reverse of nibabel's (i, j, k); plans (spacing, patch size) follow that order.
-"""
+"""Segmenting a scan with one nnU-Net model."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
-from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from scipy import ndimage
-from torch import nn
 
 from siam_bids.config import Inference
-from siam_bids.errors import ImageError, ModelError, UsageError
+from siam_bids.errors import ImageError
 from siam_bids.image.grid import Crop, Grid, Volume
+from siam_bids.inference.cost import Load
 from siam_bids.inference.head_pose import Window, centres
 from siam_bids.inference.intensity_refinement import following
 from siam_bids.inference.prediction import Prediction, Progress, prediction_of
 from siam_bids.inference.resampling import Logits
 from siam_bids.inference.rotated_resampling import TurnedLogits
-from siam_bids.inference.sliding_window import TILE_STEP, predict_tiled
+from siam_bids.inference.runner import Runner
+from siam_bids.inference.sliding_window import TILE_STEP
 from siam_bids.models.settings import Intensities
-from siam_bids.nnunet.int8_unet import Int8UNet, has_fast_int8
-from siam_bids.nnunet.lean_unet import LeanUNet, is_unet
-from siam_bids.nnunet.test_time_mirroring import Mirrored
+from siam_bids.nnunet.model import NnunetModel
+from siam_bids.nnunet.preprocessing import (
+    assumed_spacing,
+    axis_order,
+    box_needed,
+    nonzero_mask,
+    normalise,
+    pad_to_tile,
+    resample,
+    resample_logits,
+    seen_shape,
+)
 from siam_bids.support.memory import free_memory
-
-with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
-    from nnunetv2.preprocessing.normalization import default_normalization_schemes
-    from nnunetv2.preprocessing.resampling.default_resampling import (
-        compute_new_shape,
-        determine_do_sep_z_and_axis,
-    )
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from typing import Protocol
-
-from siam_bids.inference.cost import load_of
-from siam_bids.inference.runner import reduced_precision
-from siam_bids.nnunet.checkpoints import load_weights
-from siam_bids.nnunet.model import NnunetModel, axes_to_mirror, empty_network
-from siam_bids.nnunet.preprocessing import assumed_spacing, box_needed, nonzero_mask, seen_shape
 
 logger = logging.getLogger(__name__)
 _NEVER = -6e4
@@ -69,8 +57,7 @@ class NnunetSegmenter:
     device
         `cpu`, `cuda` or `mps`.
     options
-        How to run it. Precision `auto` is bfloat16 or int8 where the model allows it and the CPU
-        is fast in it, float16 on CUDA as in stock nnU-Net, else float32.
+        How to run it, see `Runner`.
     intensities
         How far the labels follow the intensities of the scan. Default: not at all, as in nnU-Net.
 
@@ -88,40 +75,17 @@ class NnunetSegmenter:
         options: Inference | None = None,
         intensities: Intensities | None = None,
     ) -> None:
-        self._following = intensities
         self.options = options or Inference()
         self.model = model.with_folds(self.options.folds)
-        model = self.model
-        self._written = {path: path.stat().st_mtime_ns for path in model.folds}
-        self._axes_mirrored = axes_to_mirror(model, self.options)
-        if self.options.mirror and not self._axes_mirrored:
-            raise UsageError(
-                f"{model.folder.name} was not trained for mirroring.", "Omit --mirror."
-            )
-        plans = PlansManager(model.plans)
-        self._axes = tuple(plans.transpose_forward)
+        self.runner = Runner(self.model, device, self.options)
+        self._intensities = intensities
+        self._axes = axis_order(self.model)
         self._back = [int(axis) for axis in np.argsort(self._axes)]
-        self._plan = model.plan
-        self._intensities = plans.foreground_intensity_properties_per_channel
-        self._build(device)
 
-    def _build(self, device: torch.device, *, lean: bool = False) -> None:
-        self.device = device
-        self.load = load_of(self.model, device, self.options, lean=lean)
-        self._network = empty_network(self.model, device)
-        self._runner = self._network
-        self._loaded: Path | None = None
-        if self.load.precision == "int8":
-            if not has_fast_int8():
-                raise UsageError(
-                    "This CPU, or this torch, does not multiply 8-bit integers (VNNI).",
-                    "Omit --precision int8.",
-                )
-            self._runner = Int8UNet(self._network)
-        elif self.load.lean:
-            self._runner = LeanUNet(self._network, getattr(torch, self.load.precision))
-        if self._axes_mirrored:
-            self._runner = Mirrored(self._runner, self._axes_mirrored)
+    @property
+    def load(self) -> Load:
+        """What the network asks of the machine where it runs now."""
+        return self.runner.load
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -151,7 +115,7 @@ class NnunetSegmenter:
         """
         keep = bool(probabilities)
         logits, crop = self.scores(volume, inside=inside, keep=keep, progress=progress)
-        scores = following(logits, volume, crop, self._following, keep=keep)
+        scores = following(logits, volume, crop, self._intensities, keep=keep)
         mask = None if inside is None else crop.cut(inside)
         return prediction_of(scores, crop, self.model.labels, probabilities, inside=mask)
 
@@ -187,13 +151,13 @@ class NnunetSegmenter:
         part = part or tuple(slice(0, length) for length in crop.shape)
         self._check_memory(volume.grid, crop.within(part).grid)
         cropped = [crop.cut(channel).transpose(self._axes) for channel in whole]
-        image = np.stack([self._normalised(cropped, index) for index in range(len(cropped))])
+        image = np.stack([normalise(self.model, cropped, index) for index in range(len(cropped))])
         seen = tuple(part[axis] for axis in self._axes)
         crop, image = crop.within(part), image[(slice(None), *seen)]
         spacing = assumed_spacing(
             self.model, [crop.voxel_size[axis] for axis in self._axes], self.options
         )
-        image = self._resample(image, spacing)
+        image = resample(self.model, image, spacing)
         logits = self._padded(
             image,
             inside=None if inside is None else cropped[1][seen] > 0,
@@ -201,7 +165,7 @@ class NnunetSegmenter:
             progress=progress,
         )
         shape = [crop.shape[axis] for axis in self._axes]
-        logits, nearest_axis = self._resampled(logits, shape, spacing)
+        logits, nearest_axis = resample_logits(self.model, logits, shape, spacing)
         if inside is not None:
             with torch.inference_mode():
                 logits[0] = _NEVER
@@ -242,11 +206,11 @@ class NnunetSegmenter:
         crop = Crop.around(volume.data != 0, volume.grid)
         z, y, x = (int(n) for n in np.ceil((window.high - window.low) / crop.voxel_size))
         self._check_memory(volume.grid, Grid((x, y, z), crop.grid.affine))
-        image = self._normalised([crop.cut(volume.data).transpose(self._axes)], 0)[None]
+        image = normalise(self.model, [crop.cut(volume.data).transpose(self._axes)], 0)[None]
         spacing = assumed_spacing(
             self.model, [crop.voxel_size[axis] for axis in self._axes], self.options
         )
-        image = self._resample(image, spacing)[0].transpose(self._back)
+        image = resample(self.model, image, spacing)[0].transpose(self._back)
         edges = np.array(crop.shape) * crop.voxel_size / image.shape
         upright = centres(edges, window.low)
         image = ndimage.affine_transform(
@@ -279,11 +243,10 @@ class NnunetSegmenter:
         progress: Progress | None,
     ) -> torch.Tensor:
         """Return the logits of an image (channels, I, J, K), which may be smaller than a tile."""
-        padded, inner = pad_nd_image(
-            torch.from_numpy(image), self._plan.patch_size, "constant", {"value": 0}, True
-        )
-        wanted = None if inside is None else box_needed(inside, inner[1:])
-        return self._predict(padded, wanted, step, progress)[(slice(None), *inner[1:])]
+        padded, inner = pad_to_tile(self.model, image)
+        wanted = None if inside is None else box_needed(inside, inner)
+        logits = self.runner.predict(padded, wanted=wanted, step=step, progress=progress)
+        return logits[(slice(None), *inner)]
 
     def _check_memory(self, grid: Grid, part: Grid) -> None:
         need, given = self.memory_of_scan(grid, part), self.options.memory
@@ -305,69 +268,6 @@ class NnunetSegmenter:
                 f"{helps[0].upper()}{helps[1:]} (--mem-gb) helps.",
             )
 
-    def _predict(
-        self,
-        image: torch.Tensor,
-        wanted: Sequence[slice] | None,
-        step: float,
-        progress: Progress | None,
-    ) -> torch.Tensor:
-        """Run all folds over an image (channels, I, J, K); see `_make_smaller` for small GPUs.
-
-        Tiles outside the box `wanted` are left out.
-        """
-        while True:
-            trouble = self._lack_of_gpu_memory()
-            if not trouble:
-                try:
-                    return self._predict_here(image, wanted, step, progress)
-                except torch.OutOfMemoryError:
-                    if self.device.type == "cpu":
-                        raise
-                    trouble = f"Out of memory on {self.device}"
-            self._make_smaller(trouble)
-
-    def _lack_of_gpu_memory(self) -> str:
-        """Say what the GPU lacks, or nothing."""
-        if self.device.type != "cuda":
-            return ""
-        need = self.load.network_memory()
-        free, _ = torch.cuda.mem_get_info(self.device)
-        free += torch.cuda.memory_reserved(self.device)  # by this network and its last scan
-        if need <= free:
-            return ""
-        return f"The GPU has {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB are needed"
-
-    def _make_smaller(self, trouble: str) -> None:
-        """Work in smaller pieces on the same device, or else on the CPU, from now on."""
-        pieces = not self.load.lean and is_unet(self._network)
-        way = "in smaller pieces" if pieces else "on the CPU"
-        logger.warning("%s: going on %s.", trouble, way)
-        del self._network, self._runner
-        if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-        self._build(self.device if pieces else torch.device("cpu"), lean=True)
-
-    def _predict_here(
-        self,
-        image: torch.Tensor,
-        wanted: Sequence[slice] | None,
-        step: float,
-        progress: Progress | None,
-    ) -> torch.Tensor:
-        return predict_tiled(
-            self._folds(),
-            image,
-            tile=self._plan.patch_size,
-            classes=len(self.model.labels),
-            fold_count=len(self.model.folds),
-            autocast=None if self.load.lean else reduced_precision(self.device),
-            wanted=wanted,
-            step=step,
-            on_disk=self.options.low_memory,
-            progress=progress,
-        )
-
     def memory_of_scan(self, grid: Grid, part: Grid | None = None) -> float:
         """Estimate in bytes the most main memory that a scan needs, see `sizing.Load.memory`.
 
@@ -375,62 +275,6 @@ class NnunetSegmenter:
         """
         seen = seen_shape(self.model, part or grid, self.options)
         return self.load.memory(math.prod(grid.shape), seen)
-
-    def _resample(
-        self, image: npt.NDArray[np.float32], spacing: Sequence[float]
-    ) -> npt.NDArray[np.float32]:
-        """Resample an image (channels, I, J, K) to the network's voxels."""
-        shape = compute_new_shape(image.shape[1:], spacing, self._plan.spacing)
-        resampled = self._plan.resampling_fn_data(image, shape, spacing, self._plan.spacing)
-        return np.ascontiguousarray(resampled, dtype=np.float32)
-
-    def _normalised(
-        self, channels: Sequence[npt.NDArray[np.float32]], index: int
-    ) -> npt.NDArray[np.float32]:
-        name = self._plan.normalization_schemes[index]
-        scheme = getattr(default_normalization_schemes, name, None)
-        if scheme is None:
-            raise ModelError(f"{self.model.folder} asks for the unknown normalisation {name}.")
-        masked = self._plan.use_mask_for_norm[index]
-        outside = None
-        if masked:
-            outside = -(~ndimage.binary_fill_holes(nonzero_mask(channels))).astype(np.int8)
-        properties = self._intensities[str(index)]
-        normalise = scheme(use_mask_for_norm=masked, intensityproperties=properties)
-        normal: npt.NDArray[np.float32] = normalise.run(channels[index].copy(), outside)
-        return normal
-
-    def _resampled(
-        self, logits: torch.Tensor, shape: Sequence[int], spacing: Sequence[float]
-    ) -> tuple[torch.Tensor, int | None]:
-        """Resample logits as the plans say, or tell the axis of thick slices if that is linear.
-
-        Linear interpolation, nnU-Net's default, is left to `resampling.Logits`.
-        """
-        configuration = self._plan.configuration
-        options = configuration["resampling_fn_probabilities_kwargs"]
-        if (
-            configuration["resampling_fn_probabilities"] == "resample_data_or_seg_to_shape"
-            and (options["order"], options["order_z"]) == (1, 0)
-        ):  # fmt: skip
-            _, axis = determine_do_sep_z_and_axis(
-                options["force_separate_z"], self._plan.spacing, spacing
-            )
-            return logits, axis
-        resample = self._plan.resampling_fn_probabilities
-        return torch.as_tensor(resample(logits, shape, self._plan.spacing, spacing)), None
-
-    def _folds(self) -> Iterator[nn.Module]:
-        for path in self.model.folds:
-            if self._loaded != path:
-                if not path.exists() or path.stat().st_mtime_ns != self._written[path]:
-                    raise ModelError(f"{path} changed while it was in use.", "Run again.")
-                try:
-                    self._network.load_state_dict(load_weights(path))
-                except RuntimeError as error:
-                    raise ModelError(f"{path} does not fit the network in plans.json.") from error
-                self._loaded = path
-            yield self._runner
 
 
 class Segmenter(Protocol):

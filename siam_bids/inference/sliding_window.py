@@ -1,4 +1,4 @@
-"""What every segmenter answers, and tiled inference: a network over overlapping tiles."""
+"""A network over overlapping tiles."""
 
 from __future__ import annotations
 
@@ -50,13 +50,12 @@ def tile_weight(tile: Sequence[int]) -> torch.Tensor:
 
 @torch.inference_mode()
 def predict_tiled(
-    folds: Iterable[torch.nn.Module],
+    folds: Iterable[Callable[[torch.Tensor], torch.Tensor]],
     image: torch.Tensor,
     *,
     tile: Sequence[int],
     classes: int,
     fold_count: int = 1,
-    autocast: torch.dtype | None = None,
     wanted: Sequence[slice] | None = None,
     step: float = TILE_STEP,
     on_disk: bool = False,
@@ -71,13 +70,12 @@ def predict_tiled(
     Parameters
     ----------
     folds
-        Networks, each already on the device of choice.
+        Networks: each maps a tile (1, channels, I, J, K) to float logits (1, classes, I, J, K),
+        which are its own to overwrite, both on the CPU.
     image
         (channels, I, J, K) float32 on the CPU, at least one tile along every axis.
     tile
         Tile edges in voxels.
-    autocast
-        Reduced precision to run the network in, or None for the network's own.
     wanted
         Box whose logits are wanted; tiles that do not touch it are left out. Default: all.
     step
@@ -104,17 +102,14 @@ def predict_tiled(
     mean: torch.Tensor | None = None
     with memory_reused() if small else contextlib.nullcontext():
         for fold, network in enumerate(folds):
-            network.eval()
-            device = next(network.parameters()).device
             logits, let_go = _sums((classes, *shape), on_disk=on_disk)
             total = torch.zeros(shape, dtype=torch.float16)
             for done, corner in enumerate(corners, start=1):
                 window = tuple(slice(at, at + edge) for at, edge in zip(corner, tile, strict=True))
                 if not small:
                     release_memory()
-                patch = image[(slice(None), *window)][None].to(device)
-                with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                    _add_weighted(logits[(slice(None), *window)], network(patch)[0].cpu(), weight)
+                patch = image[(slice(None), *window)][None]
+                _add_weighted(logits[(slice(None), *window)], network(patch)[0], weight)
                 total[window] += weight
                 let_go()
                 if progress:

@@ -1,4 +1,8 @@
-"""A scan on a network's voxels, as stock nnU-Net puts it there."""
+"""A scan on a network's voxels, and its logits back on the scan's, as stock nnU-Net does it.
+
+Arrays run as the model's plans order the axes, see `axis_order`, but for those of `seen_shape` and
+`nonzero_mask`.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,27 @@ from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
+from scipy import ndimage
 
 from siam_bids.config import Inference
+from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, box_of
+from siam_bids.nnunet.model import NnunetModel
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
+    from nnunetv2.preprocessing.normalization import default_normalization_schemes
     from nnunetv2.preprocessing.resampling.default_resampling import (
         compute_new_shape,
+        determine_do_sep_z_and_axis,
     )
-from siam_bids.nnunet.model import NnunetModel
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+
+def axis_order(model: NnunetModel) -> tuple[int, ...]:
+    """Return which axis of a scan's array [z, y, x] is each axis of the plans' arrays."""
+    return tuple(PlansManager(model.plans).transpose_forward)
 
 
 def seen_shape(model: NnunetModel, grid: Grid, options: Inference) -> tuple[int, ...]:
@@ -42,6 +58,86 @@ def assumed_spacing(model: NnunetModel, true: list[float], options: Inference) -
 def nonzero_mask(channels: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.bool_]:
     """Return (I, J, K) bool, True where any channel is not zero."""
     return reduce(np.logical_or, [channel != 0 for channel in channels])
+
+
+def normalise(
+    model: NnunetModel, channels: Sequence[npt.NDArray[np.float32]], index: int
+) -> npt.NDArray[np.float32]:
+    """Normalise one of a scan's channels (I, J, K), cropped to non-zero, as the plans say.
+
+    Raises
+    ------
+    ModelError
+        nnU-Net has no such normalisation.
+    """
+    name = model.plan.normalization_schemes[index]
+    scheme = getattr(default_normalization_schemes, name, None)
+    if scheme is None:
+        raise ModelError(f"{model.folder} asks for the unknown normalisation {name}.")
+    masked = model.plan.use_mask_for_norm[index]
+    outside = None
+    if masked:
+        outside = -(~ndimage.binary_fill_holes(nonzero_mask(channels))).astype(np.int8)
+    statistics = PlansManager(model.plans).foreground_intensity_properties_per_channel[str(index)]
+    scaled: npt.NDArray[np.float32] = scheme(
+        use_mask_for_norm=masked, intensityproperties=statistics
+    ).run(channels[index].copy(), outside)
+    return scaled
+
+
+def resample(
+    model: NnunetModel, image: npt.NDArray[np.float32], spacing: Sequence[float]
+) -> npt.NDArray[np.float32]:
+    """Resample an image (channels, I, J, K) of a voxel size in mm to the network's."""
+    shape = compute_new_shape(image.shape[1:], spacing, model.plan.spacing)
+    resampled = model.plan.resampling_fn_data(image, shape, spacing, model.plan.spacing)
+    return np.ascontiguousarray(resampled, dtype=np.float32)
+
+
+def pad_to_tile(
+    model: NnunetModel, image: npt.NDArray[np.float32]
+) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """Pad an image (channels, I, J, K) with zeros to at least a tile.
+
+    Returns
+    -------
+    padded
+        (channels, I', J', K').
+    inner
+        Where the image lies along the last three axes.
+    """
+    padded, inner = pad_nd_image(
+        torch.from_numpy(image), model.plan.patch_size, "constant", {"value": 0}, True
+    )
+    return padded, tuple(inner[1:])
+
+
+def resample_logits(
+    model: NnunetModel, logits: torch.Tensor, shape: Sequence[int], spacing: Sequence[float]
+) -> tuple[torch.Tensor, int | None]:
+    """Resample logits (classes, I, J, K) to a scan's voxels, unless plane by plane does as well.
+
+    Linear interpolation, nnU-Net's default, is left to `inference.resampling.Logits`.
+
+    Returns
+    -------
+    logits
+        Resampled, or as they were.
+    nearest_axis
+        Of those as they were, the axis of thick slices, along which the nearest plane is taken.
+    """
+    configuration = model.plan.configuration
+    options = configuration["resampling_fn_probabilities_kwargs"]
+    if (
+        configuration["resampling_fn_probabilities"] == "resample_data_or_seg_to_shape"
+        and (options["order"], options["order_z"]) == (1, 0)
+    ):  # fmt: skip
+        _, axis = determine_do_sep_z_and_axis(
+            options["force_separate_z"], model.plan.spacing, spacing
+        )
+        return logits, axis
+    function = model.plan.resampling_fn_probabilities
+    return torch.as_tensor(function(logits, shape, model.plan.spacing, spacing)), None
 
 
 def box_needed(mask: npt.NDArray[np.bool_], inner: Sequence[slice]) -> list[slice]:
