@@ -2,87 +2,149 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
-
-from siam_bids.support.tsv import read_rows
+from siam_bids.support.text import is_listed
+from siam_bids.support.tsv import MISSING, read_rows, some
 
 logger = logging.getLogger(__name__)
 
+_SESSION_COLUMNS = ("session_id", "session", "ses")
+"""Columns of participants.tsv that may tell which session a row is of, the first one there."""
 
-def read_participants(root: Path) -> pd.DataFrame:
-    """Read participants.tsv, one row each; without a usable one, an empty table with its key."""
-    return _read_table(root / "participants.tsv", ["participant_id"])
-
-
-def read_sessions(root: Path, labels: Sequence[str]) -> pd.DataFrame:
-    """Read the sessions.tsv of these subjects as one table by participant_id and session_id."""
-    rows = []
-    for label in labels:
-        path = root / f"sub-{label}" / f"sub-{label}_sessions.tsv"
-        if path.exists():
-            rows += [{**row, "participant_id": f"sub-{label}"} for row in _sessions(path)]
-    keys = ["participant_id", "session_id"]
-    if not rows:
-        return pd.DataFrame({key: pd.Series(dtype=str) for key in keys})
-    text = io.StringIO(pd.DataFrame(rows).to_csv(sep="\t", index=False))  # one guess of types
-    return _as_table(text, keys)
+Visit = tuple[str, str]
+"""A participant with `sub-`, and a session with `ses-` or nothing."""
 
 
-def _sessions(path: Path) -> list[dict[str, str]]:
-    """Return the rows of one sessions.tsv; unusable, none with a warning."""
-    try:
-        rows = read_rows(path)
-    except (OSError, ValueError, csv.Error) as error:
-        logger.warning("%s cannot be read as a table and is left out: %s", path, error)
-        return []
-    if rows and not all(row.get("session_id") for row in rows):
-        logger.warning("%s lacks a session_id and is left out.", path)
-        return []
-    return [{name: value for name, value in row.items() if name} for row in rows]
+@dataclass
+class _Values:
+    """Text by visit and column; where rows disagree, none, and the visit is named."""
+
+    by_visit: dict[Visit, dict[str, str]] = field(default_factory=dict)
+    disagreeing: dict[str, dict[Visit, None]] = field(default_factory=dict)
+
+    def add(self, visit: Visit, row: Mapping[str, str]) -> None:
+        own = self.by_visit.setdefault(visit, {})
+        for column, value in row.items():
+            if value not in MISSING and own.setdefault(column, value) != value:
+                self.disagreeing.setdefault(column, {})[visit] = None
+
+    def settle(self, path: Path) -> None:
+        """Drop what rows disagree about, with a warning."""
+        for column, visits in self.disagreeing.items():
+            for visit in visits:
+                del self.by_visit[visit][column]
+            logger.warning(
+                "%s has rows with different values of %s for %s; they are left out.",
+                path, column, some([" ".join(visit).strip() for visit in visits]),
+            )  # fmt: skip
+
+
+def read_covariates(
+    root: Path, visits: Sequence[Visit]
+) -> dict[str, tuple[str | None, ...]] | None:
+    """Return every column of participants.tsv and sessions.tsv, as text by visit.
+
+    A session's own value wins over the participant's. Labels may lack `sub-` and `ses-`. Where
+    participants.tsv has several rows a person, its session column tells which is whose. Rows of
+    one visit that disagree give no value; all that is left out is named in a warning.
+
+    Returns
+    -------
+    Columns of as many values as `visits`; None without a usable participants.tsv.
+    """
+    rows = _read(root / "participants.tsv", "participant_id")
+    if rows is None:
+        if not is_listed(root / "participants.tsv"):
+            logger.warning("%s was not found.", root / "participants.tsv")
+        return None
+    people, sessions = _by_visit(root / "participants.tsv", rows, visits), _Values()
+    for person in sorted({person for person, session in visits if session}):
+        path = root / person / f"{person}_sessions.tsv"
+        own = _Values()
+        for row in _read(path, "session_id") or ():
+            own.add((person, _labelled(row.pop("session_id"), "ses-")), row)
+        own.settle(path)
+        sessions.by_visit |= own.by_visit
+    known = [
+        people.get((visit[0], ""), {}) | people.get(visit, {}) | sessions.by_visit.get(visit, {})
+        for visit in visits
+    ]
+    lacking = sorted(
+        {" ".join(visit).strip() for visit, row in zip(visits, known, strict=True) if not row}
+    )
+    if lacking:
+        logger.warning("participants.tsv says nothing of %s.", some(lacking))
+    columns = dict.fromkeys(
+        column for own in (*people.values(), *sessions.by_visit.values()) for column in own
+    )
+    return {column: tuple(row.get(column) for row in known) for column in columns}
+
+
+def _by_visit(
+    path: Path, rows: Sequence[dict[str, str]], visits: Sequence[Visit]
+) -> dict[Visit, dict[str, str]]:
+    """Return the rows of participants.tsv by visit; with an empty session, what holds for all.
+
+    A scan without session takes what all rows of its person agree on.
+    """
+    labels = [_labelled(row.pop("participant_id"), "sub-") for row in rows]
+    column = next((name for name in _SESSION_COLUMNS if rows and name in rows[0]), "")
+    if column != "session_id" and len({*labels}) == len(labels):
+        column = ""  # one row a person: a covariate like others
+    without_session = {person for person, session in visits if not session}
+    values = _Values()
+    for label, row in zip(labels, rows, strict=True):
+        session = row.pop(column, "")
+        if session in MISSING or label in without_session:
+            values.add((label, ""), row)
+        else:
+            values.add((label, _labelled(session, "ses-")), row)
+    values.settle(path)
+    return values.by_visit
+
+
+def _labelled(label: str, prefix: str) -> str:
+    return prefix + label.removeprefix(prefix)
 
 
 def acquisition_times(root: Path, scans: Sequence[str]) -> dict[str, str]:
     """Return `acq_time` by scan (path from the root), as far as scans.tsv files tell it."""
     times: dict[str, str] = {}
-    folders = {Path(scan).parent.parent for scan in scans}
-    for folder in sorted(folders):
+    for folder in sorted({Path(scan).parent.parent for scan in scans}):
         path = root / folder / f"{'_'.join(folder.parts)}_scans.tsv"
-        if path.exists():
-            table = _read_table(path, ["filename"])
-            if "acq_time" in table:
-                known = table.dropna(subset=["acq_time"])
-                names = (folder / name for name in known["filename"])
-                times |= {
-                    name.as_posix(): str(time)
-                    for name, time in zip(names, known["acq_time"], strict=True)
-                }
+        for row in _read(path, "filename") or ():
+            name = row["filename"].replace("\\", "/").removeprefix("./")
+            if row.get("acq_time", "") not in MISSING:
+                times.setdefault((folder / name).as_posix(), row["acq_time"])
     return {scan: times[scan] for scan in scans if scan in times}
 
 
-def _read_table(path: Path, keys: list[str]) -> pd.DataFrame:
-    """Read a TSV whose rows `keys` name; without them or unreadable, empty with a warning."""
-    empty = pd.DataFrame({key: pd.Series(dtype=str) for key in keys})
-    if not path.exists():
-        return empty
+def _read(path: Path, key: str) -> list[dict[str, str]] | None:
+    """Read the rows of a table that have a `key`; None if there is no such table.
+
+    What cannot be read is left out with a warning.
+    """
+    if not is_listed(path):
+        return None
+    skipped: list[int] = []
     try:
-        table = _as_table(path, keys)
+        rows = read_rows(path, skipped)
     except (OSError, ValueError) as error:
-        logger.warning("%s cannot be read as a table and is left out: %s", path, error)
-        return empty
-    if not set(keys) <= {*table}:
-        logger.warning("%s has no %s column and is left out.", path, ", ".join(keys))
-        return empty
-    return table
-
-
-def _as_table(source: Path | io.StringIO, keys: list[str]) -> pd.DataFrame:
-    """Read a TSV, one row for each combination of the text columns `keys` if they are there."""
-    types = dict.fromkeys([*keys, "acq_time"], str)
-    table = pd.read_csv(source, sep="\t", na_values="n/a", dtype=types)
-    return table.drop_duplicates(keys) if {*keys} <= {*table} else table
+        logger.warning("%s cannot be read as a table and is left out: %s.", path, error)
+        return None
+    if rows and key not in rows[0]:
+        logger.warning(
+            "%s has no %s column and is left out. Are its columns separated by tabs?", path, key
+        )
+        return None
+    if skipped:
+        lines = some([str(number) for number in skipped])
+        logger.warning("%s has more cells than columns in line %s, left out.", path, lines)
+    unnamed = sum(row[key] in MISSING for row in rows)
+    if unnamed:
+        logger.warning("%s has %d rows without %s, left out.", path, unnamed, key)
+    return [row for row in rows if row[key] not in MISSING]

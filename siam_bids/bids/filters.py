@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from bids.layout import Query as Match
 from siam_bids.bids.scan import EXTENSIONS
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
+from siam_bids.support.text import load_json
 
 
 def filters_for(suffix: str, query: Query) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
         Not readable, not JSON, or not of that form.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except (OSError, ValueError) as error:
         raise DatasetError(f"The filter file {path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import sqlite3
@@ -19,6 +18,7 @@ from siam_bids.bids.scan import FOLDERS
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 from siam_bids.support.atomic_files import SCRATCH
+from siam_bids.support.text import is_listed, load_json
 
 logger = logging.getLogger(__name__)
 _INDEX = "layout_index.sqlite"  # the name that pybids gives it
@@ -46,18 +46,18 @@ def subjects(root: Path) -> list[str]:
 
 def _check_description(path: Path) -> None:
     example = 'for example {"Name": "My study", "BIDSVersion": "1.10.0"}.'
-    if not path.exists():
+    if not is_listed(path):
         raise DatasetError(
             f"{path.parent} has no dataset_description.json, so it is no BIDS dataset.",
             f"Write one, {example}",
         )
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        kind = about.get("DatasetType", "raw")
+        about = load_json(path)
+        kind = str(about.get("DatasetType") or "raw").lower()
     except (OSError, ValueError, AttributeError) as error:
         raise DatasetError(
             f"{path} cannot be read as a JSON object: {error}.",
-            f"Repair it, {example}",
+            "" if "absent" in str(error) else f"Repair it, {example}",
         ) from error
     if kind != "raw":
         raise DatasetError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ import numpy as np
 import pandas as pd
 
 from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL
+from siam_bids.support.tsv import as_numbers_or_words
+
+logger = logging.getLogger(__name__)
 
 KEYS = ("participant_id", "session_id", "contrast", "scan")
 """What names one scan, first in every table."""
@@ -24,6 +28,7 @@ ENTITIES = (
 PERCENT = "percent_TIV"
 ADJUSTED = "adjusted_mL"
 _FEWEST_FOR_SLOPE = 10
+_COVARIATE = "participants.tsv or sessions.tsv"
 
 _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Participant."},
@@ -98,6 +103,12 @@ class GroupTables:
     statistics: pd.DataFrame
     tissues: tuple[str, ...]
     covariates: tuple[str, ...]
+
+
+def reserved(tissues: Collection[str]) -> set[str]:
+    """Return the names of columns that are ours, whatever the tables of a dataset hold."""
+    shares = {f"{name}_{PERCENT}" for name in tissues}
+    return {*_DESCRIPTIONS, *tissues, *shares, INTRACRANIAL, "ICV", "flag"} - {"acq_time"}
 
 
 def tidy_volumes(
@@ -247,40 +258,58 @@ def dictionary(
             described[column] = {**_DESCRIPTIONS[PERCENT], "LongName": tissues[tissue]}
         elif column in _DESCRIPTIONS:
             described[column] = _DESCRIPTIONS[column]
-        elif isinstance(known.get(column), Mapping):
-            described[column] = dict(known[column])
         else:
-            described[column] = {"Description": "From participants.tsv or sessions.tsv."}
+            about = known.get(column)
+            told = {"Description": f"{column} of the participant or session."} | (
+                dict(about) if isinstance(about, Mapping) else {}
+            )
+            described[column] = told | {"Source": _COVARIATE}
     return described
 
 
+def covariates_of(described: Mapping[str, Any]) -> list[str]:
+    """Return the columns that a dictionary of `dictionary` says are covariates, and `acq_time`."""
+    return [
+        name
+        for name, about in described.items()
+        if name == "acq_time" or (isinstance(about, Mapping) and about.get("Source") == _COVARIATE)
+    ]
+
+
 def join_covariates(
-    keys: pd.DataFrame,
-    people: pd.DataFrame,
-    sessions: pd.DataFrame,
-    taken: Sequence[str],
+    keys: pd.DataFrame, columns: Mapping[str, Sequence[str | None]], taken: Collection[str]
 ) -> pd.DataFrame:
-    """Add the columns of participants.tsv and sessions.tsv to the scans.
+    """Add covariates to the scans, as numbers or words, with a warning for each oddity.
 
-    A session's own value wins over the participant's. Columns whose names are `taken` by ours or
-    are `ENTITIES` get the prefix `participants_`.
+    Parameters
+    ----------
+    keys
+        One row per scan with at least `KEYS`.
+    columns
+        Text of each covariate by scan, None where there is none. Names that are `taken` by ours or
+        are `ENTITIES` get the prefix `participants_`.
     """
-    ours = {*taken, *ENTITIES} - {"participant_id", "session_id"}
-
-    def renamed(table: pd.DataFrame) -> pd.DataFrame:
-        return table.rename(columns={name: f"participants_{name}" for name in ours & {*table}})
-
-    people, sessions = renamed(people), renamed(sessions)
-    joined = keys.merge(people, on="participant_id", how="left", validate="many_to_one")
-    if len(sessions):
-        own = keys[["participant_id", "session_id"]].merge(
-            sessions, on=["participant_id", "session_id"], how="left", validate="many_to_one"
-        )
-        for name in own.columns.difference(["participant_id", "session_id"], sort=False):
-            joined[name] = (
-                own[name].where(own[name].notna(), joined[name]) if name in joined else own[name]
-            )
+    ours = {*taken, *ENTITIES, *keys}
+    joined = keys.copy()
+    for name, cells in columns.items():
+        own = name
+        while own in ours or own in joined:
+            own = f"participants_{own}"
+        joined[own] = _covariate(name, cells, keys["scan"].tolist())
     return joined
+
+
+def _covariate(name: str, cells: Sequence[str | None], scans: Sequence[str]) -> pd.Series[Any]:
+    if name == "acq_time":
+        return pd.Series(cells, dtype="str")
+    column = as_numbers_or_words(cells, scans)
+    for remark in column.remarks:
+        logger.warning("%s: %s.", name, remark)
+    if column.words:
+        return pd.Series(column.values, dtype="str")
+    numbers = pd.Series(column.values, dtype=np.float64)
+    whole = len(numbers) > 0 and numbers.notna().all() and (numbers % 1 == 0).all()
+    return numbers.astype(np.int64) if whole else numbers
 
 
 def missing_values(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -294,7 +323,5 @@ def numeric(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     return [
         name
         for name in columns
-        if pd.api.types.is_numeric_dtype(table[name])
-        and not pd.api.types.is_bool_dtype(table[name])
-        and table[name].max() > table[name].min()
+        if pd.api.types.is_numeric_dtype(table[name]) and table[name].max() > table[name].min()
     ]

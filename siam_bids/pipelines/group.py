@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from siam_bids.bids.covariates import acquisition_times, read_participants, read_sessions
+from siam_bids.bids.covariates import acquisition_times, read_covariates
 from siam_bids.bids.index import subjects
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import finished_scans
@@ -21,13 +21,13 @@ from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
 from siam_bids.image.labels import INTRACRANIAL_TISSUES, LabelTable
 from siam_bids.measures.group_tables import (
-    ADJUSTED,
     KEYS,
-    PERCENT,
     GroupTables,
     changes,
+    covariates_of,
     dictionary,
     join_covariates,
+    reserved,
     tidy_volumes,
     wide_volumes,
 )
@@ -38,6 +38,8 @@ from siam_bids.measures.volumes import INTRACRANIAL
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.support.atomic_files import read_json
+from siam_bids.support.text import is_listed
+from siam_bids.support.tsv import MISSING, read_rows, some
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ NO_STATISTICS = pd.DataFrame(columns=list(STATISTICS_DICTIONARY))
 
 SUBJECT_PAGES = 1000
 """Subjects up to which the group level writes their pages anew, with the group behind them."""
+
+WIDE = "group_desc-wide_volumes"
 
 RATINGS = "group_ratings.tsv"
 """Where ratings exported from the group page are looked for."""
@@ -77,7 +81,7 @@ def run_group(config: RunConfig) -> pd.DataFrame:
     seen = {result.names.subject for result in results}
     missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
     if missing:
-        logger.warning("%d participants have no result yet: %s", len(missing), _some(missing))
+        logger.warning("%d participants have no result yet: %s", len(missing), some(missing))
     sweep_root(root)
     save_resources(root)
     write_reference(root, group)
@@ -99,11 +103,6 @@ def run_group(config: RunConfig) -> pd.DataFrame:
     return group.wide
 
 
-def _some(names: Sequence[str], most: int = 10) -> str:
-    """List the first few names."""
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
-
-
 def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig) -> GroupTables:
     """Make every table from the results of all scans."""
     keys = _keys(results)
@@ -112,7 +111,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
     described = keys.merge(quality[["scan", "flag"]], on="scan").merge(
         ratings, on="scan", how="left"
     )
-    joined = _with_covariates(described, results, labels, config.bids_dir)
+    joined = _with_covariates(described, results, quality, config)
     tidy = tidy_volumes(joined, [result.volumes for result in results])
     wide = wide_volumes(tidy, joined)
     inside = (
@@ -139,7 +138,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
 def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
     """Write every table with its dictionary; tables that have become empty are removed."""
     root = config.output_dir
-    known = read_json(config.bids_dir / "participants.json")
+    known = read_json(root / f"{WIDE}.json") | read_json(config.bids_dir / "participants.json")
     names = {label.name: label.long_name for label in labels.foreground}
     names[INTRACRANIAL] = "Total intracranial volume"
 
@@ -148,7 +147,7 @@ def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
 
     written = {
         "group_desc-tidy_volumes": (group.tidy, described(group.tidy)),
-        "group_desc-wide_volumes": (group.wide, described(group.wide)),
+        WIDE: (group.wide, described(group.wide)),
         "group_qc": (
             group.quality,
             {
@@ -202,45 +201,55 @@ def _texts(values: Sequence[str]) -> pd.Series[str]:
 
 
 def _with_covariates(
-    keys: pd.DataFrame, results: Sequence[ScanResult], labels: LabelTable, bids_dir: Path
+    keys: pd.DataFrame, results: Sequence[ScanResult], quality: pd.DataFrame, config: RunConfig
 ) -> pd.DataFrame:
+    """Add what the tables of the raw dataset say; without them, what an earlier run read."""
+    visits = [(f"sub-{r.names.subject}", r.names.session_id) for r in results]
+    scans = keys["scan"].tolist()
+    tissues = dict.fromkeys(row["name"] for result in results for row in result.volumes)
+    taken = {*reserved(tissues), *quality}
+    columns: dict[str, Sequence[str | None]] = {}
+    told = read_covariates(config.bids_dir, visits)
+    columns |= _earlier(config.output_dir, scans, taken) if told is None else told
     sources = [result.source for result in results]
-    people = read_participants(bids_dir)
-    sessions = read_sessions(
-        bids_dir, sorted({r.names.subject for r in results if r.names.session})
-    )
-    ours = [
-        *keys,
-        "tissue",
-        "index",
-        "voxels",
-        "volume_mL",
-        PERCENT,
-        ADJUSTED,
-        INTRACRANIAL,
-        *(label.name for label in labels),
-    ]
-    joined = join_covariates(keys, people, sessions, ours)
-    times = acquisition_times(bids_dir, sources)
+    times = acquisition_times(config.bids_dir, sources)
     if times:
-        own = _texts([times.get(source, "") for source in sources])
-        joined["acq_time"] = (
-            own.where(own.notna(), joined["acq_time"]) if "acq_time" in joined else own
-        )
-    return joined
+        known = columns.get("acq_time", [None] * len(results))
+        columns["acq_time"] = [
+            times.get(source, time) for source, time in zip(sources, known, strict=True)
+        ]
+    return join_covariates(keys, columns, taken)
+
+
+def _earlier(
+    root: Path, scans: Sequence[str], taken: Collection[str]
+) -> dict[str, tuple[str | None, ...]]:
+    """Return the covariates in the wide table of an earlier run, as text by scan."""
+    path = root / f"{WIDE}.tsv"
+    try:
+        rows = {row["scan"]: row for row in read_rows(path)} if path.exists() else {}
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("%s cannot be read as a table and is left out: %s.", path, error)
+        return {}
+    own = [rows.get(scan, {}) for scan in scans]
+    described = read_json(path.with_suffix(".json"))
+    kept = [name for name in covariates_of(described) if name not in taken]
+    if kept:
+        logger.warning("Covariates are those of the earlier run: %s.", some(kept))
+    return {name: tuple(row.get(name) for row in own) for name in kept}
 
 
 def _ratings(path: Path, *, required: bool) -> pd.DataFrame:
     """Read ratings exported from the group page: scan, rating (pass, warn, fail), note."""
     empty = pd.DataFrame({"scan": pd.Series(dtype="str")})
-    if not path.exists():
+    if not is_listed(path):
         if required:
             raise UsageError(
                 f"The ratings {path} do not exist.", "Export them from the group page."
             )
         return empty
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, na_values="n/a", keep_default_na=False)
+        table = pd.DataFrame(read_rows(path), dtype="str").replace(list(MISSING), np.nan)
     except (OSError, ValueError) as error:
         raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
     if not {"scan", "rating"} <= {*table}:
@@ -263,7 +272,12 @@ def _ratings(path: Path, *, required: bool) -> pd.DataFrame:
 
 
 def _subjects(bids_dir: Path) -> list[str]:
-    return subjects(bids_dir) if bids_dir.is_dir() else []
+    """List who is in the raw dataset; without one, nobody, with a warning."""
+    try:
+        return subjects(bids_dir)
+    except DatasetError as error:
+        logger.warning("Nobody can be missed: %s", error)
+        return []
 
 
 def _dataset_name(bids_dir: Path) -> str:

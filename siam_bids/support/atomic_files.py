@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from siam_bids.support.text import load_json
+
 SCRATCH = ".tmp-"
 """How the names of files begin that are still being written."""
 
@@ -98,12 +100,16 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically; a file that already says just that is left alone."""
+    """Write UTF-8 text atomically; a file that already says just that is left alone.
+
+    What has no UTF-8 (half a pair of surrogates, as JSON allows) becomes a question mark.
+    """
+    content = text.encode(errors="replace")
     with suppress(OSError):  # absent, or replaced on another NFS client while we read
-        if path.read_bytes() == text.encode():
+        if path.read_bytes() == content:
             return
     with atomic(path) as scratch:
-        scratch.write_text(text, encoding="utf-8", newline="\n")
+        scratch.write_bytes(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -128,7 +134,7 @@ def checksum(path: Path, kind: str) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; an absent or broken file is an empty one (an unfinished result)."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -1,12 +1,152 @@
-"""Tab-separated tables."""
+"""Tab-separated tables: reading those of others, and telling numbers from words."""
 
 from __future__ import annotations
 
 import csv
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from siam_bids.support.text import read_text
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a tab-separated table with a header line as one dict per row."""
-    with path.open(encoding="utf-8", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
+MISSING = ("", "n/a")
+"""Cells without a value; BIDS knows only the second."""
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
+_OR_MORE = re.compile(r"(\d+)\+")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})")
+_NO_VALUE = {"na", "nan", "n.a.", "n/a", "none", "null", "missing", "unknown", "-", "--", ".", "?"}
+_LARGEST_INTEGER = 2**53
+"""Integers beyond are no numbers but identifiers: a float64 would change their digits."""
+
+
+def read_rows(path: Path, skipped: list[int] | None = None) -> list[dict[str, str]]:
+    """Read a tab-separated table with a header line as one dict per row.
+
+    Spaces around cells go. A row that ends early has empty cells there; what follows the last
+    column (a tab at the end of each row) is ignored if it is empty.
+
+    Parameters
+    ----------
+    skipped
+        Takes the numbers of the lines with more cells than columns, which are then left out.
+
+    Raises
+    ------
+    OSError, ValueError
+        It cannot be read as text, two columns have one name, or (without `skipped`) a row has more
+        cells than columns.
+    """
+    lines = _cells(read_text(path)) or [(1, [])]
+    header = lines[0][1]
+    repeated = [name for name, count in Counter(filter(None, header)).items() if count > 1]
+    if repeated:
+        raise ValueError(f"it has two columns {repeated[0]}")
+    rows = []
+    for number, line in lines[1:]:
+        if any(line[len(header) :]):
+            if skipped is None:
+                raise ValueError(f"its line {number} has more cells than there are columns")
+            skipped.append(number)
+        elif any(line):
+            full = [*line, *[""] * (len(header) - len(line))]
+            rows.append({name: cell for name, cell in zip(header, full, strict=False) if name})
+    return rows
+
+
+def _cells(text: str) -> list[tuple[int, list[str]]]:
+    """Split text to numbered lines of cells. Quotes count only if closed within their line."""
+    for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
+        reader = csv.reader(
+            io.StringIO(text, newline=None), delimiter="\t", strict=True, quoting=quoting
+        )
+        try:
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+        except csv.Error as error:
+            if quoting == csv.QUOTE_NONE:
+                raise ValueError(f"it is no table: {error}") from error
+            continue
+        if not any("\n" in cell or "\t" in cell for _, row in rows for cell in row):
+            break
+    return [(number, row) for number, row in rows if row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """The values of a column, all numbers or all words; None where there is none.
+
+    Attributes
+    ----------
+    remarks
+        What was read otherwise than it is written, or left out, in words.
+    """
+
+    values: tuple[float | str | None, ...]
+    words: bool
+    remarks: tuple[str, ...] = ()
+
+
+def as_numbers_or_words(cells: Sequence[str | None], rows: Sequence[str]) -> Column:
+    """Read a column as numbers if nearly all of its cells are, else as words.
+
+    `89+` is 89, as BIDS writes the ages of people above it; decimal commas are read as points.
+    Words that stand for no value (NA, NaN, None, ...) are levels among words, and missing among
+    numbers. Integers of more than 15 digits are identifiers: words.
+
+    Parameters
+    ----------
+    cells
+        Text of the cells; `MISSING` and None are no value.
+    rows
+        Name of each row, for the remarks.
+    """
+    known = [(place, cell) for place, cell in enumerate(cells) if cell not in (None, *MISSING)]
+    texts = {place: str(cell) for place, cell in known}
+    meant = {place: _number(cell) for place, cell in texts.items()}
+    numbers = {place: number for place, number in meant.items() if math.isfinite(number)}
+    odd = {place: cell for place, cell in texts.items() if place not in numbers}
+    wrong = {place for place, cell in odd.items() if cell.lower() not in _NO_VALUE}
+    identifiers = any(abs(number) > _LARGEST_INTEGER for number in numbers.values()) and all(
+        re.fullmatch(r"[+-]?\d+", texts[place]) for place in numbers
+    )
+    if not numbers or identifiers or 4 * len(wrong) > len(numbers):
+        mixed = numbers and wrong and not identifiers
+        remark = f"is read as words: not all values are numbers ({_some(odd, rows)})"
+        words = tuple(texts.get(place) for place in range(len(cells)))
+        return Column(values=words, words=True, remarks=(remark,) if mixed else ())
+    remarks = []
+    for pattern, meaning in (
+        (_OR_MORE, "values with a plus sign are read as the number before it"),
+        (_DECIMAL_COMMA, "values with a decimal comma are read with a point, which BIDS wants"),
+    ):
+        found = {place: texts[place] for place in numbers if pattern.fullmatch(texts[place])}
+        if found:
+            remarks.append(f"{meaning} ({_some(found, rows)})")
+    if odd:
+        remarks.append(f"values that are no numbers are left out ({_some(odd, rows)})")
+    values = tuple(numbers.get(place) for place in range(len(cells)))
+    return Column(values=values, words=False, remarks=tuple(remarks))
+
+
+def _number(text: str) -> float:
+    """Return the number that a cell means, NaN for none."""
+    if _NUMBER.fullmatch(text):
+        return float(text)
+    if found := _OR_MORE.fullmatch(text):
+        return float(found[1])
+    return float(text.replace(",", ".")) if _DECIMAL_COMMA.fullmatch(text) else math.nan
+
+
+def _some(cells: dict[int, str], rows: Sequence[str], most: int = 5) -> str:
+    """List the first few cells and their rows."""
+    return some([f"{cell} of {rows[place]}" for place, cell in cells.items()], most)
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """List the first few names."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
