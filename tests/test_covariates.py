@@ -67,9 +67,7 @@ class TestIdentity:
         found = read_covariates(tmp_path, VISITS)
         assert found == {"age": (None, None, "40"), "sex": ("F", "F", "M")}
         assert "rows with different values of age for sub-01; they are left out" in caplog.text
-        table(
-            tmp_path, "session_id age", "ses-a 1", "ses-a 2", name="sub-02/sub-02_sessions.tsv"
-        )
+        table(tmp_path, "session_id age", "ses-a 1", "ses-a 2", name="sub-02/sub-02_sessions.tsv")
         assert ages(tmp_path) == [None, None, "40"]
         assert "different values of age for sub-02 ses-a" in caplog.text
 
@@ -167,7 +165,7 @@ class TestAbsentContent:
         for name in ("participants.tsv", "sub-01_scans.tsv"):
             assert f"whose content is absent; with DataLad: datalad get {name}" in caplog.text
         (tmp_path / "dataset_description.json").symlink_to(".git/annex/objects/z")
-        with pytest.raises(DatasetError, match="datalad get dataset_description.json"):
+        with pytest.raises(DatasetError, match=r"datalad get dataset_description.json"):
             subjects(tmp_path)
 
     @pytest.mark.parametrize("text", POINTERS)
