@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 OUT ?= out/sample
 OSV ?= https://api.osv.dev/v1/query
 
-.PHONY: demo test setup tools audit clean
+.PHONY: demo test setup tools docs dist audit clean
 
 setup: $(VENV)/ready
 
@@ -38,6 +38,16 @@ $(TOOLS)/ready: tests/tools.txt
 	$(PYTHON) -m venv $(TOOLS)
 	$(TOOLS)/bin/python -m pip install --quiet --no-deps --requirement tests/tools.txt
 	touch $@
+
+# The documentation, from docs/: open out/site/index.html in a browser.
+docs: setup
+	$(BIN)/python -m sphinx --fail-on-warning --quiet docs out/site
+
+# What a release uploads: dist/ with an sdist and a wheel, checked as the index will.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
 
 # Known vulnerabilities of the packages that are installed with the app, as osv.dev tells them.
 audit: $(TOOLS)/ready
