@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from siam_bids.errors import ModelError, UsageError
+from siam_bids.models import registry as known
 from siam_bids.models.archives import unpack
 from siam_bids.models.download import (
     Progress,
@@ -29,7 +30,6 @@ from siam_bids.models.registry import (
     model_files,
     models_named_in,
     read_entry,
-    registry,
 )
 from siam_bids.support.atomic_files import sha256, write_json
 
@@ -65,9 +65,9 @@ def fetch(
     ModelError
         No such model, no network, wrong checksum, an unsafe archive, or too little space.
     """
-    entry = registry().get(name)
+    entry = known.registry().get(name)
     if entry is None:
-        raise UsageError(f"There is no model {name!r}.", f"Known: {', '.join(registry())}.")
+        raise UsageError(f"There is no model {name!r}.", f"Known: {', '.join(known.registry())}.")
     if parts := models_named_in(entry):
         server = url if url.endswith("/") else ""
         folders = [
