@@ -77,12 +77,10 @@ def tried(
     """Return the labels (I, J, K) of an image with each choice; the networks run once."""
     follow, found = following, []
 
-    def all_of_them(
-        prior: Prior, volume: Volume, crop: Crop, how: Intensities | None, *, keep: bool
-    ) -> Scores:
+    def all_of_them(prior: Prior, volume: Volume, crop: Crop, how: Intensities | None) -> Scores:
         for offsets in choices:
             shifted = Shifted(prior, offsets[:, None, None])
-            scores = follow(shifted, volume, crop, how, keep=keep)
+            scores = follow(shifted, volume, crop, how)
             found.append(crop.undo(labels_of(scores)))
         return prior
 

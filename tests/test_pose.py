@@ -136,8 +136,8 @@ def stacked(scores):
 def test_unturned_logits_are_those_of_linear_interpolation():
     logits, shape = logits_of(), (12, 14, 8)
     own, wanted = centres((2.0, 2.0, 3.0)), centres((1.0, 1.0, 3.0))
-    turned = TurnedLogits(logits, own, wanted, shape, NOTHING, keep=True)
-    plain = Logits(logits, shape, keep=True)
+    turned = TurnedLogits(logits, own, wanted, shape, NOTHING)
+    plain = Logits(logits, shape)
     torch.testing.assert_close(stacked(turned), stacked(plain), atol=2e-3, rtol=0)
     np.testing.assert_array_equal(labels_of(turned), labels_of(plain))
     np.testing.assert_allclose(turned.probability(2), plain.probability(2), atol=1e-3)
@@ -152,7 +152,7 @@ def quarter_turn(shape):
     source = logits.flip(3).transpose(2, 3).float()
     part = tuple(slice(0, min(n, m)) for n, m in zip(shape, source.shape[1:], strict=True))
     expected[(slice(None), *part)] = source[(slice(None), *part)]
-    return TurnedLogits(logits, np.eye(4), wanted, shape, NOTHING, keep=True), expected
+    return TurnedLogits(logits, np.eye(4), wanted, shape, NOTHING), expected
 
 
 def test_a_quarter_turn_is_exact_and_says_nothing_beyond_what_was_seen():
@@ -172,7 +172,7 @@ def test_a_quarter_turn_is_exact_and_says_nothing_beyond_what_was_seen():
 
 def test_where_others_say_nothing_the_first_stands_alone():
     shape = (7, 8, 9)
-    first = Logits(logits_of(shape), shape, keep=True)
+    first = Logits(logits_of(shape), shape)
     turned, known = quarter_turn(shape)
     alone = stacked(first).float().softmax(0)
     unknown = known.isnan()

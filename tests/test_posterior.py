@@ -25,7 +25,7 @@ def truth():
 def unsure(labels, classes=4, blur=2.0):
     """Scores of a network that knows where tissues lie, but not where exactly they end."""
     maps = [ndimage.gaussian_filter((labels == c).astype(np.float32), blur) for c in range(classes)]
-    return Logits(torch.from_numpy(np.log(np.maximum(maps, 1e-6))), SHAPE, keep=True)
+    return Logits(torch.from_numpy(np.log(np.maximum(maps, 1e-6))), SHAPE)
 
 
 def scan(labels, means=(0, 120, 80, 40), noise=8.0, bias=None):
@@ -120,13 +120,11 @@ def test_classes_that_the_network_does_not_see_stay_away():
 
 def test_probabilities_are_those_that_the_labels_come_from():
     size = (1, 1.5, 5)
-    followed = Posterior(unsure(truth()), scan(truth()), size, HOW, keep=True)
+    followed = Posterior(unsure(truth()), scan(truth()), size, HOW)
     planes = torch.stack(list(followed.planes()), 1).exp().numpy()
     maps = np.stack([followed.probability(index) for index in range(4)])
     assert planes.sum(0) == pytest.approx(1, abs=1e-5)
     assert np.abs(maps - planes).max() < 2e-3  # the network's logits are float16
-    with pytest.raises(ValueError, match="not to be kept"):
-        Posterior(unsure(truth()), scan(truth()), size, HOW).probability(1)
 
 
 def test_the_result_does_not_depend_on_the_units_of_the_scan():
@@ -142,8 +140,8 @@ def test_only_what_is_asked_for_follows():
     volume = Volume(scan(truth()), Grid(SHAPE, np.eye(4)))
     crop = Crop.around(volume.data != 0, volume.grid)
     scores = unsure(truth())
-    assert following(scores, volume, crop, None, keep=False) is scores
-    assert isinstance(following(scores, volume, crop, HOW, keep=False), Posterior)
+    assert following(scores, volume, crop, None) is scores
+    assert isinstance(following(scores, volume, crop, HOW), Posterior)
 
 
 def test_an_entry_that_cannot_be_read_is_said_in_one_line():

@@ -5,13 +5,16 @@ from skimage.transform import resize
 
 from siam_bids.inference.averaging import MeanScores
 from siam_bids.inference.certainty import Certainty
+from siam_bids.inference.intensity_refinement import Posterior
 from siam_bids.inference.resampling import Logits, labels_of
+from siam_bids.inference.rotated_resampling import TurnedLogits
+from siam_bids.models.settings import Intensities
 
 
 @pytest.mark.parametrize("shape", [(20, 22, 14), (7, 9, 31), (10, 11, 12), (5, 5, 5)])
 def test_labels_are_those_of_linearly_resized_logits(shape):
     logits = np.random.default_rng(1).normal(size=(4, 10, 11, 12)).astype(np.float32)
-    scores = Logits(torch.from_numpy(logits), shape, keep=True)
+    scores = Logits(torch.from_numpy(logits), shape)
     labels, chance = labels_of(scores), scores.probability(2)
     sized = [resize(one, shape, order=1, mode="edge", anti_aliasing=False) for one in logits]
     sized = np.float16(sized).astype(np.float64)
@@ -58,8 +61,7 @@ def test_the_mean_is_that_of_the_softmaxes_on_the_common_grid():
     rng = np.random.default_rng(3)
     shape, sizes = (8, 10, 12), ((8, 10, 12), (4, 5, 6))
     parts = [
-        Logits(torch.from_numpy(rng.normal(size=(4, *size)) * 3).half(), shape, keep=True)
-        for size in sizes
+        Logits(torch.from_numpy(rng.normal(size=(4, *size)) * 3).half(), shape) for size in sizes
     ]
     scores, certainty = MeanScores(parts[0], parts[1:]), Certainty(4)
     labels = labels_of(scores, certainty=certainty)
@@ -78,7 +80,7 @@ def test_outside_the_box_the_first_stands_alone(share, counts):
     rng = np.random.default_rng(4)
     box = (slice(2, 6), slice(0, 5), slice(3, 7))
     first, second, third = (
-        Logits(torch.from_numpy(rng.normal(size=(3, *shape))).half(), shape, keep=True)
+        Logits(torch.from_numpy(rng.normal(size=(3, *shape))).half(), shape)
         for shape in ((8, 9, 7), (4, 5, 4), (4, 5, 4))
     )
     mean = MeanScores(first, [second, third], box, share)
@@ -116,10 +118,47 @@ def test_impossible_classes_do_not_upset_the_mean():
     assert certainty.entropy() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_probabilities_that_were_not_kept_are_an_error():
-    scores = Logits(torch.zeros((3, 2, 2, 2)).half(), (2, 2, 2))
-    with pytest.raises(ValueError, match="not to be kept"):
-        scores.probability(1)
+def all_kinds_of_scores():
+    """Scores of every kind, not yet asked for anything, on a grid of (9, 8, 10) voxels or a box."""
+    rng = np.random.default_rng(6)
+    shape, box = (9, 8, 10), (slice(2, 9), slice(0, 5), slice(1, 8))
+
+    def logits(size=(5, 4, 6)):
+        return torch.from_numpy(3 * rng.normal(size=(4, *size))).half()
+
+    sure = torch.tensor([0.0, -6e4, -6e4, -6e4])
+    how = Intensities(weight=0.7, reach=20, spread=0.2, neighbours=4, temperature=2.3, rounds=2)
+    image = rng.normal(size=shape).astype(np.float32)
+    turned = TurnedLogits(logits(), np.diag([2, 2, 2, 1.0]), np.eye(4), shape, sure)
+    first = Logits(logits(), shape)
+    mean = MeanScores(Logits(logits(), shape), [Logits(logits(), (7, 5, 7))], box, 0.4)
+    return {
+        "logits": first,
+        "thick slices": Logits(logits(), shape, nearest_axis=1),
+        "turned": turned,
+        "part of turned": turned.within(box),
+        "mean": mean,
+        "every other": first.every((2, 1, 2)),
+        "every other of the mean": mean.every((2, 1, 2)),
+        "every other of turned": turned.every((1, 2, 3)),
+        "refined": Posterior(mean, image, (1, 1.5, 3), how),
+    }
+
+
+@pytest.mark.parametrize("kind", all_kinds_of_scores())
+@pytest.mark.parametrize("order", ["asked first", "after one plane", "after all planes"])
+def test_probabilities_can_be_asked_for_at_any_time(kind, order):
+    """0.12.0 answered from uninitialised memory before `planes`: sums of 1.65 to 2.78."""
+    scores = all_kinds_of_scores()[kind]
+    if order == "after one plane":
+        next(iter(scores.planes()))
+    elif order == "after all planes":
+        labels_of(scores)
+    maps = np.stack([scores.probability(index) for index in range(4)])
+    assert maps.shape == (4, *scores.shape)
+    np.testing.assert_allclose(maps.sum(0), 1, atol=2e-3)  # interpolated logits are float16
+    planes = torch.stack(list(scores.planes()), 1).float().softmax(0).numpy()
+    np.testing.assert_allclose(maps, planes, atol=2e-3)
 
 
 @pytest.mark.parametrize("apart", [(1, 1, 1), (2, 1, 3), (2, 2, 2)])

@@ -57,7 +57,7 @@ class MeanScores:
             yield total.clamp_(min=LEAST_PROBABILITY).log_()
 
     def every(self, apart: Sequence[int]) -> MeanScores:
-        """Return those of every few voxels along each axis, without `probability`."""
+        """Return those of every few voxels along each axis."""
         first = [-part.start % step for part, step in zip(self._box, apart, strict=True)]
         box = [
             slice(-(-part.start // step), -(-part.stop // step))

@@ -67,16 +67,15 @@ class EnsembleSegmenter:
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
     ) -> Prediction:
         """Segment one scan on its own grid; see `Segmenter.segment`."""
-        keep = bool(probabilities)
         first = self._members[0]
         told, *parts = self._parts(volume, progress)
-        coarse, crop = first.scores(volume, keep=keep, progress=told)
+        coarse, crop = first.scores(volume, progress=told)
         prior: Prior
         if window := self._window(coarse, crop):
-            prior = self._upright_scores(volume, window, parts, keep=keep)
+            prior = self._upright_scores(volume, window, parts)
         else:
-            prior = self._scores(volume, coarse, crop, parts, keep=keep)
-        scores = following(prior, volume, crop, self._intensities, keep=keep)
+            prior = self._scores(volume, coarse, crop, parts)
+        scores = following(prior, volume, crop, self._intensities)
         found = prediction_of(scores, crop, first.model.labels, probabilities)
         return replace(found, pose=window.pose if window else None)
 
@@ -86,8 +85,6 @@ class EnsembleSegmenter:
         coarse: Logits,
         crop: Crop,
         parts: Sequence[Progress | None],
-        *,
-        keep: bool,
     ) -> Prior:
         """Let the others look at the scan as it is."""
         box, step = None, TILE_STEP
@@ -95,17 +92,17 @@ class EnsembleSegmenter:
             step = self._focus.step
             box = coarse.box_of(self._seen, [self._focus.margin / size for size in crop.voxel_size])
         finer = [
-            member.scores(volume, part=box, step=step, keep=keep, progress=part)[0]
+            member.scores(volume, part=box, step=step, progress=part)[0]
             for member, part in zip(self._members[1:], parts, strict=True)
         ]
         return self._mean(coarse, finer, box)
 
     def _upright_scores(
-        self, volume: Volume, head: Window, parts: Sequence[Progress | None], *, keep: bool
+        self, volume: Volume, head: Window, parts: Sequence[Progress | None]
     ) -> Prior:
         """Let all look at the head turned upright, the first one again."""
         first, *others = self._members
-        again = first.turned_scores(volume, head, elsewhere=True, keep=keep)
+        again = first.turned_scores(volume, head, elsewhere=True)
         step, window = TILE_STEP, head
         if self._focus:
             step = self._focus.step
@@ -115,7 +112,7 @@ class EnsembleSegmenter:
             for member, part in zip(others, parts, strict=True)
         ]
         box = finer[0].seen() if finer else None
-        inner = [each.within(box, keep=keep) for each in finer] if box else []
+        inner = [each.within(box) for each in finer] if box else []
         return self._mean(again, inner, box)
 
     def _mean(self, first: Part, finer: Sequence[Part], box: Sequence[slice] | None) -> Prior:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -53,13 +54,11 @@ class Posterior:
     Parameters
     ----------
     scores
-        Of the network; gone through once, plane by plane, and for the voxels measured on before.
+        Of the network; gone through plane by plane, and before for the voxels measured on.
     image
         (I, J, K) intensities, on the grid of the scores.
     voxel_size
         In mm.
-    keep
-        Whether `probability` will be asked for.
     """
 
     def __init__(
@@ -68,29 +67,19 @@ class Posterior:
         image: npt.NDArray[np.float32],
         voxel_size: Sequence[float],
         how: Intensities,
-        *,
-        keep: bool = False,
     ) -> None:
         self.shape, self.classes = scores.shape, scores.classes
         self._scores, self._how = scores, how
         spread = float(image.std()) or 1.0
         self._image, self._scale = image, (float(image.mean()), spread)
         self._size = tuple(voxel_size)
-        self._rule: _Rule | None = None
-        self._normalisers = np.zeros((2, *self.shape), np.float32) if keep else None
 
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) float32 logarithms of the probabilities, plane by plane."""
-        self._rule = self._rule or self._learnt()
-        prior = (plane.float() for plane in self._scores.planes())
-        return self._rule.followed(prior, self._how.temperature, self._normalisers)
+        return self._followed()
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
-        """Return the probability (I, J, K) of a class, float32 in [0, 1]; after `planes`."""
-        if self._normalisers is None:
-            raise ValueError("probabilities were not to be kept")
-        if self._rule is None:
-            raise ValueError("planes come first")
+        """Return the probability (I, J, K) of a class, float32 in [0, 1]."""
         first, second = self._normalisers
         found = self._scores.probability(index)
         np.log(np.maximum(found, _LEAST, out=found), out=found)
@@ -106,6 +95,20 @@ class Posterior:
         np.exp(found, out=found)
         return np.minimum(found, 1, out=found)
 
+    @cached_property
+    def _normalisers(self) -> npt.NDArray[np.float32]:
+        """What is subtracted before and after the votes, (2, I, J, K)."""
+        found = np.empty((2, *self.shape), np.float32)
+        for _ in self._followed(found):
+            pass
+        return found
+
+    def _followed(
+        self, normalisers: npt.NDArray[np.float32] | None = None
+    ) -> Iterator[torch.Tensor]:
+        prior = (plane.float() for plane in self._scores.planes())
+        return self._rule.followed(prior, self._how.temperature, normalisers)
+
     def _plane(self, place: int, apart: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
         """Return a plane (J, K) of the standardised image, of only every few voxels if wanted."""
         mean, spread = self._scale
@@ -113,8 +116,9 @@ class Posterior:
         plane = self._image[place * i, ::j, ::k]
         return torch.from_numpy((plane - np.float32(mean)) / np.float32(spread))
 
-    def _learnt(self) -> _Rule:
-        """Measure the Gaussians, again with what they tell, as many rounds as are wanted."""
+    @cached_property
+    def _rule(self) -> _Rule:
+        """Learn the Gaussians, in each round with the probabilities that the one before gives."""
         apart = [max(1, round(_APART / size)) for size in self._size]
         few = self._scores.every(apart)
         prior = [plane.float().log_softmax(0).half() for plane in few.planes()]
@@ -242,10 +246,8 @@ def _smoothed(planes: torch.Tensor, sides: Sequence[float]) -> torch.Tensor:
     return smooth.add_(rows[:, :, :-2], alpha=along).add_(rows[:, :, 2:], alpha=along)
 
 
-def following(
-    scores: Prior, volume: Volume, crop: Crop, how: Intensities | None, *, keep: bool
-) -> Scores:
+def following(scores: Prior, volume: Volume, crop: Crop, how: Intensities | None) -> Scores:
     """Let the scores of a crop of a scan follow its intensities, if that is wanted."""
     if how is None:
         return scores
-    return Posterior(scores, crop.cut(volume.data), crop.voxel_size, how, keep=keep)
+    return Posterior(scores, crop.cut(volume.data), crop.voxel_size, how)

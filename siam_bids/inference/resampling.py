@@ -46,7 +46,7 @@ class Scores(Protocol):
         ...
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
-        """Return the probability (I, J, K) of a class, float32 in [0, 1]; after `planes`."""
+        """Return the probability (I, J, K) of a class, float32 in [0, 1]."""
         ...
 
 
@@ -54,7 +54,7 @@ class Prior(Scores, Protocol):
     """Scores that can be had for a part of the voxels alone."""
 
     def every(self, apart: Sequence[int]) -> Scores:
-        """Return those of every few voxels along each axis, without `probability`."""
+        """Return those of every few voxels along each axis."""
         ...
 
 
@@ -75,29 +75,29 @@ class Interpolated(ABC):
         Number of classes, background included.
     shape
         (I, J, K) of the wanted grid.
-    keep
-        Whether `probability` will be asked for.
     """
 
-    def __init__(self, classes: int, shape: Sequence[int], *, keep: bool) -> None:
+    def __init__(self, classes: int, shape: Sequence[int]) -> None:
         self.classes, self.shape = classes, tuple(shape)
-        self._normaliser = np.empty(self.shape, np.float32) if keep else None
 
     def planes(self) -> Iterator[torch.Tensor]:
-        """Yield (classes, J, K) float16 logits of each plane along the first axis."""
-        for place, plane in enumerate(self._interpolated(slice(None))):
-            if self._normaliser is not None:
-                self._normaliser[place] = plane.float().logsumexp(0).numpy()
-            yield plane
+        """Return an iterator over (classes, J, K) float16 logits of planes along the first axis."""
+        return self._interpolated(slice(None))
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the softmax (I, J, K) of one class; NaN where nothing is known."""
-        if self._normaliser is None:
-            raise ValueError("probabilities were not to be kept")
         found = np.empty_like(self._normaliser)
         for place, plane in enumerate(self._interpolated(slice(index, index + 1))):
             np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
         return np.minimum(found, 1, out=found)
+
+    @cached_property
+    def _normaliser(self) -> npt.NDArray[np.float32]:
+        """The logarithm (I, J, K) of the sum of all exponentials."""
+        found = np.empty(self.shape, np.float32)
+        for place, plane in enumerate(self.planes()):
+            found[place] = plane.float().logsumexp(0).numpy()
+        return found
 
     @abstractmethod
     def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
@@ -118,8 +118,6 @@ class Logits(Interpolated):
         (I, J, K) of the wanted grid.
     nearest_axis
         Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
-    keep
-        Whether `probability` will be asked for.
     voxels
         Of the wanted grid; the others are left out. Default: all.
     """
@@ -130,7 +128,6 @@ class Logits(Interpolated):
         shape: Sequence[int],
         *,
         nearest_axis: int | None = None,
-        keep: bool = False,
         voxels: Sequence[slice] = (slice(None),) * 3,
     ) -> None:
         self._logits = logits
@@ -141,10 +138,10 @@ class Logits(Interpolated):
                 zip(logits.shape[1:], shape, voxels, strict=True)
             )
         ]
-        super().__init__(len(logits), [len(steps) for steps in self._steps], keep=keep)
+        super().__init__(len(logits), [len(steps) for steps in self._steps])
 
     def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Logits:
-        """Return those of every few voxels along each axis, without `probability`."""
+        """Return those of every few voxels along each axis."""
         voxels = [slice(start, None, step) for start, step in zip(first, apart, strict=True)]
         return Logits(self._logits, self._whole, nearest_axis=self._nearest_axis, voxels=voxels)
 

@@ -28,8 +28,6 @@ class TurnedLogits(Interpolated):
         (I, J, K) of the wanted grid.
     unseen
         (classes,) logits of what lies outside; NaN where nothing is known.
-    keep
-        Whether `probability` will be asked for.
     """
 
     def __init__(
@@ -39,19 +37,17 @@ class TurnedLogits(Interpolated):
         wanted: npt.NDArray[np.float64],
         shape: Sequence[int],
         unseen: torch.Tensor,
-        *,
-        keep: bool = False,
     ) -> None:
-        super().__init__(len(logits), shape, keep=keep)
+        super().__init__(len(logits), shape)
         self._logits, self._own, self._wanted, self._unseen = logits, own, wanted, unseen
 
     def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> TurnedLogits:
-        """Return those of every few voxels along each axis, without `probability`."""
+        """Return those of every few voxels along each axis."""
         return self.within(
             [slice(start, None, step) for start, step in zip(first, apart, strict=True)]
         )
 
-    def within(self, part: Sequence[slice], *, keep: bool = False) -> TurnedLogits:
+    def within(self, part: Sequence[slice]) -> TurnedLogits:
         """Return those of a part of the wanted grid."""
         ranges = [
             range(*each.indices(length)) for each, length in zip(part, self.shape, strict=True)
@@ -60,7 +56,7 @@ class TurnedLogits(Interpolated):
         moved[:3, 3] = [each.start for each in ranges]
         shape = [len(each) for each in ranges]
         wanted = self._wanted @ moved
-        return TurnedLogits(self._logits, self._own, wanted, shape, self._unseen, keep=keep)
+        return TurnedLogits(self._logits, self._own, wanted, shape, self._unseen)
 
     def seen(self) -> tuple[slice, ...]:
         """Return the smallest box of the wanted grid around all that the network saw."""

@@ -113,9 +113,8 @@ class NnunetSegmenter:
         ImageError
             It needs more memory than there is, see `memory_of_scan`.
         """
-        keep = bool(probabilities)
-        logits, crop = self.scores(volume, inside=inside, keep=keep, progress=progress)
-        scores = following(logits, volume, crop, self._intensities, keep=keep)
+        logits, crop = self.scores(volume, inside=inside, progress=progress)
+        scores = following(logits, volume, crop, self._intensities)
         mask = None if inside is None else crop.cut(inside)
         return prediction_of(scores, crop, self.model.labels, probabilities, inside=mask)
 
@@ -126,7 +125,6 @@ class NnunetSegmenter:
         inside: npt.NDArray[np.bool_] | None = None,
         part: Sequence[slice] | None = None,
         step: float = TILE_STEP,
-        keep: bool = False,
         progress: Progress | None = None,
     ) -> tuple[Logits, Crop]:
         """Run the network over a scan; other arguments and errors as for `segment`.
@@ -142,7 +140,7 @@ class NnunetSegmenter:
         Returns
         -------
         scores
-            On the voxels of the scan that the crop keeps; with `keep`, probabilities too.
+            On the voxels of the scan that the crop keeps.
         crop
             Around everything that is not zero, or that part of it.
         """
@@ -173,7 +171,6 @@ class NnunetSegmenter:
             logits.permute(0, *(1 + axis for axis in self._back)),
             crop.shape,
             nearest_axis=None if nearest_axis is None else self._axes[nearest_axis],
-            keep=keep,
         ), crop
 
     def turned_scores(
@@ -183,7 +180,6 @@ class NnunetSegmenter:
         *,
         step: float = TILE_STEP,
         elsewhere: bool = False,
-        keep: bool = False,
         progress: Progress | None = None,
     ) -> TurnedLogits:
         """Run a network of one channel over a scan with the head turned upright.
@@ -196,7 +192,7 @@ class NnunetSegmenter:
             What the network sees.
         elsewhere
             Whether what lies outside is background; else nothing is said of it.
-        step, keep, progress
+        step, progress
             As for `scores`.
 
         Returns
@@ -231,7 +227,6 @@ class NnunetSegmenter:
             window.pose.affine @ centres(crop.voxel_size),
             crop.shape,
             unseen,
-            keep=keep,
         )
 
     def _padded(
