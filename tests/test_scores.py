@@ -148,7 +148,7 @@ def all_kinds_of_scores():
 @pytest.mark.parametrize("kind", all_kinds_of_scores())
 @pytest.mark.parametrize("order", ["asked first", "after one plane", "after all planes"])
 def test_probabilities_can_be_asked_for_at_any_time(kind, order):
-    """0.12.0 answered from uninitialised memory before `planes`: sums of 1.65 to 2.78."""
+    """It once answered from uninitialised memory before `planes`: sums of 1.65 to 2.78."""
     scores = all_kinds_of_scores()[kind]
     if order == "after one plane":
         next(iter(scores.planes()))
