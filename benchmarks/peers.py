@@ -21,9 +21,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from quality import FREESURFER, INDEX, dice, filled, freesurfer_masks, markdown
+from quality import BRAIN_TISSUES, FREESURFER, INDEX, dice, filled, freesurfer_masks, markdown
 
-from siam_bids.image.labels import BRAIN_TISSUES
 from siam_bids.image.nifti import load_labels
 from siam_bids.models.registry import find_model
 

@@ -17,11 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from quality import HELD_OUT, INDEX, Bench, dice, held_out_recipe
+from quality import BRAIN_CLASSES, HELD_OUT, INDEX, Bench, dice, held_out_recipe
 
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Volume
-from siam_bids.image.labels import BRAIN_CLASSES
 from siam_bids.image.nifti import load_volume
 from siam_bids.inference.cascade import Chain, ChainSegmenter
 from siam_bids.models.registry import find_model

@@ -33,7 +33,7 @@ from scipy import ndimage
 
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Volume
-from siam_bids.image.labels import BRAIN_CLASSES, BRAIN_TISSUES, siam_labels
+from siam_bids.image.labels import HEALTHY, siam_labels
 from siam_bids.image.nifti import load_labels, load_volume
 from siam_bids.inference.cascade import Chain, ChainSegmenter
 from siam_bids.inference.segmenter import Segmenter
@@ -45,6 +45,10 @@ from siam_bids.synthesis.label_maps import Anatomy, prepare_anatomy, source_tabl
 from siam_bids.synthesis.recipe import Recipe, draw_recipe
 from siam_bids.synthesis.render import Rendering, render
 
+BRAIN_CLASSES = siam_labels().names(*HEALTHY)
+"""The twelve brain classes that a model's quality is quoted over."""
+BRAIN_TISSUES = tuple(label.name for label in siam_labels().brain)
+"""Those of the brain mask."""
 FREESURFER = {
     "GM": [3, 42, *range(1000, 3000)],
     "WM": [2, 41, 7, 46, 16, 28, 60, 77, 85, *range(251, 256)],

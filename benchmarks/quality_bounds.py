@@ -26,11 +26,10 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from quality import open_model
+from quality import BRAIN_CLASSES, BRAIN_TISSUES, open_model
 from scipy import ndimage
 
 from siam_bids.image.grid import Grid, Reorientation, Segmentation, Volume
-from siam_bids.image.labels import BRAIN_CLASSES, BRAIN_TISSUES
 from siam_bids.image.nifti import load_volume
 from siam_bids.inference.cascade import ChainSegmenter
 from siam_bids.inference.prediction import Prediction

@@ -285,7 +285,9 @@ def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="S
             table.loc["TIV", "volume_mL"] = inside
             names.anat.mkdir(parents=True, exist_ok=True)
             save_volumes(
-                names.volumes, table.reset_index()[["index", "name", "voxels", "volume_mL"]]
+                names.volumes,
+                table.reset_index()[["index", "name", "voxels", "volume_mL"]],
+                siam_labels(),
             )
             save_quality(
                 names.quality,

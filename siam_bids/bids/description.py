@@ -44,7 +44,7 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
     """
     if (
         (root / LABEL_TABLE).exists()
-        and read_label_table(root) != labels
+        and _values(read_label_table(root)) != _values(labels)
         and any(finished_scans(root))
     ):
         raise UsageError(
@@ -72,3 +72,8 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
     save_label_table(root / LABEL_TABLE, labels)
     write_text(root / ITKSNAP_TABLE, for_itksnap(labels))
     write_text(root / FREESURFER_TABLE, for_freesurfer(labels))
+
+
+def _values(labels: LabelTable) -> dict[int, str]:
+    """Return what the values of label maps mean."""
+    return {label.index: label.name for label in labels}

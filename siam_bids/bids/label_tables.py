@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from siam_bids.image.labels import Label, LabelTable
+from siam_bids.image.labels import Label, LabelTable, known_labels
 from siam_bids.support.atomic_files import write_text
 from siam_bids.support.tsv import read_rows
 
@@ -31,16 +32,17 @@ def for_freesurfer(labels: LabelTable) -> str:
 
 
 def save_label_table(path: Path, labels: LabelTable) -> None:
-    """Write a label table as BIDS wants it: index, name, abbreviation, color, mapping.
+    """Write a label table as BIDS wants it: index, name, abbreviation, color, mapping; and role.
 
-    A further column `parent` names the label that one refines, where there are such.
+    A further column `parent` names what a label refines, where there are such labels.
     """
     columns = {
         "index": [str(label.index) for label in labels],
         "name": [label.long_name for label in labels],
         "abbreviation": [label.name for label in labels],
         "color": [label.color for label in labels],
-        "mapping": [str(label.mapping) for label in labels],
+        "mapping": ["n/a" if label.mapping is None else str(label.mapping) for label in labels],
+        "role": [label.role or "n/a" for label in labels],
     }
     if any(label.parent for label in labels):
         columns["parent"] = [label.parent or "n/a" for label in labels]
@@ -49,7 +51,12 @@ def save_label_table(path: Path, labels: LabelTable) -> None:
 
 
 def read_label_table(root: Path) -> LabelTable:
-    """Read back the label table of a derivative dataset."""
+    """Read back the label table of a derivative dataset.
+
+    Those of versions before 0.13 have no column `role`: what SIAM names has its role.
+    """
+    rows = read_rows(root / LABEL_TABLE)
+    known = known_labels([row["abbreviation"] for row in rows])
     return LabelTable(
         tuple(
             Label(
@@ -57,9 +64,16 @@ def read_label_table(root: Path) -> LabelTable:
                 name=row["abbreviation"],
                 long_name=row["name"],
                 color=row["color"],
-                mapping=int(row["mapping"]),
+                mapping=int(row["mapping"]) if row["mapping"] != "n/a" else None,
+                role=row["role"].replace("n/a", "") if "role" in row else _role_of(row, known),
                 parent=row.get("parent", "").replace("n/a", ""),
             )
-            for row in read_rows(root / LABEL_TABLE)
+            for row in rows
         )
     )
+
+
+def _role_of(row: Mapping[str, str], known: Mapping[str, Label]) -> str:
+    """Return the role of a label by its name, or by that of the label it refines."""
+    twin = known.get(row["abbreviation"]) or known.get(row.get("parent", ""))
+    return twin.role if twin else ""

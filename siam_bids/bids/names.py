@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from siam_bids.image.labels import name_in_files
+
 FIGURES = {
     "mosaic": "png",
     "slices": "webp",
@@ -63,7 +65,7 @@ class ScanNames:
 
     def probability(self, tissue: str) -> Path:
         """Probability map of one tissue."""
-        return self._image(f"seg-siam_label-{tissue.replace('_', '')}_", "probseg.nii.gz")
+        return self._image(f"seg-siam_label-{name_in_files(tissue)}_", "probseg.nii.gz")
 
     @property
     def volumes(self) -> Path:

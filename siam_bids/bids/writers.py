@@ -15,8 +15,9 @@ import pandas as pd
 from siam_bids.bids.description import PIPELINE
 from siam_bids.bids.names import finished_scans, sidecar
 from siam_bids.image.grid import Grid, Segmentation
+from siam_bids.image.labels import LabelTable
 from siam_bids.measures.quality import dictionary as quality_dictionary, judge
-from siam_bids.measures.volumes import DICTIONARY
+from siam_bids.measures.volumes import dictionary as volumes_dictionary
 from siam_bids.support.atomic_files import atomic, read_json, write_json, write_text
 
 
@@ -53,10 +54,10 @@ def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> None:
         nib.save(image, scratch)
 
 
-def save_volumes(path: Path, table: pd.DataFrame) -> None:
+def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> None:
     """Write a volume table as TSV with its data dictionary beside it."""
     write_text(path, _as_tsv(table))
-    write_json(sidecar(path), DICTIONARY)
+    write_json(sidecar(path), volumes_dictionary(labels))
 
 
 def _as_tsv(table: pd.DataFrame) -> str:

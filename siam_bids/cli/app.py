@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
         "--formula",
         default="",
         metavar="FORMULA",
-        help='model every tissue, for example "GM ~ age + C(sex) + ICV"',
+        help='model every tissue, for example "GM ~ age + C(sex) + TIV"',
     )
     group.add_argument(
         "--adjust-for",

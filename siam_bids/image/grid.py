@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -73,7 +73,7 @@ class Segmentation(_OnGrid[npt.NDArray[np.uint8]]):
 
     labels: LabelTable
 
-    def mask(self, names: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    def mask(self, names: Iterable[str]) -> npt.NDArray[np.bool_]:
         """Return (I, J, K) bool, True where the label is one of `names`."""
         return np.isin(self.data, self.labels.indices(names))
 

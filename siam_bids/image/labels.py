@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,19 +14,36 @@ from siam_bids.errors import LabelError
 from siam_bids.support.package_data import resource
 from siam_bids.support.tsv import read_rows
 
-BRAIN_TISSUES = (
-    "GM", "WM", "CSFv", "cerGM", "Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo",
-    "Anomalies", "Brainsteam", "Wmcereb",
-)  # fmt: skip
-"""Names that make up the brain mask: parenchyma, ventricles and lesions, of any SIAM version."""
+_Value = TypeVar("_Value")
 
-INTRACRANIAL_TISSUES = (*BRAIN_TISSUES, "CSF")
-"""Names summed into the total intracranial volume: the brain and all cerebrospinal fluid."""
+ROLES = {
+    "background": "outside the head",
+    "cortex": "cerebral cortex",
+    "white_matter": "white matter of the cerebrum",
+    "subcortical": "paired grey matter below the cortex, thalamus to hippocampus",
+    "cerebellum": "cerebellum, or its cortex or white matter",
+    "brain": "other brain tissue, for example the brain stem",
+    "lesion": "lesions, tumours and other anomalies of the brain",
+    "ventricles": "cerebrospinal fluid in the ventricles",
+    "csf": "cerebrospinal fluid outside the ventricles",
+    "dura": "dura mater, falx and tentorium",
+    "vessels": "arteries, veins and dural sinuses",
+    "skull": "bone, and the air in it",
+    "head": "what else lies outside the skull",
+}
+"""What a label can be; it decides what counts as brain and as intracranial."""
 
-BRAIN_CLASSES = (
-    "GM", "WM", "CSF", "CSFv", "cerGM", "Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo",
-)  # fmt: skip
-"""The twelve brain classes that a model's quality is quoted over."""
+HEALTHY = ("cortex", "white_matter", "subcortical", "cerebellum", "brain", "ventricles", "csf")
+"""Roles of the labels that every whole head has inside the skull."""
+
+INTRACRANIAL = (*HEALTHY, "lesion")
+"""Roles of the labels that are summed into the total intracranial volume."""
+
+BRAIN = tuple(role for role in INTRACRANIAL if role != "csf")
+"""Roles of the labels that make up the brain mask."""
+
+SIAM_TABLES = ("siam.tsv", "siam_v0.1.tsv", "siam_v4.tsv")
+"""Labels of SIAM in data/labels: versions 0.3 (and 0.2, which lacks Anomalies), 0.1, and 4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +61,19 @@ class Label:
     color
         `#rrggbb`.
     mapping
-        Index in the BIDS common label table (BIDS 1.11.1, imaging derivatives).
+        Index in the BIDS common label table (BIDS 1.11.1, imaging derivatives); None if unknown.
+    role
+        One of `ROLES`; empty if unknown.
     parent
-        Name of the label that this one refines, if any; it counts as that tissue.
+        Name of the label that this one refines, if any, or several joined by `, `.
     """
 
     index: int
     name: str
     long_name: str
     color: str
-    mapping: int
+    mapping: int | None = None
+    role: str = ""
     parent: str = ""
 
     @property
@@ -60,6 +81,11 @@ class Label:
         """Colour as red, green, blue from 0 to 255."""
         red, green, blue = bytes.fromhex(self.color[1:])
         return red, green, blue
+
+    @property
+    def parents(self) -> frozenset[str]:
+        """Names of the labels that this one refines."""
+        return frozenset(self.parent.split(", ")) - {""}
 
 
 @dataclass(frozen=True)
@@ -89,31 +115,103 @@ class LabelTable:
         """All labels but the background."""
         return self.labels[1:]
 
-    def indices(self, names: Iterable[str]) -> list[int]:
-        """Return the indices of those of `names` that this table has, finer labels included."""
-        found = [
-            label.index for name in names for label in self if name in (label.name, label.parent)
-        ]
-        return list(dict.fromkeys(found))
+    @cached_property
+    def intracranial(self) -> tuple[Label, ...]:
+        """Labels that the total intracranial volume sums; none where that is not known.
 
-    def refined(self, name: str, finer: LabelTable) -> LabelTable:
-        """Return the table with a label replaced by those that a model finds inside it.
+        It is known if every label has a role, and both brain tissue and CSF have labels.
+        """
+        inside = self.of_role(*INTRACRANIAL)
+        known = not self.without_role and self.of_role("csf") and self.of_role(*BRAIN)
+        return inside if known else ()
+
+    @cached_property
+    def brain(self) -> tuple[Label, ...]:
+        """Labels that make up the brain mask; none where that is not known.
+
+        It is known if every label has a role, some are brain tissue, and those of CSF tell the
+        ventricles apart.
+        """
+        mixed = self.of_role("csf") and not self.of_role("ventricles")
+        return () if self.without_role or mixed else self.of_role(*BRAIN)
+
+    @property
+    def without_role(self) -> tuple[str, ...]:
+        """Names of the labels whose role is not known."""
+        return tuple(label.name for label in self.foreground if not label.role)
+
+    @property
+    def limits(self) -> str:
+        """One line on what cannot be told by these labels; empty where nothing is missing."""
+        lacking = [
+            *(["total intracranial volume (TIV)"] if not self.intracranial else []),
+            *(["brain mask"] if not self.brain else []),
+        ]
+        if not lacking:
+            return ""
+        if names := self.without_role:
+            more = ", ..." if len(names) > 5 else ""
+            why = f"it is not known what {', '.join(names[:5])}{more} are"
+        elif not self.of_role(*BRAIN):
+            why = "no label is brain tissue"
+        elif not self.of_role("csf"):
+            why = "no label is cerebrospinal fluid"
+        else:
+            why = "no label tells the ventricles from other cerebrospinal fluid"
+        return (
+            f"No {' and no '.join(lacking)}: {why}. "
+            "The column role of a labels.tsv beside the model's dataset.json can tell."
+        )
+
+    def of_role(self, *roles: str) -> tuple[Label, ...]:
+        """Return the labels that have one of these roles."""
+        return tuple(label for label in self if label.role in roles)
+
+    def names(self, *roles: str) -> tuple[str, ...]:
+        """Return the names of the labels that have one of these roles."""
+        return tuple(label.name for label in self.of_role(*roles))
+
+    def indices(self, names: Iterable[str]) -> list[int]:
+        """Return the indices of those of `names` that this table has, finer labels included.
+
+        A label that refines several together counts where all of them are named.
+        """
+        wanted = list(dict.fromkeys(names))
+        own = [self.by_name[name].index for name in wanted if name in self.by_name]
+        finer = [label.index for label in self if label.parents and label.parents <= {*wanted}]
+        return list(dict.fromkeys([*own, *finer]))
+
+    def refined(self, names: Sequence[str], finer: LabelTable) -> LabelTable:
+        """Return the table with labels replaced by those that a model finds inside them.
 
         Labels of `finer` that this table names too keep their value here, others are appended.
+        What has no role of its own takes that of the labels it refines, if they agree; labels of
+        different brain tissues make `brain`.
 
         Raises
         ------
         LabelError
             More labels than a byte can tell apart.
         """
-        outer = self.by_name[name]
-        kept = [label for label in self if label.name != name or name in finer.by_name]
+        outer = [self.by_name[name] for name in names]
+        kept = [label for label in self if label.name not in names or label.name in finer.by_name]
         new = [label for label in finer.foreground if label.name not in self.by_name]
         last = self.labels[-1].index
         if last + len(new) > 255:
-            raise LabelError(f"The labels inside {name} make {last + len(new)}, 255 are possible.")
+            where = ", ".join(names)
+            raise LabelError(f"The labels inside {where} make {last + len(new)}, 255 are possible.")
+        role = _common([label.role for label in outer], "")
+        if not role and {label.role for label in outer} <= {*BRAIN}:
+            role = "brain"
+        parents = dict.fromkeys(label.parent or label.name for label in outer)
         added = [
-            replace(label, index=index, mapping=outer.mapping, parent=outer.parent or name)
+            replace(
+                label,
+                index=index,
+                mapping=_common([each.mapping for each in outer], label.mapping),
+                role=label.role or role,
+                parent=", ".join(parents),
+            )
             for index, label in enumerate(new, start=last + 1)
         ]
         return LabelTable((*kept, *added))
@@ -128,21 +226,29 @@ class LabelTable:
 
     @classmethod
     def from_names(cls, names: Mapping[str, int]) -> LabelTable:
-        """Make a table from a model's own names (dataset.json), coloured as SIAM's where known."""
-        known = siam_labels().by_name
+        """Make a table from a model's own names (dataset.json); what SIAM names is known."""
+        known = known_labels(names)
         rows = []
         for name, index in sorted(names.items(), key=lambda item: item[1]):
-            twin = known.get(name)
-            rows.append(
-                Label(
-                    index=index,
-                    name=name,
-                    long_name=twin.long_name if twin else name.replace("_", " "),
-                    color=twin.color if twin else _spread_color(index),
-                    mapping=twin.mapping if twin else 6,
-                )
+            twin = known.get(name) or Label(
+                index=index,
+                name=name,
+                long_name=name.replace("_", " "),
+                color=_spread_color(index),
             )
+            role = twin.role.replace("background", "") if index else "background"
+            rows.append(replace(twin, index=index, role=role))
         return cls(tuple(rows))
+
+
+def name_in_files(name: str) -> str:
+    """Return a label's name as the value of a BIDS entity, which has no `_` and no `-`."""
+    return name.replace("_", "").replace("-", "")
+
+
+def _common(values: Sequence[_Value], otherwise: _Value) -> _Value:
+    """Return the value that all have, else another one."""
+    return values[0] if len({*values}) == 1 else otherwise
 
 
 def _spread_color(index: int) -> str:
@@ -153,10 +259,25 @@ def _spread_color(index: int) -> str:
     return f"#{round(red * 255):02x}{round(green * 255):02x}{round(blue * 255):02x}"
 
 
-@lru_cache(maxsize=1)
+def known_labels(names: Collection[str]) -> Mapping[str, Label]:
+    """Return SIAM's labels by name, of that table of SIAM's first which has all of `names`.
+
+    One name has one role in all of them, but not always the same extent.
+    """
+    tables = [read_siam_table(file) for file in SIAM_TABLES]
+    tables.sort(key=lambda table: not {*names} <= table.by_name.keys())
+    return {label.name: label for table in reversed(tables) for label in table}
+
+
 def siam_labels() -> LabelTable:
     """Return the 18 labels of SIAM v0.3, which the compact model shares."""
-    rows = read_rows(resource("data", "labels", "siam.tsv"))
+    return read_siam_table("siam.tsv")
+
+
+@cache
+def read_siam_table(file: str) -> LabelTable:
+    """Return one of `SIAM_TABLES`."""
+    rows = read_rows(resource("data", "labels", file))
     return LabelTable(
         tuple(
             Label(
@@ -164,7 +285,8 @@ def siam_labels() -> LabelTable:
                 name=row["name"],
                 long_name=row["long_name"],
                 color=row["color"],
-                mapping=int(row["mapping"]),
+                mapping=int(row["mapping"]) if row["mapping"] != "n/a" else None,
+                role=row["role"],
             )
             for row in rows
         )

@@ -7,7 +7,7 @@ What is measured, by which formula, in which unit and with which bounds stands i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,16 +17,16 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from siam_bids.image.grid import Grid, Reorientation, Segmentation, Volume
-from siam_bids.image.labels import BRAIN_CLASSES, BRAIN_TISSUES, INTRACRANIAL_TISSUES
+from siam_bids.image.labels import BRAIN, HEALTHY, Label
 from siam_bids.support.package_data import resource
 from siam_bids.support.tsv import read_rows
 
 FLAGS = ("pass", "warn", "fail")
 """From good to bad."""
 
-PAIRED = ("Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo")
-SOLID = ("GM", "WM", "CSFv", "cerGM", *PAIRED)
-"""Brain classes that come in one piece, or in two if `PAIRED`."""
+PAIRED = "subcortical"
+SOLID = ("cortex", "white_matter", "ventricles", "cerebellum", PAIRED)
+"""Roles of labels that come in one piece, or in two if `PAIRED`."""
 
 BODY_ML = 50.0
 _THIN_END = 1 / 20
@@ -178,16 +178,25 @@ class _View:
         self.table = segmentation.labels
         self.counts = np.bincount(labels.ravel(), minlength=256)
 
-    def mask(self, *names: str) -> npt.NDArray[np.bool_]:
+    def mask(self, *roles: str) -> npt.NDArray[np.bool_]:
+        return self.of(self.table.of_role(*roles))
+
+    def of(self, labels: Iterable[Label]) -> npt.NDArray[np.bool_]:
         chosen = np.zeros(256, dtype=bool)
-        chosen[self.table.indices(names)] = True
+        chosen[[label.index for label in labels]] = True
         return chosen[self.labels]
 
-    def millilitres(self, *names: str) -> float:
-        return float(self.counts[self.table.indices(names)].sum()) * self.voxel_ml
+    def millilitres(self, *roles: str) -> float:
+        """Return the volume of the labels with one of these roles; NaN if there are no such."""
+        return self.volume(self.table.of_role(*roles))
 
-    def has(self, name: str) -> bool:
-        return name in self.table.by_name
+    def volume(self, labels: Sequence[Label]) -> float:
+        indices = [label.index for label in labels]
+        return float(self.counts[indices].sum()) * self.voxel_ml if indices else math.nan
+
+    def whole(self, *roles: str) -> list[Label]:
+        """Return the labels with one of these roles that are no part of another one."""
+        return [label for label in self.table.of_role(*roles) if not label.parent]
 
 
 def _field_of_view(image: npt.NDArray[np.float32]) -> tuple[slice, slice, slice]:
@@ -213,31 +222,32 @@ def _grid_metrics(grid: Grid) -> dict[str, float]:
 
 
 def _volume_metrics(view: _View) -> dict[str, float]:
-    total = view.millilitres(*INTRACRANIAL_TISSUES)
-    tissue = view.millilitres(*(name for name in BRAIN_TISSUES if name != "CSFv"))
-    absent = [name for name in BRAIN_CLASSES if view.has(name) and not view.millilitres(name)]
+    total = view.volume(view.table.intracranial)
+    tissue = view.millilitres(*(role for role in BRAIN if role != "ventricles"))
+    absent = [label for label in view.whole(*HEALTHY) if not view.counts[label.index]]
     return {
         "TIV": total,
         "brain_share": _ratio(tissue, total, 100),
-        "GM_WM_ratio": _ratio(view.millilitres("GM"), view.millilitres("WM")),
-        "ventricle_share": _ratio(view.millilitres("CSFv"), total, 100),
+        "GM_WM_ratio": _ratio(view.millilitres("cortex"), view.millilitres("white_matter")),
+        "ventricle_share": _ratio(view.millilitres("ventricles"), total, 100),
         "missing_tissues": float(len(absent)),
-        "anomalies_share": _ratio(view.millilitres("Anomalies"), total, 100),
+        "anomalies_share": _ratio(view.millilitres("lesion"), total, 100),
     }
 
 
 def _coverage_metrics(view: _View) -> dict[str, float]:
-    brain = view.mask(*BRAIN_TISSUES)
+    brain = view.of(view.table.brain)
+    known = 1.0 if view.table.brain else math.nan
     x, y, z = view.size
     axial, coronal, sagittal = x * y / 100, x * z / 100, y * z / 100
     sides = int(brain[0].sum() + brain[-1].sum()) * sagittal
     sides += int(brain[:, 0].sum() + brain[:, -1].sum()) * coronal
-    below, _ = _gaps(view.mask("GM", "cerGM"))
+    below, _ = _gaps(view.mask("cortex", "cerebellum"))
     _, above = _gaps(brain)
     return {
-        "brain_cut_top": int(brain[..., -1].sum()) * axial,
-        "brain_cut_bottom": int(brain[..., 0].sum()) * axial,
-        "brain_cut_sides": sides,
+        "brain_cut_top": int(brain[..., -1].sum()) * axial * known,
+        "brain_cut_bottom": int(brain[..., 0].sum()) * axial * known,
+        "brain_cut_sides": sides * known,
         "head_cut_top": int((view.labels[..., -1] > 0).sum()) * axial,
         "above_brain": above * z,
         "below_brain": below * z,
@@ -259,8 +269,8 @@ def _pose_metrics(view: _View) -> dict[str, float]:
 
 def _orientation(view: _View) -> float:
     centres = []
-    for name in ("GM", "cerGM"):
-        voxels = np.argwhere(view.mask(name)[::2, ::2, ::2])
+    for role in ("cortex", "cerebellum"):
+        voxels = np.argwhere(view.mask(role)[::2, ::2, ::2])
         if not len(voxels):
             return math.nan
         centres.append(view.affine[:3, :3] @ (2 * voxels.mean(axis=0)))
@@ -273,7 +283,7 @@ def _orientation(view: _View) -> float:
 
 
 def _left_right_dice(view: _View) -> float:
-    brain = view.mask(*BRAIN_TISSUES)
+    brain = view.of(view.table.brain)
     step = [max(round(2 / size), 1) for size in view.size]
     brain = brain[:: step[0], :: step[1], :: step[2]]
     sections = brain.sum(axis=(1, 2))
@@ -294,12 +304,11 @@ def _piece_metrics(view: _View) -> dict[str, float]:
     boxes = ndimage.find_objects(view.labels, max_label=255)
     stray = total = 0
     islands = {}
-    for name in (name for name in SOLID if view.has(name)):
-        index = view.table.by_name[name].index
-        box = boxes[index - 1]
-        own = _pieces(view.labels[box] == index) if box else np.zeros(0, np.int64)
-        islands[f"islands_{name}"] = float(len(own))
-        stray += int(own[2 if name in PAIRED else 1 :].sum())
+    for label in view.whole(*SOLID):
+        box = boxes[label.index - 1]
+        own = _pieces(view.labels[box] == label.index) if box else np.zeros(0, np.int64)
+        islands[f"islands_{label.name}"] = float(len(own))
+        stray += int(own[2 if label.role == PAIRED else 1 :].sum())
         total += int(own.sum())
     return {"bodies": float(bodies), "stray_share": _ratio(stray, total, 100), **islands}
 
@@ -311,7 +320,8 @@ def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 
 def _intensity_metrics(view: _View) -> dict[str, float]:
-    signal = {name: _mean_and_std(view.image[view.mask(name)]) for name in ("GM", "WM", "CSFv")}
+    tissues = {"GM": "cortex", "WM": "white_matter", "CSF": "ventricles"}
+    signal = {name: _mean_and_std(view.image[view.mask(role)]) for name, role in tissues.items()}
     _, air = _mean_and_std(view.image[view.labels == 0])
     noise = 0.0 if math.isnan(air) else air
 
@@ -326,9 +336,9 @@ def _intensity_metrics(view: _View) -> dict[str, float]:
     return {
         "snr_GM": snr("GM"),
         "snr_WM": snr("WM"),
-        "snr_CSF": snr("CSFv"),
+        "snr_CSF": snr("CSF"),
         "cnr_GM_WM": cnr("GM", "WM"),
-        "cnr_WM_CSF": cnr("WM", "CSFv"),
+        "cnr_WM_CSF": cnr("WM", "CSF"),
         "cjv": _ratio(gm_std + wm_std, abs(gm - wm)),
         "fber": _ratio(_energy(view.image[view.labels > 0]), _energy(view.image[view.labels == 0])),
     }
@@ -349,9 +359,11 @@ def _mean_and_std(values: npt.NDArray[np.float32]) -> tuple[float, float]:
 def _certainty_metrics(
     view: _View, confidence: Mapping[str, float], entropy: float | None
 ) -> dict[str, float]:
-    inside = [name for name in INTRACRANIAL_TISSUES if name in confidence and view.has(name)]
-    weights = [view.millilitres(name) for name in inside]
-    weighted = sum(confidence[name] * weight for name, weight in zip(inside, weights, strict=True))
+    inside = [label for label in view.table.intracranial if label.name in confidence]
+    weights = [int(view.counts[label.index]) for label in inside]
+    weighted = sum(
+        confidence[label.name] * weight for label, weight in zip(inside, weights, strict=True)
+    )
     each = {
         f"confidence_{label.name}": confidence.get(label.name, math.nan)
         for label in view.table.foreground

@@ -57,8 +57,8 @@ def fit_tissues(table: pd.DataFrame, formula: str, tissues: Sequence[str]) -> pd
     table
         One row per scan: participant_id, contrast, volumes in mL by tissue, covariates.
     formula
-        `GM ~ age + C(sex) + ICV` in the language of R and patsy. The left side is replaced by
-        each tissue in turn; ICV means the total intracranial volume.
+        `GM ~ age + C(sex) + TIV` in the language of R and patsy. The left side is replaced by
+        each tissue in turn; ICV is read as TIV.
     tissues
         Columns to explain. TIV is left out where the formula corrects for it.
 
@@ -101,7 +101,7 @@ def _right_side(formula: str) -> str:
     left, tilde, right = formula.partition("~")
     if not tilde or not right.strip() or not re.fullmatch(r"\s*\w*\s*", left):
         raise UsageError(
-            f"--formula {formula!r} is no formula.", 'For example "GM ~ age + C(sex) + ICV".'
+            f"--formula {formula!r} is no formula.", 'For example "GM ~ age + C(sex) + TIV".'
         )
     return right.strip()
 

@@ -19,6 +19,7 @@ from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.image.labels import LabelTable
 from siam_bids.models.folder import fold_weights
+from siam_bids.models.labels import read_labels
 from siam_bids.nnunet.lean_unet import is_unet, multiply_adds
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
@@ -72,12 +73,7 @@ class NnunetModel:
         folds = fold_weights(folder)
         if not folds:
             raise ModelError(f"{folder} holds no fold_*/checkpoint_final.pth.")
-        try:
-            labels = LabelTable.from_names(
-                {name: int(index) for name, index in dataset["labels"].items()}
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{folder}/dataset.json has no plain label list.") from error
+        labels = read_labels(folder, dataset)
         return cls(folder, plans, dataset, labels, folds, precisions, mirror)
 
     @property

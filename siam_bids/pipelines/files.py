@@ -155,6 +155,8 @@ def segment_files(
         raise UsageError(f"{source} is a folder, {target} is not.", "Give an output folder.")
     record = find_model(model, model_dirs).as_asked(inference)
     segmenter = _segmenter(record, device, threads, inference)
+    if limits := segmenter.chain.labels.limits:
+        logger.warning("%s", limits)
     written, failed = [], {}
     for image in images:
         output = Output.of(image, target)
@@ -179,7 +181,7 @@ def _segment_file(
     segmentation = found.segmentation
     save_segmentation(output.segmentation, segmentation)
     save_label_table(output.beside(".tsv"), segmentation.labels)
-    save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation))
+    save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation), segmentation.labels)
     write_json(
         output.beside(".json"),
         {

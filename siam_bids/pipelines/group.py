@@ -19,7 +19,7 @@ from siam_bids.bids.status import sweep_root
 from siam_bids.bids.writers import remove_table, save_phenotype, save_resources, save_table
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
-from siam_bids.image.labels import INTRACRANIAL_TISSUES, LabelTable
+from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.group_tables import (
     KEYS,
     GroupTables,
@@ -34,7 +34,7 @@ from siam_bids.measures.group_tables import (
 from siam_bids.measures.outliers import find_outliers
 from siam_bids.measures.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
 from siam_bids.measures.regression import DICTIONARY as STATISTICS_DICTIONARY, fit_tissues
-from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.support.atomic_files import read_json
@@ -116,7 +116,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
     wide = wide_volumes(tidy, joined)
     inside = (
         INTRACRANIAL,
-        *(label.name for label in labels.foreground if label.name in INTRACRANIAL_TISSUES),
+        *(label.name for label in labels.foreground if label.role in ('', *INTRACRANIAL_ROLES)),
     )
     tissues = tuple(name for name in inside if name in wide)
     covariates = tuple(str(name) for name in joined if name not in described)
@@ -140,7 +140,7 @@ def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
     root = config.output_dir
     known = read_json(root / f"{WIDE}.json") | read_json(config.bids_dir / "participants.json")
     names = {label.name: label.long_name for label in labels.foreground}
-    names[INTRACRANIAL] = "Total intracranial volume"
+    names[INTRACRANIAL] = describe_total(labels)
 
     def described(table: pd.DataFrame) -> dict[str, Any]:
         return dictionary(list(map(str, table)), names, known)

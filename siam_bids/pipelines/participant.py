@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -36,9 +37,8 @@ from siam_bids.bids.writers import (
 )
 from siam_bids.config import RunConfig
 from siam_bids.image.grid import Volume
-from siam_bids.image.labels import BRAIN_TISSUES
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import ChainSegmenter
+from siam_bids.inference.cascade import Chain, ChainSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.quality import scan_quality
@@ -87,6 +87,8 @@ def run_participant(config: RunConfig) -> Summary:
     if not scans:
         raise nothing_matches(config)
     begin_dataset(config.output_dir, config.bids_dir, checklist.chain.labels)
+    if limits := checklist.chain.labels.limits:
+        logger.warning("%s", limits)
     logger.info("%d scans, model %s", len(scans), model_line(checklist.record.describe()))
     return _ScanLoop(checklist).run(scans)
 
@@ -94,7 +96,7 @@ def run_participant(config: RunConfig) -> Summary:
 def boilerplate(config: RunConfig) -> str:
     """Return the methods text for the model of a run."""
     record = find_model(config.model, config.model_dirs).as_asked(config.inference)
-    return methods_text([record.describe()])
+    return methods_text([record.describe()], Chain.open(record, config.inference.folds).labels)
 
 
 def rebuild_reports(config: RunConfig) -> list[str]:
@@ -239,14 +241,16 @@ def save_results(task: Task, prediction: Prediction) -> None:
     names, volume, segmentation = task.names, task.volume, prediction.segmentation
     begin_scan(names, task.outputs)
     save_segmentation(names.segmentation, segmentation)
-    save_mask(names.brain_mask, segmentation.mask(BRAIN_TISSUES), volume.grid)
     about = {"Sources": task.provenance["Sources"]}
-    write_json(sidecar(names.brain_mask), {"Type": "Brain", **about})
+    if brain := segmentation.labels.brain:
+        mask = np.isin(segmentation.data, [label.index for label in brain])
+        save_mask(names.brain_mask, mask, volume.grid)
+        write_json(sidecar(names.brain_mask), {"Type": "Brain", **about})
     for tissue, probability in prediction.probabilities.items():
         path = names.probability(tissue)
         save_probability(path, probability, volume.grid)
         write_json(sidecar(path), about)
-    save_volumes(names.volumes, tissue_volumes(segmentation))
+    save_volumes(names.volumes, tissue_volumes(segmentation), segmentation.labels)
     quality = scan_quality(
         volume, segmentation, confidence=prediction.confidence, entropy=prediction.entropy
     )

@@ -112,7 +112,8 @@ class Checklist:
         pictures = [names.figure(kind) for kind in FIGURES]
         maps = [names.probability(tissue) for tissue in self.config.probabilities]
         tables = [names.volumes, names.quality]
-        return [names.segmentation, names.brain_mask, *tables, *pictures, *maps]
+        masks = [names.brain_mask] if self.chain.labels.brain else []
+        return [names.segmentation, *masks, *tables, *pictures, *maps]
 
     def provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
         """Return what the sidecar of a finished scan says; `checksum` is that of its input."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from siam_bids.image.labels import LabelTable
 from siam_bids.reports.methods_text import agreed, distinct, methods_text, model_line
 
 REFERENCE = "group_reference.json"
@@ -30,11 +31,13 @@ def as_base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode() if path.exists() else ""
 
 
-def origin_of(sidecars: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def origin_of(
+    sidecars: Sequence[Mapping[str, Any]], labels: LabelTable | None = None
+) -> dict[str, Any]:
     """Say what made these scans, as their sidecars record it, not as the present run would."""
     models = distinct([about["Model"] for about in sidecars])
     return {
         "model": "; ".join(map(model_line, models)) or "no finished scan",
         "software": agreed(distinct([about["Software"] for about in sidecars])),
-        "boilerplate": methods_text(models),
+        "boilerplate": methods_text(models, labels),
     }

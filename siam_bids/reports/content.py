@@ -24,7 +24,10 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class TissueVolume:
-    """One tissue of one scan; `volume_ml` in millilitres, `color` as `#rrggbb`."""
+    """One tissue of one scan; `volume_ml` in millilitres, `color` as `#rrggbb`.
+
+    `inside` tells whether it lies inside the skull; None if that is not known.
+    """
 
     index: int
     name: str
@@ -32,6 +35,7 @@ class TissueVolume:
     color: str
     voxels: int
     volume_ml: float
+    inside: bool | None
     spread: Spread | None = None
 
 

@@ -15,7 +15,7 @@ from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
 from siam_bids.measures.group_tables import GroupTables, missing_values, numeric
 from siam_bids.measures.quality import metrics
-from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.reports.build import REFERENCE, data_url, if_there, origin_of
 from siam_bids.reports.content import GroupReport
 from siam_bids.reports.render import render_group
@@ -66,7 +66,7 @@ def write_group_page(
             statistics=tuple(_records(tables.statistics.astype(object).where(pd.notna, None))),
             formula=formula,
             command=command,
-            **origin_of([result.about for result in results]),
+            **origin_of([result.about for result in results], read_label_table(root)),
         )
     )
     write_text(root / "group.html", page)
@@ -156,7 +156,7 @@ def _measures(
 
     names = [INTRACRANIAL, *(label.name for label in labels.foreground)]
     for name in (name for name in names if name in wide):
-        words = labels.by_name[name].long_name if name in labels.by_name else TOTAL
+        words = labels.by_name[name].long_name if name in labels.by_name else describe_total(labels)
         add(name, wide[name], kind="tissue", title=words, units="mL")
     for metric in metrics():
         if metric.name in quality and metric.name not in measures:

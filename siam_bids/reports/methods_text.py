@@ -9,6 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 from siam_bids import __version__
+from siam_bids.image.labels import LabelTable
+from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 
 Description = Mapping[str, Any]
 """A model as sidecars name it: Name, Title, Version, SHA256, License, Citation."""
@@ -30,8 +32,11 @@ def model_line(model: Description) -> str:
     return f"{model['Title']} {model['Version']} (sha256 {model['SHA256'][:12]})"
 
 
-def methods_text(models: Sequence[Description]) -> str:
-    """Return a paragraph on the method, fit for the methods section of a paper."""
+def methods_text(models: Sequence[Description], labels: LabelTable | None = None) -> str:
+    """Return a paragraph on the method, fit for the methods section of a paper.
+
+    With the `labels` of the models it says what the total intracranial volume sums.
+    """
     if not models:
         return ""
     used = " and ".join(
@@ -58,13 +63,15 @@ def methods_text(models: Sequence[Description]) -> str:
         for model in models
         if (upright := model.get("Upright"))
     )
+    total = ""
+    if labels and labels.intracranial:
+        total = f"; {INTRACRANIAL} is the {describe_total(labels)}"
     text = (
         f"Head MRI scans were segmented with siam-bids {__version__} using the model {used}. "
         "Each scan was brought to RAS+ order, z-scored and resampled to the voxel size of the "
         "network, labelled by an nnU-Net (Isensee et al., Nature Methods 2021) over "
         "overlapping tiles, and the class scores were interpolated back to the scan's own "
-        f"grid{several}.{turned}{followed} Volumes are label counts times the voxel volume; the "
-        "total intracranial volume (TIV) sums brain tissue, ventricles and cerebrospinal fluid."
+        f"grid{several}.{turned}{followed} Volumes are label counts times the voxel volume{total}."
     )
     cited = [str(model["Citation"]) for model in models if model["Citation"]]
     return " ".join([text, *(f"Model: {citation}" for citation in cited)])

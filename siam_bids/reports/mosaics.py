@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from siam_bids.image.grid import Reorientation, Segmentation, Volume
-from siam_bids.image.labels import BRAIN_TISSUES, Label, LabelTable
+from siam_bids.image.labels import BRAIN, Label, LabelTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,7 +114,8 @@ def cut(volume: Volume, segmentation: Segmentation, count: int) -> Views:
 
 def _landmark(segmentation: Segmentation) -> npt.NDArray[np.bool_]:
     """Return (I, J, K) bool: the brain, else all that is labelled, else all."""
-    for mask in (segmentation.mask(BRAIN_TISSUES), segmentation.data > 0):
+    brain = [label.index for label in segmentation.labels.of_role(*BRAIN)]
+    for mask in (np.isin(segmentation.data, brain), segmentation.data > 0):
         if mask.any():
             return mask
     return np.ones_like(segmentation.data, dtype=bool)

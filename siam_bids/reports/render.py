@@ -10,7 +10,6 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from siam_bids.image.labels import INTRACRANIAL_TISSUES
 from siam_bids.support.package_data import resource
 
 if TYPE_CHECKING:
@@ -51,7 +50,6 @@ def _templates() -> Environment:
     environment.filters["ml"] = "{:,.2f}".format
     environment.filters["anchor"] = _anchor
     environment.filters["script_json"] = _script_json
-    environment.globals["intracranial"] = INTRACRANIAL_TISSUES
     environment.globals["vendored"] = _vendored
     return environment
 

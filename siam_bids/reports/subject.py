@@ -11,6 +11,7 @@ from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames, finished_scans
 from siam_bids.bids.results import ScanResult, read_result
 from siam_bids.bids.status import failed_scans
+from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.quality import judge, metrics
 from siam_bids.measures.volumes import INTRACRANIAL
 from siam_bids.reports.build import REFERENCE, as_base64, data_url, if_there, origin_of
@@ -27,7 +28,12 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
     reference = read_json(root / REFERENCE)
     records = {name: read_json(n.record) for name, n in (good | bad).items()}
     commands = dict.fromkeys(str(r["command"]) for r in records.values() if "command" in r)
-    scans = [_scan_report(result, reference, records[result.names.name]) for result in done]
+    labels = read_label_table(root) if done else None
+    scans = [
+        _scan_report(result, labels, reference, records[result.names.name])
+        for result in done
+        if labels
+    ]
     scans += [_failed_report(names, records[name]) for name, names in bad.items()]
     page = render_subject(
         SubjectReport(
@@ -35,7 +41,7 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
             scans=tuple(sorted(scans, key=lambda scan: scan.name)),
             command="\n".join(commands) or command,
             group=bool(reference),
-            **origin_of([result.about for result in done]),
+            **origin_of([result.about for result in done], labels),
         )
     )
     write_text(root / f"sub-{subject}.html", page)
@@ -53,10 +59,12 @@ def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> ScanReport:
 
 
 def _scan_report(
-    result: ScanResult, reference: Mapping[str, Any], past: Mapping[str, Any]
+    result: ScanResult,
+    labels: LabelTable,
+    reference: Mapping[str, Any],
+    past: Mapping[str, Any],
 ) -> ScanReport:
     names = result.names
-    labels = read_label_table(names.root)
     rows = {row["name"]: row for row in result.volumes}
     spreads = reference.get(names.suffix, {})
     flag, reasons = judge(result.quality) if result.quality else ("", ())
@@ -77,15 +85,16 @@ def _scan_report(
                 **{
                     key: value
                     for key, value in asdict(label).items()
-                    if key not in ("mapping", "parent")
+                    if key not in ("mapping", "role", "parent")
                 },
                 voxels=rows[label.name]["voxels"],
                 volume_ml=rows[label.name]["volume_mL"],
+                inside=label.role in INTRACRANIAL_ROLES if label.role else None,
                 spread=Spread(**spreads[label.name]) if label.name in spreads else None,
             )
             for label in labels.foreground
         ),
-        intracranial_ml=rows[INTRACRANIAL]["volume_mL"],
+        intracranial_ml=rows.get(INTRACRANIAL, {}).get("volume_mL"),
         flag=flag,
         reasons=reasons,
         readings=tuple(_readings(result.quality)),

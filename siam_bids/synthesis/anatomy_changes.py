@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from siam_bids.image.labels import INTRACRANIAL_TISSUES, siam_labels
+from siam_bids.image.labels import siam_labels
 from siam_bids.synthesis.label_maps import SourceTable
 
 NUCLEI = ("Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo")
@@ -253,5 +253,5 @@ def cut_face(codes: torch.Tensor, table: SourceTable, slope: float, margin: floa
 
 
 def _intracranial(table: SourceTable) -> npt.NDArray[np.bool_]:
-    inside = set(siam_labels().indices(INTRACRANIAL_TISSUES))
+    inside = {label.index for label in siam_labels().intracranial}
     return np.array([bool(inside & set(target)) for target in table.target])
