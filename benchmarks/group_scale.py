@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.results import ScanResult, read_result
 from siam_bids.bids.writers import save_quality, save_volumes
+from siam_bids.image.labels import siam_labels
 
 
 def multiply(source: Path, raw: Path, out: Path, scans: int) -> None:
@@ -73,7 +74,7 @@ def copy(original: ScanResult, names: ScanNames, rng: np.random.Generator, age: 
     noise -= np.where(table["name"].isin(["GM", "Hippo"]), 0.003 * (age - 50), 0)
     table["volume_mL"] *= noise
     names.anat.mkdir(parents=True, exist_ok=True)
-    save_volumes(names.volumes, table)
+    save_volumes(names.volumes, table, siam_labels())
     spread = {
         key: value if value.is_integer() else value * rng.normal(1, 0.05)
         for key, value in original.quality.items()

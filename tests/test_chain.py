@@ -66,7 +66,7 @@ def chain_file(tmp_path_factory):
     axes = (2, 1, 0)  # nnU-Net's order
     image, truth = head.data.transpose(axes), truth.transpose(axes)
     box = truth > 0
-    trained(place / "first", ("background", "GM", "Rare"), box.astype(np.int64), [image])
+    trained(place / "first", ("background", "GM", "CSF"), box.astype(np.int64), [image])
     trained(place / "second", ("background", "Dim", "Bright"), truth, [image, box])
     path = place / "halves.json"
     regions = [{"inside": "GM", "model": "second"}]
@@ -90,7 +90,7 @@ def test_the_region_is_relabelled_and_all_else_is_left_alone(chain_file):
     region = first.data == 1
     assert 0.9 < region.sum() / (head.data > 1).sum() < 1.1
     names = {label.name: label.index for label in found.labels}
-    assert names == {"background": 0, "Rare": 2, "Dim": 3, "Bright": 4}
+    assert names == {"background": 0, "CSF": 2, "Dim": 3, "Bright": 4}
     np.testing.assert_array_equal(found.data > 0, region)  # background cannot win inside
     truth = np.where(head.data > 2, 4, 3)
     assert (found.data == truth)[region].mean() > 0.9
@@ -113,7 +113,7 @@ def test_probabilities_sum_to_one_and_win_where_the_label_is(chain_file):
 def test_an_absent_region_changes_nothing(chain_file):
     path = chain_file.with_name("rare.json")
     content = json.loads(chain_file.read_text())
-    path.write_text(json.dumps({**content, "regions": [{"inside": "Rare", "model": "second"}]}))
+    path.write_text(json.dumps({**content, "regions": [{"inside": "CSF", "model": "second"}]}))
     found = predicted(path, scene()).segmentation
     assert [label.name for label in found.labels] == ["background", "GM", "Dim", "Bright"]
     first = siam_bids.segment(scene(), model=str(chain_file.parent / "first"))
@@ -123,14 +123,14 @@ def test_an_absent_region_changes_nothing(chain_file):
 def test_tables_are_merged_by_name():
     outer = LabelTable.from_names({"background": 0, "GM": 1, "WM": 2, "CSF": 7})
     finer = LabelTable.from_names({"background": 0, "Left": 1, "GM": 2, "WM": 3})
-    merged = outer.refined("GM", finer)
+    merged = outer.refined(["GM"], finer)
     assert {label.name: label.index for label in merged} == {
         "background": 0, "GM": 1, "WM": 2, "CSF": 7, "Left": 8,
     }  # fmt: skip
     left = merged.by_name["Left"]
     assert (left.parent, left.mapping) == ("GM", outer.by_name["GM"].mapping)
     assert merged.indices(["GM"]) == [1, 8]
-    deeper = merged.refined("Left", LabelTable.from_names({"background": 0, "Deep": 1}))
+    deeper = merged.refined(["Left"], LabelTable.from_names({"background": 0, "Deep": 1}))
     assert deeper.indices(["GM"]) == [1, 9]
     assert "Left" not in deeper.by_name
 
@@ -175,14 +175,14 @@ def pair(chain_file):
     place = chain_file.parent
     head = scene().data.transpose(2, 1, 0)
     bright = (head > 2).astype(np.int64)
-    trained(place / "half", ("background", "GM", "Rare"), bright, [head])
+    trained(place / "half", ("background", "GM", "CSF"), bright, [head])
     path = place / "pair.json"
     path.write_text(json.dumps({"members": ["half", "first"], "title": "Pair"}))
     return path
 
 
 def test_an_ensemble_takes_the_class_of_the_highest_mean_probability(pair):
-    names = ["background", "GM", "Rare"]
+    names = ["background", "GM", "CSF"]
     alone = [
         predicted(pair.parent / member, scene(), probabilities=names)
         for member in ("half", "first")
@@ -213,7 +213,7 @@ def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypa
     mixed = replace(
         chain, heads=(chain.heads[0], replace(chain.heads[1], precisions=("bfloat16",)))
     )
-    monkeypatch.setattr("siam_bids.nnunet.has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr("siam_bids.inference.cost.has_fast_bfloat16", lambda: True)
     assert ChainSegmenter(mixed, CPU, Inference()).precisions == ("float32", "bfloat16")
     path = pair.with_name("sure.json")  # what is known of an ensemble holds for all in it
     path.write_text(json.dumps({**json.loads(pair.read_text()), "precisions": ["bfloat16"]}))
@@ -273,7 +273,7 @@ def test_members_with_a_focus_see_a_box_of_the_scan(focused, pair, monkeypatch):
         return answer
 
     monkeypatch.setattr(NnunetSegmenter, "scores", watched)
-    names = ["background", "GM", "Rare"]
+    names = ["background", "GM", "CSF"]
     found = predicted(focused, scene(), probabilities=names)
     (whole, _), (box, part) = seen
     assert whole == SHAPE[::-1]
@@ -387,7 +387,7 @@ def test_networks_are_built_and_estimated_without_torchs_compiler():
 import sys, torch
 from siam_bids.inference.cascade import Chain, ChainSegmenter
 from siam_bids.config import Inference
-from siam_bids.models import find_model
+from siam_bids.models.registry import find_model
 chain = Chain.open(find_model("compact"))
 ChainSegmenter(chain, torch.device("cpu"), Inference())
 chain.estimate([], torch.device("cpu"), Inference(), cpus=1)

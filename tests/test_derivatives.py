@@ -121,7 +121,7 @@ def test_dataset_files(tmp_path):
     assert free[:3] == ["#No. Name R G B A", "0 background 0 0 0 0", "1 GM 213 94 0 0"]
     assert [len(snap), len(free)] == [20, 19]
     lines = (root / "seg-siam_dseg.tsv").read_text().splitlines()
-    assert lines[0].split("\t") == ["index", "name", "abbreviation", "color", "mapping"]
+    assert lines[0].split("\t") == ["index", "name", "abbreviation", "color", "mapping", "role"]
     assert lines[13].split("\t")[::2] == ["12", "Hippo", "9"]
     assert read_label_table(root) == siam_labels()
 
@@ -184,7 +184,7 @@ def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
     table = tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), siam_labels()))
     names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
     path = names.volumes
-    save_volumes(path, table)
+    save_volumes(path, table, siam_labels())
     save_quality(names.quality, {"TIV": 1500.25, "snr_WM": math.nan})
     again = read_result(names)
     assert [row["voxels"] for row in again.volumes] == table["voxels"].tolist()
@@ -211,6 +211,16 @@ def test_a_model_with_other_labels_is_kept_out_of_a_folder_in_use(tmp_path):
     with pytest.raises(UsageError, match=said):
         begin_dataset(root, tmp_path, fewer)
     assert read_label_table(root) == labels
+
+
+def test_a_table_without_roles_as_older_versions_wrote_it_still_has_them(tmp_path):
+    labels = siam_labels().labels
+    part = replace(labels[-1], index=18, name="CA1", role="subcortical", parent="Hippo")
+    table = LabelTable((*labels, part))
+    save_label_table(tmp_path / LABEL_TABLE, table)
+    rows = pd.read_csv(tmp_path / LABEL_TABLE, sep="\t", keep_default_na=False)
+    rows.drop(columns="role").to_csv(tmp_path / LABEL_TABLE, sep="\t", index=False)
+    assert read_label_table(tmp_path) == table
 
 
 def test_labels_that_refine_another_come_back_with_it(tmp_path):
@@ -281,7 +291,7 @@ def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path
     assert row == f"100.0000\t25.0000\t{flag}\t{'; '.join(reasons)}"
     meaning = json.loads(sidecar(names.quality).read_text())
     assert list(meaning) == header.split("\t")
-    save_volumes(names.volumes, pd.DataFrame(columns=list(DICTIONARY)))
+    save_volumes(names.volumes, pd.DataFrame(columns=list(DICTIONARY)), siam_labels())
     write_json(sidecar(names.segmentation), {"Sources": ["bids:raw:sub-01/x"]})
     result = read_result(names)
     assert (result.names, result.source, result.quality) == (names, "sub-01/x", values)

@@ -3,7 +3,7 @@ import pytest
 
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable, siam_labels
-from siam_bids.measures.volumes import tissue_volumes
+from siam_bids.measures.volumes import dictionary, tissue_volumes
 
 
 def test_volumes_sum_to_the_foreground_on_an_oblique_anisotropic_grid():
@@ -35,8 +35,23 @@ def test_absent_tissues_are_listed_as_zero():
     assert list(table) == ["index", "name", "voxels", "volume_mL"]
 
 
+def test_what_is_summed_is_named_and_nothing_is_summed_that_is_not_known():
+    data = np.array([1, 2, 3, 3], np.uint8).reshape(4, 1, 1)
+    grid = Grid(data.shape, np.eye(4))
+    known = LabelTable.from_names({"background": 0, "GM": 1, "CSF": 2, "Skull": 3})
+    table = tissue_volumes(Segmentation(data, grid, known)).set_index("name")
+    assert table.loc["TIV", "voxels"] == 2
+    assert dictionary(known)["name"]["Description"] == (
+        "Tissue, as in seg-siam_dseg.tsv. TIV is the total intracranial volume, the sum of GM, CSF."
+    )
+    odd = LabelTable.from_names({"background": 0, "GM": 1, "CSF": 2, "lobe": 3})
+    table = tissue_volumes(Segmentation(data, grid, odd))
+    assert table["name"].tolist() == ["GM", "CSF", "lobe"]
+    assert dictionary(odd)["name"]["Description"] == "Tissue, as in seg-siam_dseg.tsv."
+
+
 def test_labels_with_gaps_in_their_numbers():
     labels = LabelTable.from_names({"background": 0, "GM": 3, "WM": 40})
     data = np.array([0, 3, 3, 40], np.uint8).reshape(4, 1, 1)
     table = tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), labels))
-    assert table["voxels"].tolist() == [2, 1, 3]
+    assert table["voxels"].tolist() == [2, 1]

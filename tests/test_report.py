@@ -58,6 +58,7 @@ def tissue(name: str, volume_ml: float) -> TissueVolume:
         color=label.color,
         voxels=round(1000 * volume_ml),
         volume_ml=volume_ml,
+        inside=label in siam_labels().intracranial,
     )
 
 

@@ -44,6 +44,9 @@ def to_do(names: ScanNames, provenance: Mapping[str, Any], outputs: Sequence[Pat
 def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
     """Make the scan count as not done, and remove what its new results will not replace."""
     sidecar(names.segmentation).unlink(missing_ok=True)
+    if names.brain_mask not in outputs:  # of a model that told what the brain is
+        names.brain_mask.unlink(missing_ok=True)
+        sidecar(names.brain_mask).unlink(missing_ok=True)
     for kind in PREVIEWS:
         names.preview(kind).unlink(missing_ok=True)
     for path in names.anat.glob(

@@ -95,7 +95,7 @@ class Chain:
         for inside, model in self.regions:
             if inside not in tables[-1].by_name:
                 raise ModelError(f"There is no label {inside} for {model.folder} to refine.")
-            tables.append(tables[-1].refined(inside, model.labels))
+            tables.append(tables[-1].refined((inside,), model.labels))
         return tuple(tables)
 
     @property

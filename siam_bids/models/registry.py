@@ -13,6 +13,7 @@ from typing import Any
 
 from siam_bids.errors import ModelError
 from siam_bids.models.folder import find_folder, fold_weights
+from siam_bids.models.labels import LABELS
 from siam_bids.models.record import ModelRecord, Region
 from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.support.atomic_files import sha256
@@ -197,8 +198,9 @@ def read_entry(path: Path) -> dict[str, Any]:
 
 
 def model_files(folder: Path) -> list[Path]:
-    """List the files that make up a model: two JSON files and the weights of each fold."""
-    return [folder / "plans.json", folder / "dataset.json", *fold_weights(folder)]
+    """List the files of a model: two JSON files, perhaps a label table, the folds' weights."""
+    tables = [folder / LABELS] if (folder / LABELS).exists() else []
+    return [folder / "plans.json", folder / "dataset.json", *tables, *fold_weights(folder)]
 
 
 def _hash(path: Path) -> str:

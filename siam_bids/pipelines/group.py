@@ -116,7 +116,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
     wide = wide_volumes(tidy, joined)
     inside = (
         INTRACRANIAL,
-        *(label.name for label in labels.foreground if label.role in ('', *INTRACRANIAL_ROLES)),
+        *(label.name for label in labels.foreground if label.role in ("", *INTRACRANIAL_ROLES)),
     )
     tissues = tuple(name for name in inside if name in wide)
     covariates = tuple(str(name) for name in joined if name not in described)

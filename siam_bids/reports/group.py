@@ -24,8 +24,6 @@ from siam_bids.support.atomic_files import read_json, write_json, write_text
 EMBED_LIMIT = 16_000_000
 """Bytes of thumbnails up to which the group page holds them; more of them stay beside it."""
 
-TOTAL = "Total intracranial volume"
-
 
 _CATEGORIES = 12
 """Covariates with more values than these are no categories to choose scans by."""
