@@ -71,7 +71,8 @@ def test_a_name_has_one_role_in_all_tables_of_siam_and_known_words():
     ("names", "intracranial", "brain", "why"),
     [
         (["GM", "WM", "CSF", "CSFv"], 4, 3, ""),
-        (["GM", "WM", "CSF", "lobe"], 0, 0, ("No total intracranial volume (TIV) and no brain mask: "
+        (["GM", "WM", "CSF", "lobe"], 0, 0, (
+         "No total intracranial volume (TIV) and no brain mask: "
          "it is not known what lobe are.")),
         (["GM", "WM", "CSFv"], 0, 3, ("No total intracranial volume (TIV): "
          "no label is cerebrospinal fluid.")),

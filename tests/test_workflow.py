@@ -110,27 +110,27 @@ def test_outputs_lie_on_the_input_grid_and_volumes_agree_with_the_map(run, bids)
 
 
 def test_a_model_of_unknown_labels_gives_volumes_without_tiv_and_brain_mask(tmp_path, head, caplog):
-    model = write_model(tmp_path / "lobes", names=["background", "frontal", "GM"])
+    model = write_model(tmp_path / "lobes", names=["background", "lobe", "GM"])
     raw = write_raw(tmp_path / "raw", head, "sub-01_T1w")
     config = run_config(raw, tmp_path / "out", model)
     assert run_participant(config).done == ["sub-01_T1w"]
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert said == [
         (
-            "No total intracranial volume (TIV) and no brain mask: it is not known what frontal are. "
+            "No total intracranial volume (TIV) and no brain mask: it is not known what lobe are. "
             "The column role of a labels.tsv beside the model's dataset.json can tell."
         )
     ]
     anat = config.output_dir / "sub-01/anat"
     assert not list(anat.glob("*mask*"))
     volumes = pd.read_csv(anat / "sub-01_desc-T1w_volumes.tsv", sep="\t")
-    assert volumes["name"].tolist() == ["frontal", "GM"]
+    assert volumes["name"].tolist() == ["lobe", "GM"]
     quality = pd.read_csv(anat / "sub-01_desc-T1w_qc.tsv", sep="\t").loc[0]
     missing = ["TIV", "brain_share", "brain_cut_top", "left_right_dice", "confidence"]
     assert quality[missing].isna().all()
     assert run_participant(config).skipped == ["sub-01_T1w"]
     wide = run_group(replace(config, level="group"))
-    assert {"frontal", "GM"} <= {*wide}
+    assert {"lobe", "GM"} <= {*wide}
     assert "TIV" not in wide
     page = (config.output_dir / "sub-01.html").read_text(encoding="utf-8")
     assert "Without a known role" in page
