@@ -110,7 +110,7 @@ class RunConfig:
     viewer
         Put a viewer of scan and labels into the subjects' pages.
     formula
-        Model of every tissue at the group level, for example `GM ~ age + C(sex) + TIV`, or empty.
+        Model of every tissue at the group level, for example `~ age + C(sex) + TIV`, or empty.
     adjust
         Columns regressed out before outliers are looked for.
     ratings

@@ -108,7 +108,7 @@ def test_quality_table_flags_the_odd_scan_in_words(config):
 def test_statistics_recover_the_slopes_of_age_and_sex(study, tmp_path):
     config = config_of(*study(tmp_path, odd=""))
     people = config.bids_dir / "participants.tsv"
-    run_group(replace(config, formula="GM ~ age + C(sex)"))
+    run_group(replace(config, formula="~ age + C(sex)"))
     found = read(config, "group_statistics").set_index(["tissue", "term"])
     assert set(found.index.get_level_values("tissue")) >= {"TIV", *TISSUES} - {"Head"}
     assert found.loc[("GM", "age"), "estimate"] == pytest.approx(-2, abs=0.1)
@@ -116,12 +116,15 @@ def test_statistics_recover_the_slopes_of_age_and_sex(study, tmp_path):
     assert found.loc[("GM", "age"), "ci_low"] < -2 < found.loc[("GM", "age"), "ci_high"]
     assert found.loc[("GM", "age"), "q"] < 1e-6
     assert found.loc[("GM", "age"), "method"] == "ols"
-    assert "<code>GM ~ age + C(sex)</code>" in (config.output_dir / "group.html").read_text()
+    assert "<code>~ age + C(sex)</code>" in (config.output_dir / "group.html").read_text()
     run_group(config)
     assert not (config.output_dir / "group_statistics.tsv").exists()
     people.write_text(people.read_text().replace("sex", "gender"))
+    run_group(replace(config, formula="GM_percent_TIV ~ age"))
+    assert read(config, "group_statistics")["tissue"].tolist() == ["GM_percent_TIV"]
     with pytest.raises(UsageError, match="--formula names sex, but no table has such a column"):
-        run_group(replace(config, formula="GM ~ age + C(sex)"))
+        run_group(replace(config, formula="~ age + C(sex)"))
+    assert not (config.output_dir / "group_statistics.tsv").exists()
 
 
 def test_repeated_sessions_get_a_mixed_model(visits):

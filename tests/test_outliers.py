@@ -57,6 +57,12 @@ def test_adjustment_finds_what_age_hides_and_forgives_what_it_explains():
     assert found["scan"][0] == "sub-20_T1w"
     assert found["robust_z"][0] > 10
     assert (found["robust_z"][1:].abs() < 5).all()
+    row = found.iloc[0]
+    assert row["value"] - row["expected"] == pytest.approx(40, abs=5)
+    assert row["reason"] == (
+        f"GM {row['value']:.4g} is far above the {row['expected']:.4g} expected of a T1w scan "
+        f"given age, sex (robust z {row['robust_z']:+.1f})."
+    )
 
 
 def test_too_few_scans_are_not_adjusted_and_the_reason_does_not_claim_it():

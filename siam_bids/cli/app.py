@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
         "--formula",
         default="",
         metavar="FORMULA",
-        help='model every tissue, for example "GM ~ age + C(sex) + TIV"',
+        help='model every tissue: "~ age + C(sex) + TIV", or one: "GM ~ age"',
     )
     group.add_argument(
         "--adjust-for",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from siam_bids.measures.regression import Statistics
 from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL
 from siam_bids.support.tsv import as_numbers_or_words
 
@@ -69,10 +70,13 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "measure": {"Description": "Tissue or quality metric."},
     "value": {"Description": "The scan's value, in the unit of the measure."},
     "median": {"Description": "Median of the contrast."},
+    "expected": {
+        "Description": "What the robust fit of --adjust-for gives for the scan; n/a without."
+    },
     "robust_z": {
-        "Description": "(value - median) / (1.4826 MAD) within the contrast, after adjustment if "
-        "asked for; an outlier if beyond +-3.5 (Iglewicz and Hoaglin, 1993). Where MAD is 0 the "
-        "mean absolute deviation times 1.2533 stands for 1.4826 MAD.",
+        "Description": "(value - median) / (1.4826 MAD) within the contrast; after adjustment, of "
+        "value - expected; an outlier if beyond +-3.5 (Iglewicz and Hoaglin, 1993). Where MAD is 0 "
+        "the mean absolute deviation times 1.2533 stands for 1.4826 MAD.",
         "Units": "1",
     },
     "reason": {"Description": "The finding in words."},
@@ -100,7 +104,7 @@ class GroupTables:
     quality: pd.DataFrame
     outliers: pd.DataFrame
     changes: pd.DataFrame
-    statistics: pd.DataFrame
+    statistics: Statistics
     tissues: tuple[str, ...]
     covariates: tuple[str, ...]
 

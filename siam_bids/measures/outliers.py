@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,8 +18,8 @@ FEWEST = 5
 """Scans of a contrast below which nothing is called an outlier."""
 
 COLUMNS = (
-    "participant_id", "session_id", "contrast", "scan", "measure", "value", "median", "robust_z",
-    "reason",
+    "participant_id", "session_id", "contrast", "scan", "measure", "value", "median", "expected",
+    "robust_z", "reason",
 )  # fmt: skip
 
 
@@ -73,16 +74,20 @@ def find_outliers(
             for place in np.flatnonzero(np.abs(score) > LIMIT):
                 middle = float(np.nanmedian(values))
                 side = "above" if score[place] > 0 else "below"
-                given = f" given {', '.join(used)}" if used else ""
-                words = f"is far {side} the other {contrast} scans{given}"
+                expected = np.nan if left is None else values[place] - left[place]
+                words = f"is far {side} the other {contrast} scans (median {middle:.4g}, "
+                if used:
+                    words = f"is far {side} the {expected:.4g} expected of a {contrast} scan "
+                    words += f"given {', '.join(used)} ("
                 found.append(
                     {
                         **keys[place],
                         "measure": measure,
                         "value": values[place],
                         "median": middle,
+                        "expected": expected,
                         "robust_z": score[place],
-                        "reason": f"{measure} {values[place]:.4g} {words} (median {middle:.4g}, "
+                        "reason": f"{measure} {values[place]:.4g} {words}"
                         f"robust z {score[place]:+.1f}).",
                     }
                 )
@@ -123,5 +128,8 @@ def _residuals(
     if complete.sum() < matrix.shape[1] + 10 or np.ptp(values[complete]) == 0:
         return None
     left = np.full(len(values), np.nan)
-    left[complete] = sm.RLM(values[complete], matrix, M=sm.robust.norms.HuberT()).fit().resid
+    model = sm.RLM(values[complete], matrix, M=sm.robust.norms.HuberT())
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of convergence: the last weights are good enough here
+        left[complete] = model.fit().resid
     return left

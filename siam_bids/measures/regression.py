@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import logging
-import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from siam_bids.errors import UsageError
+from siam_bids.measures.formula import Formula, is_words, parse
 from siam_bids.measures.outliers import check_columns
 from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.support.tsv import some
 
 logger = logging.getLogger(__name__)
 
-DICTIONARY = {
+DICTIONARY: dict[str, dict[str, Any]] = {
     "contrast": {"Description": "BIDS suffix of the scans that were modelled together."},
-    "tissue": {"Description": "Tissue whose volume in mL is explained."},
+    "tissue": {
+        "Description": "What is explained: the volume of a tissue in mL, or the column that stands "
+        "on the left side of the formula, in its unit."
+    },
     "term": {"Description": "Term of the formula."},
-    "estimate": {"Description": "Change of the volume per unit of the term.", "Units": "mL"},
-    "ci_low": {"Description": "Lower end of the 95 % confidence interval.", "Units": "mL"},
-    "ci_high": {"Description": "Upper end of the 95 % confidence interval.", "Units": "mL"},
-    "standard_error": {"Description": "Standard error of the estimate.", "Units": "mL"},
+    "estimate": {"Description": "Change of what is explained per unit of the term."},
+    "ci_low": {"Description": "Lower end of the 95 % confidence interval."},
+    "ci_high": {"Description": "Upper end of the 95 % confidence interval."},
+    "standard_error": {"Description": "Standard error of the estimate."},
     "p": {"Description": "Two-sided p value: t for least squares, z for mixed models."},
     "q": {
         "Description": "p corrected for the false discovery rate over the tissues, for each "
         "contrast and term (Benjamini and Hochberg, 1995)."
     },
     "estimate_percent": {
-        "Description": "Estimate in percent of the tissue's mean volume.",
+        "Description": "Estimate in percent of the mean of what is explained.",
         "Units": "%",
     },
-    "ci_low_percent": {"Description": "ci_low in percent of the mean volume.", "Units": "%"},
-    "ci_high_percent": {"Description": "ci_high in percent of the mean volume.", "Units": "%"},
-    "scans": {"Description": "Scans with all values."},
+    "ci_low_percent": {"Description": "ci_low in percent of that mean.", "Units": "%"},
+    "ci_high_percent": {"Description": "ci_high in percent of that mean.", "Units": "%"},
+    "scans": {"Description": "Scans in the model: those with all values."},
     "participants": {"Description": "Participants they belong to."},
+    "left_out": {"Description": "Scans of the contrast that are not in the model."},
+    "formula": {"Description": "The model."},
     "method": {
         "Description": "How it was fitted.",
         "Levels": {
@@ -49,111 +57,158 @@ DICTIONARY = {
 """Meaning of the columns of `fit_tissues`, as a BIDS data dictionary."""
 
 
-def fit_tissues(table: pd.DataFrame, formula: str, tissues: Sequence[str]) -> pd.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """What a formula tells.
+
+    Attributes
+    ----------
+    table
+        Columns as in `DICTIONARY`, one row per contrast, tissue and term.
+    left_out
+        Scans that no model has, and why.
+    """
+
+    table: pd.DataFrame
+    formula: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dictionary(self) -> dict[str, Any]:
+        """Meaning of the columns, with the formula and the scans that were left out."""
+        return {
+            **DICTIONARY,
+            "formula": {**DICTIONARY["formula"], "Formula": self.formula},
+            "left_out": {**DICTIONARY["left_out"], "Scans": dict(self.left_out)},
+        }
+
+
+NO_STATISTICS = Statistics(table=pd.DataFrame(columns=list(DICTIONARY)))
+
+
+def fit_tissues(table: pd.DataFrame, formula: str, tissues: Sequence[str]) -> Statistics:
     """Fit one model per contrast and tissue.
 
     Parameters
     ----------
     table
-        One row per scan: participant_id, contrast, volumes in mL by tissue, covariates.
+        One row per scan: participant_id, contrast, scan, volumes in mL by tissue, covariates.
     formula
-        `GM ~ age + C(sex) + TIV` in the language of R and patsy. The left side is replaced by
-        each tissue in turn; ICV is read as TIV.
+        `~ age + C(sex) + TIV` in the language of `siam_bids.measures.formula`; ICV is read as TIV.
+        On the left side stand the columns to explain; none means `tissues`.
     tissues
-        Columns to explain. TIV is left out where the formula corrects for it.
+        Columns to explain without a left side. TIV is left out where the formula corrects for it.
 
     Returns
     -------
-    Columns as in `DICTIONARY`, one row per contrast, tissue and term; the intercept is left out.
+    One row per contrast, tissue and term; the intercept is left out.
 
     Raises
     ------
     UsageError
-        The formula cannot be read, or names columns that are absent or empty, or no contrast has
-        enough scans for it.
+        The formula cannot be read, or names columns that are absent, empty or no numbers, or no
+        contrast has enough scans for it.
     """
-    right = _right_side(formula)
+    asked = parse(formula)
     table = table.assign(ICV=table[INTRACRANIAL]) if INTRACRANIAL in table else table
-    names = _variables(right)
-    check_columns(table, names, "--formula")
-    corrected = {"ICV", INTRACRANIAL} & set(names)
-    explained = [name for name in tissues if not (name == INTRACRANIAL and corrected)]
-    rows = []
+    check_columns(table, [*asked.left, *asked.columns], "--formula")
+    words = [name for name in asked.left if is_words(table[name])]
+    if words:
+        raise UsageError(f"--formula explains {words[0]}, which holds words, not numbers.")
+    corrected = {"ICV", INTRACRANIAL} & {*asked.columns}
+    explained = asked.left or [name for name in tissues if not (name == INTRACRANIAL and corrected)]
+    rows: list[dict[str, object]] = []
+    left_out: dict[str, str] = {}
     for contrast, scans in table.groupby("contrast", sort=True):
-        complete = scans.dropna(subset=names)
-        for tissue in explained:
-            usable = complete.dropna(subset=[tissue])
-            if usable[tissue].max() > usable[tissue].min():
-                rows += _fit(usable, str(contrast), tissue, right)
+        design = asked.design(scans)
+        left_out |= _left_out(scans, design, asked)
+        rows += _fit_contrast(scans, design, str(contrast), explained)
     if not rows:
         raise UsageError(
-            f"--formula {formula!r} can be fitted to no contrast: too few scans have all of "
-            f"{', '.join(names) or 'its columns'}.",
+            f"--formula {asked.text!r} can be fitted to no contrast: too few scans have all of "
+            f"{', '.join(asked.columns) or 'its columns'}, or they are too alike in them.",
         )
     found = pd.DataFrame(rows)
+    found["formula"] = found["tissue"] + f" ~ {asked.right}"
     found["q"] = np.nan
     for _, part in found.groupby(["contrast", "term"]):
         found.loc[part.index, "q"] = _false_discovery_rate(part["p"].to_numpy(dtype=np.float64))
-    return found[list(DICTIONARY)]
+    return Statistics(table=found[list(DICTIONARY)], formula=asked.text, left_out=left_out)
 
 
-def _right_side(formula: str) -> str:
-    left, tilde, right = formula.partition("~")
-    if not tilde or not right.strip() or not re.fullmatch(r"\s*\w*\s*", left):
-        raise UsageError(
-            f"--formula {formula!r} is no formula.", 'For example "GM ~ age + C(sex) + TIV".'
-        )
-    return right.strip()
+def _left_out(scans: pd.DataFrame, design: pd.DataFrame, asked: Formula) -> dict[str, str]:
+    """Say why scans are in no model."""
+    reasons = {}
+    for place in scans.index.difference(design.index):
+        lacking = [name for name in asked.columns if pd.isna(scans.loc[place, name])]
+        why = f"no {', '.join(lacking)}" if lacking else "the formula has no value"
+        reasons[str(scans.loc[place, "scan"])] = why
+    return reasons
 
 
-def _variables(right: str) -> list[str]:
-    """Return the columns that the right side of a formula uses."""
-    from formulaic import Formula
-    from formulaic.errors import FormulaicError
+def _fit_contrast(
+    scans: pd.DataFrame, design: pd.DataFrame, contrast: str, explained: Sequence[str]
+) -> list[dict[str, object]]:
+    """Fit all models of one contrast; what could not be, in one warning."""
+    rows, impossible, doubtful = [], [], []
+    for tissue in explained:
+        volume = scans.loc[design.index, tissue].dropna().astype(float)
+        if volume.empty or not volume.max() > volume.min():
+            continue
+        people = scans.loc[volume.index, "participant_id"]
+        own, sound = _fit(volume, design.loc[volume.index], people)
+        if not own:
+            impossible.append(tissue)
+        elif not sound:
+            doubtful.append(tissue)
+        about = {"contrast": contrast, "tissue": tissue, "left_out": len(scans) - len(volume)}
+        rows += [about | row for row in own]
+    if design.empty:
+        logger.warning("%s: no scans for the formula, or a category of one level.", contrast)
+    elif impossible:
+        logger.warning(
+            "%s: too few scans for the formula, or its terms say the same: %s is left out.",
+            contrast, some(impossible),
+        )  # fmt: skip
+    if doubtful:
+        logger.warning("%s: the mixed model did not converge: %s.", contrast, some(doubtful))
+    return rows
 
-    try:
-        return sorted(map(str, Formula(right).required_variables))
-    except (FormulaicError, SyntaxError, ValueError) as error:
-        raise UsageError(f"--formula cannot be read: {error}.") from error
 
+def _fit(
+    volume: pd.Series[float], design: pd.DataFrame, people: pd.Series[str]
+) -> tuple[list[dict[str, object]], bool]:
+    """Return one row per term of one model, and whether the fit converged.
 
-def _fit(scans: pd.DataFrame, contrast: str, tissue: str, right: str) -> list[dict[str, object]]:
-    """Return one row per term of one model; none if there are too few scans for it."""
-    import statsmodels.formula.api as smf
+    No rows if there are too few scans for it.
+    """
+    import statsmodels.api as sm
 
-    people = scans["participant_id"]
-    repeated = bool(people.duplicated().any())
-    data = scans.assign(_volume=scans[tissue].astype(float))
-    method = "mixed" if repeated else "ols"
+    exog = design.to_numpy()
+    if len(exog) <= exog.shape[1] or np.linalg.matrix_rank(exog) < exog.shape[1]:
+        return [], True
+    method = "ols"
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            plain = smf.ols(f"_volume ~ {right}", data)
-            if plain.df_resid < 1 or np.linalg.matrix_rank(plain.exog) < plain.exog.shape[1]:
-                logger.warning(
-                    "%s, %s: too few or too alike scans for the formula", contrast, tissue
-                )
-                return []
-            if repeated:
-                fit = smf.mixedlm(f"_volume ~ {right}", data, groups=people).fit(reml=True)
+            if people.duplicated().any():
+                fit = sm.MixedLM(volume, design, groups=people).fit(reml=True)
                 method = "mixed" if fit.converged else "mixed, not converged"
             else:
-                fit = plain.fit()
+                fit = sm.OLS(volume, design).fit()
+            bounds = fit.conf_int()
     except (ValueError, np.linalg.LinAlgError) as error:
-        logger.warning("%s, %s: the formula cannot be fitted: %s", contrast, tissue, error)
-        return []
+        logger.debug("%s: %s", volume.name, error)
+        return [], True
     for warning in caught:
-        logger.debug("%s, %s: %s", contrast, tissue, warning.message)
-    bounds = fit.conf_int()
-    mean = float(data["_volume"].mean())
+        logger.debug("%s: %s", volume.name, warning.message)
+    mean = float(volume.mean())
     rows: list[dict[str, object]] = []
-    for term in (name for name in plain.exog_names if name != "Intercept"):
+    for term in (name for name in design if name != "Intercept"):
         low, high = (float(bound) for bound in bounds.loc[term])
         estimate = float(fit.params[term])
         rows.append(
             {
-                "contrast": contrast,
-                "tissue": tissue,
                 "term": term,
                 "estimate": estimate,
                 "ci_low": low,
@@ -163,12 +218,12 @@ def _fit(scans: pd.DataFrame, contrast: str, tissue: str, right: str) -> list[di
                 "estimate_percent": 100 * estimate / mean,
                 "ci_low_percent": 100 * low / mean,
                 "ci_high_percent": 100 * high / mean,
-                "scans": len(data),
+                "scans": len(volume),
                 "participants": int(people.nunique()),
                 "method": method,
             }
         )
-    return rows
+    return rows, method != "mixed, not converged"
 
 
 def _false_discovery_rate(p: np.ndarray) -> np.ndarray:

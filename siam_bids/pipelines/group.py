@@ -33,7 +33,7 @@ from siam_bids.measures.group_tables import (
 )
 from siam_bids.measures.outliers import find_outliers
 from siam_bids.measures.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
-from siam_bids.measures.regression import DICTIONARY as STATISTICS_DICTIONARY, fit_tissues
+from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
@@ -43,12 +43,11 @@ from siam_bids.support.tsv import MISSING, read_rows, some
 
 logger = logging.getLogger(__name__)
 
-NO_STATISTICS = pd.DataFrame(columns=list(STATISTICS_DICTIONARY))
-
 SUBJECT_PAGES = 1000
 """Subjects up to which the group level writes their pages anew, with the group behind them."""
 
 WIDE = "group_desc-wide_volumes"
+STATISTICS = "group_statistics"
 
 RATINGS = "group_ratings.tsv"
 """Where ratings exported from the group page are looked for."""
@@ -75,6 +74,8 @@ def run_group(config: RunConfig) -> pd.DataFrame:
             f"{root} holds no segmentations.", "Run the participant level on it first."
         )
     labels = read_label_table(root)
+    if config.formula and not config.reports_only:
+        remove_table(root, STATISTICS)  # it answers an earlier formula, should this one fail
     group = gather(results, labels, config)
     if not config.reports_only:
         save(group, labels, config)
@@ -129,7 +130,9 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         quality=quality,
         outliers=find_outliers(measured, list(dict.fromkeys(observed)), adjust=adjust),
         changes=changes(wide, tissues),
-        statistics=fit_tissues(wide, config.formula, tissues) if config.formula else NO_STATISTICS,
+        statistics=fit_tissues(measured, config.formula, tissues)
+        if config.formula
+        else NO_STATISTICS,
         tissues=tissues,
         covariates=covariates,
     )
@@ -157,7 +160,7 @@ def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
         ),
         "group_outliers": (group.outliers, described(group.outliers)),
         "group_changes": (group.changes, described(group.changes)),
-        "group_statistics": (group.statistics, STATISTICS_DICTIONARY),
+        STATISTICS: (group.statistics.table, group.statistics.dictionary),
     }
     for name, (table, about) in written.items():
         if table.empty and name != "group_outliers":

@@ -61,7 +61,9 @@ def write_group_page(
             contrasts=tuple(_contrasts(tables.wide)),
             gaps=tuple(_gaps(tables)),
             changes=tuple(_changes(tables.changes)),
-            statistics=tuple(_records(tables.statistics.astype(object).where(pd.notna, None))),
+            statistics=tuple(
+                _records(tables.statistics.table.astype(object).where(pd.notna, None))
+            ),
             formula=formula,
             command=command,
             **origin_of([result.about for result in results], read_label_table(root)),

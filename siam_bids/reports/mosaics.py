@@ -304,7 +304,8 @@ def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
     from matplotlib.patheffects import withStroke
 
     at = (x / figure.bbox.width, y / figure.bbox.height)
-    words = figure.text(*at, text, **{"color": _INK, "fontsize": 9.0, "va": "center", **style})
+    usual = {"color": _INK, "fontsize": 9.0, "va": "center", "parse_math": False}
+    words = figure.text(*at, text, **{**usual, **style})
     words.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
