@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class SiamError(Exception):
@@ -62,3 +64,10 @@ def out_of_memory(error: Exception) -> bool:
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
     )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question that names the known word closest to this one; empty if none is close."""
+    lowered = {name.lower(): name for name in known}
+    close = get_close_matches(word.lower(), lowered, 1, 0.7)
+    return f"Did you mean {lowered[close[0]]}?" if close else ""

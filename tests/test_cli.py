@@ -2,19 +2,20 @@ import errno
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from siam_bids import __version__, cli
-from siam_bids.cli import app, console, models as models_command
+from siam_bids.cli import app, console, models as models_command, segment, slurm, train
 from siam_bids.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def parse(*words):
-    arguments = app.parser().parse_args(console.with_hyphens(words))
+    arguments = app.parser().parse(console.with_hyphens(words))
     return app.run_config(arguments, "")
 
 
@@ -44,11 +45,106 @@ def test_spellings_of_threads(option):
 
 
 def test_options_that_other_apps_have_are_accepted():
-    parse(
-        "in", "out", "participant", "--skip_bids_validation", "--skip-bids-validator", "--notrack",
-        "-w", "work", "--low-mem", "-v", "-v",
-        "--stop-on-first-crash",
-    )  # fmt: skip
+    accepted = ["--skip_bids_validation", "--skip-bids-validator", "--notrack"]
+    plain = parse("in", "out", "participant")
+    assert replace(parse("in", "out", "participant", *accepted), command="") == plain
+
+
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["--mem", "8"], "--mem-gb or --mem-mb"),
+        (["-m", "T1w"], "--suffix"),
+        (["--modalities", "T1w", "T2w"], "--suffix"),
+        (["--clean-workdir"], "nothing but caches"),
+        (["--output-layout", "legacy"], "a BIDS derivative dataset"),
+        (["-d", "fmriprep=/x"], "only the raw dataset"),
+    ],
+)
+def test_options_of_other_apps_are_answered_with_ours(words, instead, capsys):
+    assert cli.main(["in", "out", "participant", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"siam-bids: error: There is no option {words[0]} here. Use ")
+    assert instead in line
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["in", "out", "particpant"], "Did you mean participant?"),
+        (["in", "out", "participant", "--sufix", "T1w"], "Did you mean --suffix?"),
+        (["in", "out", "participant", "--device", "gpu"], "is none of auto, cpu, cuda, mps."),
+        (["in"], "The following arguments are required: output_dir, analysis_level."),
+        (["in", "out", "group", "--n-cpus", "x"], "invalid int value: 'x'. See siam-bids --help."),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_with_what_was_meant(words, answer, capsys):
+    assert cli.main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert answer in line
+
+
+@pytest.mark.parametrize("command", [app, models_command, segment, slurm, train])
+def test_all_commands_have_the_same_manners(command, capsys):
+    assert command.main(["--no-such-option"]) == 2
+    assert capsys.readouterr().err.startswith("siam-bids: error: ")
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"siam-bids {__version__}\n"
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--print-completion", "bash"])
+    assert stop.value.code == 0
+    assert "--config-file" in capsys.readouterr().out
+
+
+def test_options_come_from_a_file_and_those_typed_go_before(tmp_path):
+    path = tmp_path / "options.toml"
+    path.write_text(
+        'suffix = ["T1w", "FLAIR"]\nn-cpus = 3\nno_upright = true\nno-mirror = true\n'
+        "low-mem = true\nmem-mb = 8000\noverwrite = false\n"
+    )
+    config = parse("in", "out", "participant", "--config-file", str(path), "--n-cpus", "2")
+    assert config.query.suffixes == ("T1w", "FLAIR")
+    assert config.threads == 2
+    assert config.inference.mirror is False
+    assert (config.inference.upright, config.inference.low_memory) == (False, True)
+    assert config.inference.memory == pytest.approx(8e9)
+    assert not config.overwrite
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("sufix = ['T1w']", "holds the unknown option 'sufix'. Did you mean --suffix?"),
+        ("low-mem = 3", "--low-mem in"),
+        ("n-cpus = [1, 2]", "takes one value"),
+        ("device = 'gpu'", "invalid choice: 'gpu'"),
+        ("suffix = ", "cannot be read as TOML"),
+    ],
+)
+def test_a_wrong_file_of_options_is_one_line(text, answer, tmp_path, capsys):
+    path = tmp_path / "options.toml"
+    path.write_text(text)
+    assert cli.main(["in", "out", "participant", "--config-file", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert answer in line
+
+
+def test_a_reader_that_has_enough_is_no_disk_error():
+    """`siam-bids ... --dry-run | head -1` ends as a program does that SIGPIPE ends, in silence."""
+    program = (
+        "import sys; from siam_bids.cli.console import guarded;"
+        "sys.exit(guarded(lambda argv: [print('x' * 99) for _ in range(9999)] and 0, []))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    run.stderr.close()
+    assert run.wait() == 141
 
 
 @pytest.mark.parametrize("words", [("--mem-gb", "8"), ("--mem_mb", "8000")])
@@ -78,9 +174,7 @@ def test_version_and_usage_errors(capsys):
         cli.main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"siam-bids {__version__}\n"
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["in", "out", "everything"])
-    assert stop.value.code == 2
+    assert cli.main(["in", "out", "everything"]) == 2
 
 
 def test_errors_are_one_line_with_their_own_exit_code(tmp_path, capsys):
@@ -110,9 +204,11 @@ def test_exit_codes_and_summary_of_a_run(bids, tmp_path, tiny_model, capsys):
     filters.write_text(json.dumps({"t1w": {"session": "none such"}}))
     wanted = ["--participant-label", "03", "--bids-filter-file", str(filters)]
     assert cli.main([*common, *wanted]) == 0
-    assert capsys.readouterr().out == "0 segmented, 1 already done, 0 failed.\n"
+    said, where = capsys.readouterr().out.splitlines()
+    assert said == "0 segmented, 1 already done, 0 failed."
+    assert where == f"Pages: {out}/sub-*.html. Next: siam-bids {bids} {out} group"
     assert cli.main([str(bids), str(out), "group", "--model", str(tiny_model)]) == 0
-    assert capsys.readouterr().out == f"1 scans: {out / 'group.html'}\n"
+    assert capsys.readouterr().out == f"1 scans. Open {out / 'group.html'} in a browser.\n"
     assert cli.main([*common, "--reports-only"]) == 0
     assert capsys.readouterr().out == f"{out / 'sub-03.html'}\n"
 

@@ -77,10 +77,7 @@ def test_a_run_of_the_zoo(odd, tmp_path, head, tiny_model, capsys):
         words.append("participant")
     if "--model" not in words:
         words += ["--model", str(tmp_path / "model")]
-    try:
-        code = cli.main(words)
-    except SystemExit as end:  # argparse
-        code = end.code
+    code = cli.main(words)
     lines = capsys.readouterr().err.strip().splitlines()
     assert code == odd.exit_code, lines
     if odd.message:

@@ -7,9 +7,9 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from siam_bids import __version__
 from siam_bids.cli.arguments import (
     add_folders,
     add_inference_options,
@@ -18,6 +18,7 @@ from siam_bids.cli.arguments import (
     query_of,
     threads_of,
 )
+from siam_bids.cli.command_line import CommandLine, Elsewhere
 from siam_bids.cli.console import (
     EXIT_SOME_SCANS_FAILED,
     guarded,
@@ -42,19 +43,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse(argv)
     start_logging(arguments.verbose)
     place_caches(arguments.work_dir)
     config = run_config(arguments, shlex.join(["siam-bids", *argv]))
+    if arguments.boilerplate_only or config.dry_run:
+        return _participant(config, arguments)
+    codes = [
+        _group(config) if level == "group" else _participant(config, arguments)
+        for level in dict.fromkeys(arguments.analysis_level)
+    ]
+    return max(codes)
 
-    if config.level == "group" and not (arguments.boilerplate_only or config.dry_run):
-        with quick_imports():
-            from siam_bids.pipelines.group import run_group
 
-        wide = run_group(config)
-        print(f"{len(wide)} scans: {config.output_dir / 'group.html'}")
-        return 0
+def _group(config: RunConfig) -> int:
+    with quick_imports():
+        from siam_bids.pipelines.group import run_group
 
+    wide = run_group(replace(config, level="group"))
+    print(f"{len(wide)} scans. Open {config.output_dir / 'group.html'} in a browser.")
+    return 0
+
+
+def _participant(config: RunConfig, arguments: argparse.Namespace) -> int:
     with quick_imports():
         from siam_bids.pipelines.participant import boilerplate, rebuild_reports, run_participant
 
@@ -70,6 +81,9 @@ def _run(argv: list[str]) -> int:
     summary = run_participant(config)
     for line in summary.lines():
         print(line)
+    if "group" not in arguments.analysis_level:
+        folders = shlex.join([str(config.bids_dir), str(config.output_dir)])
+        print(f"Pages: {config.output_dir}/sub-*.html. Next: siam-bids {folders} group")
     return EXIT_SOME_SCANS_FAILED if summary.failed else 0
 
 
@@ -87,30 +101,35 @@ def _dry_run(config: RunConfig) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """Return the command line of `siam-bids`, spelled as BIDS Apps are."""
-    top = argparse.ArgumentParser(
-        prog="siam-bids",
-        description="Segment the head MRI scans of a BIDS dataset, any contrast, any resolution.",
+    top = CommandLine(
+        "siam-bids",
+        "Segment the head MRI scans of a BIDS dataset, any contrast, any resolution.",
+        usage="siam-bids BIDS_DIR OUTPUT_DIR {participant,group} [options]",
         epilog="Every option may be spelled with hyphens or underscores.",
-        allow_abbrev=False,
     )
     add_folders(top)
     top.add_argument(
         "analysis_level",
+        nargs="+",
         choices=("participant", "group"),
-        help="participant: segment scans; group: tables and page over all that is segmented",
+        help="participant: segment scans; group: tables and page over all that is segmented; "
+        "or both, one after the other",
     )
-    top.add_argument("--version", action="version", version=f"siam-bids {__version__}")
 
     add_query(top)
     how = top.add_argument_group("how")
     how.add_argument(
         "--model", default="compact", help="name of a model or path of an nnU-Net v2 model folder"
     )
-    how.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    how.add_argument(
+        "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute"
+    )
     how.add_argument(
         "--n-cpus",
+        "--nproc",
+        "--n-procs",
         "--nprocs",
         "--nthreads",
         "--omp-nthreads",
@@ -174,12 +193,25 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--reports-only", action="store_true", help="write the pages anew")
     what.add_argument("--boilerplate-only", action="store_true", help="print the methods text")
 
+    top.add_common_options()
     top.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
     accepted = top.add_argument_group("accepted for compatibility, without effect")
     for name in ("--skip-bids-validation", "--skip-bids-validator", "--notrack"):
         accepted.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     accepted.description = "--skip-bids-validation, --notrack"
+    for names, instead in _OF_OTHERS.items():
+        top.add_argument(*names, action=Elsewhere, instead=instead)
     return top
+
+
+_OF_OTHERS = {
+    ("--mem",): "--mem-gb or --mem-mb",
+    ("-m", "--modalities", "--modality"): "--suffix",
+    ("--clean-workdir",): "rm: --work-dir keeps nothing but caches",
+    ("--output-layout", "--output-spaces"): "nothing: outputs are a BIDS derivative dataset",
+    ("-d", "--derivatives"): "nothing: only the raw dataset is read",
+}
+"""Options of other BIDS Apps, and what does the same here."""
 
 
 def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
@@ -187,7 +219,7 @@ def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
     return RunConfig(
         bids_dir=arguments.bids_dir,
         output_dir=arguments.output_dir,
-        level=arguments.analysis_level,
+        level=arguments.analysis_level[0],
         query=query_of(arguments),
         model=arguments.model,
         model_dirs=search_path(os.environ),

@@ -18,6 +18,8 @@ from siam_bids.support.signals import EXIT_INTERRUPTED, Stopped
 
 EXIT_SOME_SCANS_FAILED = 1
 EXIT_DISK = 7
+EXIT_CLOSED_PIPE = 141
+"""As a program that SIGPIPE ends, 128 + 13."""
 
 _CACHES = {
     "MPLCONFIGDIR": "matplotlib",
@@ -34,7 +36,9 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
     """Run a command on its arguments (None: those of the process); turn errors into exit codes."""
     calm_threads()
     try:
-        return command(with_hyphens(sys.argv[1:] if argv is None else argv))
+        code = command(with_hyphens(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except SiamError as error:
         print(f"siam-bids: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -44,14 +48,21 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
             return EXIT_SOME_SCANS_FAILED
         if not isinstance(error, OSError):
             raise
-        print(f"siam-bids: error: {error}. Check the disk and permissions.", file=sys.stderr)
-        return EXIT_DISK
+        return _disk_trouble(error)
     except Stopped as stop:
         print(f"siam-bids: {stop}; finished scans are kept, run again to go on.", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _disk_trouble(error: OSError) -> int:
+    if isinstance(error, BrokenPipeError):  # whoever read our output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CLOSED_PIPE
+    print(f"siam-bids: error: {error}. Check the disk and permissions.", file=sys.stderr)
+    return EXIT_DISK
 
 
 def calm_threads() -> None:

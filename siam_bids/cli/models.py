@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import guarded, start_logging
 from siam_bids.errors import ModelError
 from siam_bids.models.folder import search_path
@@ -19,17 +21,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse(argv)
     start_logging()
 
     from siam_bids.models.install import remove, verify
-    from siam_bids.models.registry import find_model, locate, registry
+    from siam_bids.models.registry import find_model, registry
 
     roots = search_path(os.environ)
     if arguments.verb == "list":
-        for name in registry():
-            where = locate(name, roots)
-            print(f"{name}\t{', '.join(map(str, where)) or 'not fetched'}")
+        for row in [["name", "title", "size", "licence", "place"], *_rows(registry(), roots)]:
+            print("\t".join(row))
     elif arguments.verb == "where":
         for model in find_model(arguments.name, roots).parts():
             print(model.folder)
@@ -43,6 +44,21 @@ def _run(argv: list[str]) -> int:
     else:
         _fetch(arguments, roots)
     return 0
+
+
+def _rows(known: Mapping[str, Mapping[str, Any]], roots: Sequence[Path]) -> Iterator[list[str]]:
+    """Yield name, title, size on disk (or of the archive), licence and place of each model."""
+    from siam_bids.models.registry import locate, models_named_in
+
+    for name, entry in known.items():
+        folders = locate(name, roots)
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files) or entry.get("size", 0)
+        parts = [entry, *(known[part] for part in models_named_in(entry))]
+        licences = dict.fromkeys(part["licence"] for part in parts if "licence" in part)
+        place = ", ".join(map(str, folders)) or "not fetched"
+        shown = f"{size / 1e9:.0f} GB" if size > 1e9 else f"{size / 1e6:.0f} MB"
+        yield [name, entry["title"], shown, ", ".join(licences), place]
 
 
 def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> None:
@@ -69,18 +85,24 @@ def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> None:
     print(folder)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """Return the command line of `siam-bids-models`."""
-    top = argparse.ArgumentParser(
-        prog="siam-bids-models",
-        description="Manage downloaded models.",
+    top = CommandLine(
+        "siam-bids-models",
+        "List, fetch and check models.",
         epilog="They lie in SIAM_MODEL_DIR (else nnUNet_results), the user's data folder, or "
         "~/siam_params. Proxies: https_proxy, http_proxy, no_proxy.",
-        allow_abbrev=False,
     )
+    top.add_common_options()
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verbs.add_parser("list", help="which models there are, and where")
-    fetch = verbs.add_parser("fetch", help="download, check and unpack a model", allow_abbrev=False)
+    verbs.add_parser(
+        "list",
+        description="List the models that are known.",
+        help="which models there are, and where",
+    )
+    fetch = verbs.add_parser(
+        "fetch", description="Download, check and unpack a model.", help="download, check, unpack"
+    )
     fetch.add_argument(
         "--mirror",
         default=os.environ.get("SIAM_BIDS_MIRROR", ""),
@@ -97,6 +119,12 @@ def parser() -> argparse.ArgumentParser:
         "where": "print the folder of a model",
         "remove": "delete a fetched model",
     }
-    for verb in (fetch, *(verbs.add_parser(name, help=text) for name, text in others.items())):
+    for verb in (
+        fetch,
+        *(
+            verbs.add_parser(name, description=f"{text.capitalize()}.", help=text)
+            for name, text in others.items()
+        ),
+    ):
         verb.add_argument("name", help="for example siam-v0.3")
     return top

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from siam_bids import __version__
 from siam_bids.cli.arguments import add_inference_options, inference_of, threads_of
+from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import (
     EXIT_SOME_SCANS_FAILED,
     guarded,
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse(argv)
     start_logging()
     named = [arguments.other_input, arguments.other_output]
     free = [path for path in (arguments.input, arguments.output) if path]
@@ -55,14 +55,13 @@ def _run(argv: list[str]) -> int:
     return EXIT_SOME_SCANS_FAILED if failed else 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """Return the command line of `siam-bids-segment`."""
-    top = argparse.ArgumentParser(
-        prog="siam-bids-segment",
-        description="Segment head MRI files without BIDS: one image, or all images of a folder. "
+    top = CommandLine(
+        "siam-bids-segment",
+        "Segment head MRI files without BIDS: one image, or all images of a folder. "
         "siam-pred's spellings are understood too.",
         usage="siam-bids-segment [options] INPUT OUTPUT",
-        allow_abbrev=False,
     )
     top.add_argument("input", nargs="?", type=Path, help="NIfTI or MGH file, or a folder of them")
     top.add_argument("output", nargs="?", type=Path, help="NIfTI file to write, or a folder")
@@ -81,5 +80,5 @@ def parser() -> argparse.ArgumentParser:
         help="CPU threads (default: all)",
     )  # fmt: skip
     add_inference_options(top)
-    top.add_argument("--version", action="version", version=f"siam-bids {__version__}")
+    top.add_common_options()
     return top

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from siam_bids.cli import app
 from siam_bids.cli.arguments import add_folders, add_query, query_of
+from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import guarded, quick_imports, start_logging
 from siam_bids.config import DEFAULT_SUFFIXES
 
@@ -22,7 +22,7 @@ def _run(argv: list[str]) -> int:
         argv, options = argv[: argv.index("--")], _absolute_paths(argv[argv.index("--") + 1 :])
     else:
         options = []
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse(argv)
     start_logging()
 
     with quick_imports():
@@ -47,7 +47,7 @@ def _run(argv: list[str]) -> int:
     words += ["--participant-label", *query.participants] if query.participants else []
     words += ["--session-label", *query.sessions] if query.sessions else []
     config = ArrayConfig(
-        run=app.run_config(app.parser().parse_args([*words, *forward, *options]), ""),
+        run=app.run_config(app.parser().parse([*words, *forward, *options]), ""),
         folder=folder,
         options=(*forward, *options),
         sessions=arguments.sessions,
@@ -91,13 +91,13 @@ def _absolute_paths(options: Sequence[str]) -> list[str]:
     ]
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """Return the command line of `siam-bids-slurm`."""
-    top = argparse.ArgumentParser(
-        prog="siam-bids-slurm",
-        description="Write sbatch scripts that segment what is still to do of a BIDS dataset.",
+    top = CommandLine(
+        "siam-bids-slurm",
+        "Write sbatch scripts that segment what is still to do of a BIDS dataset.",
+        usage="siam-bids-slurm BIDS_DIR OUTPUT_DIR [options] [-- options of siam-bids]",
         epilog="What follows a lone -- is handed to every siam-bids, for example -- --low-mem.",
-        allow_abbrev=False,
     )
     add_folders(top)
     add_query(top)
@@ -140,4 +140,5 @@ def parser() -> argparse.ArgumentParser:
         "--templates", type=Path, metavar="DIR", help="your copies of templates/slurm/*.jinja"
     )
     what.add_argument("--dry-run", action="store_true", help="print them, write nothing")
+    top.add_common_options()
     return top

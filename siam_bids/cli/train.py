@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siam_bids.cli.arguments import words
+from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import guarded, quick_imports, start_logging
 from siam_bids.errors import UsageError
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse(argv)
     start_logging()
 
     with quick_imports():
@@ -79,12 +80,12 @@ def _run(argv: list[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandLine:
     """Return the command line of `siam-bids-train`."""
-    top = argparse.ArgumentParser(
-        prog="siam-bids-train",
-        description="Train the compact model on label maps; resumes what lies in FOLDER.",
-        allow_abbrev=False,
+    top = CommandLine(
+        "siam-bids-train",
+        "Train the compact model on label maps; resumes what lies in FOLDER.",
+        usage="siam-bids-train FOLDER [options]",
     )
     top.add_argument("folder", type=Path, help="state, log and model folder of the run")
     for source in ("synthseg", "siam"):
@@ -155,7 +156,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--cooldown", action="store_true", help="last leg: the learning rate falls to zero"
     )
-    top.add_argument("--device", default="cpu")
+    top.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     top.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
     top.add_argument(
         "--processes",
@@ -164,7 +165,8 @@ def parser() -> argparse.ArgumentParser:
         help="train in several processes that share what they learn: on a CPU, one per core "
         "trains faster than one with all cores (2 GB of memory each)",
     )
-    top.add_argument("--seed", type=int, default=0)
+    top.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
+    top.add_common_options()
     return top
 
 

@@ -10,8 +10,8 @@ from siam_bids.bids.dataset import find_scans
 from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.scan import Scan
 from siam_bids.bids.status import to_do
-from siam_bids.config import RunConfig
-from siam_bids.errors import DatasetError, SiamError, UsageError
+from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
+from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
 from siam_bids.image.grid import Grid
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.nifti import read_grid
@@ -62,10 +62,12 @@ def unfinished(config: RunConfig) -> tuple[Chain, list[Scan]]:
 
 def nothing_matches(config: RunConfig) -> DatasetError:
     """Return the error for a query without scans."""
+    odd = [suffix for suffix in config.query.suffixes if suffix not in DEFAULT_SUFFIXES]
     return DatasetError(
         f"No anatomical image in {config.bids_dir} matches the query "
         f"(suffixes {', '.join(config.query.suffixes)}).",
-        "Look at --suffix, --participant-label, --session-label and --bids-filter-file.",
+        (did_you_mean(odd[0], DEFAULT_SUFFIXES) if odd else "")
+        or "Look at --suffix, --participant-label, --session-label and --bids-filter-file.",
     )
 
 
@@ -179,7 +181,7 @@ def with_tissues(config: RunConfig, labels: LabelTable) -> RunConfig:
     if unknown:
         raise UsageError(
             f"The model has no tissue {', '.join(unknown)}.",
-            f"It has: {', '.join(labels.by_name)}.",
+            did_you_mean(unknown[0], labels.by_name) or f"It has: {', '.join(labels.by_name)}.",
         )
     every = [label.name for label in labels.foreground] if config.write_probseg else []
     return replace(config, probabilities=tuple(dict.fromkeys([*config.probabilities, *every])))
