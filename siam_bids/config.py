@@ -49,6 +49,9 @@ class Inference:
         False feeds the voxels to the network as they are, whatever their size.
     folds
         Names of the folds to average, for example `("0", "2")`; empty for all.
+    checkpoint
+        Name of the file in each fold that is run, for example `checkpoint_best.pth`; empty for the
+        usual one.
     mirror
         Average over mirrored tiles too (test-time augmentation), along the axes that the model was
         trained for; None leaves it to the model.
@@ -71,6 +74,7 @@ class Inference:
     scale: float = 1.0
     interpolate: bool = True
     folds: tuple[str, ...] = ()
+    checkpoint: str = ""
     mirror: bool | None = None
     intensities: bool = True
     upright: bool = True

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query
 from siam_bids.errors import UsageError
+
+_CHECKPOINT = re.compile(r"\w[\w.+-]*\.(pth|safetensors)")
 
 
 def add_folders(top: argparse.ArgumentParser) -> None:
@@ -92,6 +95,13 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         "--folds", nargs="+", default=[], metavar="N", help="average these folds only"
     )
     group.add_argument(
+        "--checkpoint",
+        default="",
+        metavar="NAME",
+        help="file of each fold to run, for example checkpoint_best.pth "
+        "(default: checkpoint_final.pth)",
+    )
+    group.add_argument(
         "--mirror",
         action=argparse.BooleanOptionalAction,
         help="average over mirrored tiles too, if trained for it (default: as the model says)",
@@ -144,11 +154,17 @@ def inference_of(arguments: argparse.Namespace) -> Inference:
         raise UsageError(
             "--no-interpolation contradicts --voxel-size and --scale.", "Give one of them."
         )
+    if arguments.checkpoint and not _CHECKPOINT.fullmatch(arguments.checkpoint):
+        raise UsageError(
+            f"--checkpoint {arguments.checkpoint!r} names no .pth or .safetensors file.",
+            "Give the name alone, for example checkpoint_best.pth.",
+        )
     return Inference(
         voxel_size=arguments.voxel_size,
         scale=arguments.scale,
         interpolate=not arguments.no_interpolation,
         folds=tuple(_bare(arguments.folds, "fold-")),
+        checkpoint=arguments.checkpoint,
         mirror=arguments.mirror,
         intensities=arguments.intensities,
         upright=arguments.upright,

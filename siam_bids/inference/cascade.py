@@ -146,7 +146,12 @@ class Chain:
 
 
 def _open(record: ModelRecord) -> NnunetModel:
-    return NnunetModel.open(record.folder, precisions=record.precisions, mirror=record.mirror)
+    return NnunetModel.open(
+        record.folder,
+        checkpoint=record.checkpoint,
+        precisions=record.precisions,
+        mirror=record.mirror,
+    )
 
 
 class ChainSegmenter:

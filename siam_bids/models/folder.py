@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,11 @@ CHECKPOINT = "checkpoint_final.pth"
 
 CONVERTED = "model.safetensors"
 """The same, as `fetch` keeps them; used where both are there."""
+
+BEST = "checkpoint_best.pth"
+"""Those that did best in validation: all that an unfinished training leaves."""
+
+_FOLD = re.compile(r"fold_(\d+|all)")
 
 
 def search_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -43,11 +49,22 @@ def find_folder(start: Path) -> Path | None:
     return None
 
 
-def fold_weights(folder: Path) -> tuple[Path, ...]:
-    """List the weights of each fold of a model folder: converted where there are such."""
-    found = {
-        path.parent: path
-        for name in (CHECKPOINT, CONVERTED)
-        for path in folder.glob(f"fold_*/{name}")
-    }
-    return tuple(path for _, path in sorted(found.items()))
+def fold_weights(folder: Path, checkpoint: str = "") -> tuple[Path, ...]:
+    """List the weights of each fold of a model folder.
+
+    Parameters
+    ----------
+    checkpoint
+        Name of the file in each fold. Default: `CONVERTED` where a fold has it, else `CHECKPOINT`;
+        `BEST` if no fold has either.
+    """
+    for names in [(checkpoint,)] if checkpoint else [(CHECKPOINT, CONVERTED), (BEST,)]:
+        found = {
+            path.parent: path
+            for name in names
+            for path in folder.glob(f"fold_*/{name}")
+            if _FOLD.fullmatch(path.parent.name) and path.is_file()
+        }
+        if found:
+            return tuple(path for _, path in sorted(found.items()))
+    return ()

@@ -28,6 +28,8 @@ class ModelRecord:
         Registry name, name for people, version string (`unversioned` for a user's own folder).
     folder
         The nnU-Net v2 model folder.
+    checkpoint
+        Which file of each fold is run; empty for the usual one, see `folder.fold_weights`.
     sha256
         Checksum over plans.json, dataset.json and all checkpoints.
     licence, citation
@@ -61,6 +63,7 @@ class ModelRecord:
     sha256: str
     licence: str
     citation: str
+    checkpoint: str = ""
     precisions: tuple[str, ...] = ()
     mirror: bool = False
     members: tuple[ModelRecord, ...] = ()

@@ -31,7 +31,7 @@ def registry() -> dict[str, dict[str, Any]]:
     return content
 
 
-def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
+def find_model(name: str, roots: Sequence[Path] = (), checkpoint: str = "") -> ModelRecord:
     """Find a registered model by name, or take the path of a model folder, ensemble or chain.
 
     An ensemble is an entry of models.json, or a JSON file like one, that names its `members`. A
@@ -42,6 +42,8 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
     ----------
     roots
         Where downloaded models may lie, see `folder.search_path`.
+    checkpoint
+        Which file of each fold is run, see `folder.fold_weights`.
 
     Raises
     ------
@@ -50,11 +52,11 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
     """
     known = registry()
     if name.endswith(".json"):
-        return _joined(Path(name).stem, _joined_file(Path(name).expanduser()), roots)
+        return _joined(Path(name).stem, _joined_file(Path(name).expanduser()), roots, checkpoint)
     if name in known:
         entry = known[name]
         if models_named_in(entry):
-            return _joined(name, entry, roots)
+            return _joined(name, entry, roots, checkpoint)
         if not (here := locate(name, roots)):
             raise ModelError(
                 f"The model {name} is not here.", f"Get it with: siam-bids-models fetch {name}"
@@ -66,7 +68,8 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
             title=entry["title"],
             version=version,
             folder=folder,
-            sha256=_folder_checksum(folder),
+            checkpoint=checkpoint,
+            sha256=_folder_checksum(folder, checkpoint),
             licence=entry["licence"],
             citation=entry["citation"],
             precisions=tuple(entry.get("precisions", ())),
@@ -86,7 +89,8 @@ def find_model(name: str, roots: Sequence[Path] = ()) -> ModelRecord:
         title=start.resolve().name,
         version="unversioned",
         folder=folder,
-        sha256=_folder_checksum(folder),
+        checkpoint=checkpoint,
+        sha256=_folder_checksum(folder, checkpoint),
         licence="",
         citation="",
     )
@@ -121,12 +125,14 @@ def _joined_file(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _joined(name: str, entry: Mapping[str, Any], roots: Sequence[Path]) -> ModelRecord:
+def _joined(
+    name: str, entry: Mapping[str, Any], roots: Sequence[Path], checkpoint: str
+) -> ModelRecord:
     """Put together what an ensemble or a chain names; it has a checksum over all its parts."""
-    members = tuple(find_model(each, roots) for each in entry.get("members", ()))
-    first = members[0] if members else find_model(entry["model"], roots)
+    members = tuple(find_model(each, roots, checkpoint) for each in entry.get("members", ()))
+    first = members[0] if members else find_model(entry["model"], roots, checkpoint)
     regions = tuple(
-        Region(each["inside"], find_model(each["model"], roots))
+        Region(each["inside"], find_model(each["model"], roots, checkpoint))
         for each in entry.get("regions", ())
     )
     for member in members:
@@ -197,10 +203,11 @@ def read_entry(path: Path) -> dict[str, Any]:
     return content
 
 
-def model_files(folder: Path) -> list[Path]:
+def model_files(folder: Path, checkpoint: str = "") -> list[Path]:
     """List the files of a model: two JSON files, perhaps a label table, the folds' weights."""
     tables = [folder / LABELS] if (folder / LABELS).exists() else []
-    return [folder / "plans.json", folder / "dataset.json", *tables, *fold_weights(folder)]
+    weights = fold_weights(folder, checkpoint)
+    return [folder / "plans.json", folder / "dataset.json", *tables, *weights]
 
 
 def _hash(path: Path) -> str:
@@ -214,12 +221,12 @@ def _hash_of(path: Path, _size: int, _time: int) -> str:
     return sha256(path)
 
 
-def _folder_checksum(folder: Path) -> str:
+def _folder_checksum(folder: Path, checkpoint: str) -> str:
     known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError, KeyError):
         known = read_entry(folder / MANIFEST)["files"]
     digest = hashlib.sha256()
-    for part in model_files(folder):
+    for part in model_files(folder, checkpoint):
         if not part.exists():
             raise ModelError(f"{folder} is no nnU-Net model folder: {part.name} is missing.")
         name = part.relative_to(folder).as_posix()

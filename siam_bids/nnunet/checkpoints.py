@@ -2,35 +2,128 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from siam_bids.errors import ModelError
-from siam_bids.models.folder import CHECKPOINT, CONVERTED
+from siam_bids.models.folder import CONVERTED, fold_weights
 from siam_bids.support.atomic_files import atomic
-
-with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
-    pass
+from siam_bids.support.input_files import regular_file
 
 
-_HARMLESS: list[Any] = [
-    np.dtype,
-    np.ndarray,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-    np.float64(0).__reduce__()[0],  # the functions that rebuild a number and an array
-    np.zeros(0).__reduce__()[0],
-]
-"""What stock nnU-Net checkpoints hold beside tensors (training logs): plain numpy numbers."""
+class _NotKept:
+    """Stands in a checkpoint for whatever numpy made: training logs, which nobody here reads.
+
+    So no function of numpy is called, whose `scalar` would unpickle what it is given.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_NUMPY = (
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",  # numpy 1
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",  # numpy 2
+    "numpy._core.multiarray._reconstruct",
+)
+"""What stock nnU-Net checkpoints name beside torch's own: plain numbers of training logs."""
+
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What reading a damaged or a hostile file may raise."""
+
+_LARGEST_DESCRIPTION = 1 << 28  # bytes; training logs of 4000 epochs are 1 MB
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the weights of one fold say of themselves.
+
+    Attributes
+    ----------
+    path
+        The file.
+    configuration
+        In which configuration of plans.json it was trained; empty where it does not say.
+    mirror_axes
+        Axes (0 to 2) along which tiles may be mirrored.
+    shapes
+        Of each array of weights, by name.
+    """
+
+    path: Path
+    configuration: str
+    mirror_axes: tuple[int, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read the description of a checkpoint, or of its conversion, and none of its weights.
+
+        Raises
+        ------
+        ModelError
+            See `load_weights`; or axes or the name of the configuration are of no such kind.
+        """
+        regular_file(path, ModelError)
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "pt") as content:
+                    about = _metadata(content)
+                    shapes = {
+                        name: tuple(content.get_slice(name).get_shape())
+                        for name in content.keys()  # noqa: SIM118
+                    }
+                shapes.update({name: shapes[twin] for name, twin in about["aliases"].items()})
+                configuration, axes = about["configuration"], about["mirror_axes"]
+            except _BROKEN as error:
+                raise ModelError(f"{path} is damaged: {_plain(error)}.") from error
+        else:
+            content = _unpickled(path, mmap=True)
+            weights = _named(path, content.get("network_weights"))
+            shapes = {name: tuple(value.shape) for name, value in weights.items()}
+            given = content.get("init_args")
+            configuration = given.get("configuration", "") if isinstance(given, dict) else ""
+            axes = content.get("inference_allowed_mirroring_axes") or ()
+        if not isinstance(configuration, str):
+            raise ModelError(f"{path} does not say in which configuration it was trained.")
+        known = isinstance(axes, list | tuple) and all(
+            type(axis) is int and 0 <= axis <= 2 for axis in axes
+        )
+        if not known or len(set(axes)) != len(axes):
+            raise ModelError(f"{path} allows mirroring along axes that are not 0, 1 or 2.")
+        return cls(path, configuration, tuple(axes), shapes)
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -39,24 +132,104 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     ModelError
-        The file is damaged, is no nnU-Net checkpoint, or holds more than tensors and numbers.
+        The file is damaged, is no nnU-Net checkpoint, or names anything but tensors and numbers.
     """
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, "pt") as content:
-                aliases: dict[str, str] = json.loads(content.metadata()["aliases"])
-                tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-            raise ModelError(f"{path} is damaged: {error}") from error
-        return {**tensors, **{name: tensors[twin] for name, twin in aliases.items()}}
+    regular_file(path, ModelError)
+    if path.suffix != ".safetensors":
+        return _named(path, _unpickled(path).get("network_weights"))
     try:
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        weights: dict[str, torch.Tensor] = content["network_weights"]
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{path} is no usable checkpoint: {reason}") from error
-    return {name.removeprefix("module."): value for name, value in weights.items()}
+        with safe_open(path, "pt") as content:
+            aliases = _metadata(content)["aliases"]
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        return {**tensors, **{name: tensors[twin] for name, twin in aliases.items()}}
+    except _BROKEN as error:
+        raise ModelError(f"{path} is damaged: {_plain(error)}.") from error
+
+
+def mirror_axes(path: Path) -> tuple[int, ...]:
+    """Return the axes (0 to 2) along which a fold may be mirrored, as its checkpoint says."""
+    return Checkpoint.read(path).mirror_axes
+
+
+def _metadata(content: Any) -> dict[str, Any]:
+    """Return what `convert_checkpoints` noted; older versions of it did so of less."""
+    about = content.metadata() or {}
+    aliases = json.loads(about["aliases"])
+    return {
+        "aliases": dict(aliases),
+        "mirror_axes": json.loads(about.get("mirror_axes", "[]")),
+        "configuration": about.get("configuration", ""),
+    }
+
+
+def _unpickled(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint; with `mmap`, its arrays are not read."""
+    stand_ins: list[Any] = [(_NotKept, name) for name in _NUMPY]
+    try:
+        _check_archive(path)
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on odd pickles
+            if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
+                what = ", ".join(sorted(_plain(name) for name in names)[:3])
+                raise ModelError(
+                    f"{path} is no usable checkpoint: it names {what}, "
+                    "which may run code; only tensors and numbers are read."
+                )
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is no usable checkpoint: it holds more than tensors and numbers."
+        ) from error
+    except _BROKEN as error:
+        raise ModelError(f"{path} is no usable checkpoint: {_plain(error)}.") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} is no usable checkpoint: it is not nnU-Net's.")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse what is not stored as torch stores it: as an archive no larger than its parts."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is cut off, or was not written by PyTorch 1.6 or newer")
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if sum(part.file_size for part in parts) > path.stat().st_size:
+        raise ValueError("its parts are larger than the file")
+    described = [part.file_size for part in parts if part.filename.endswith("/data.pkl")]
+    if max(described, default=0) > _LARGEST_DESCRIPTION:
+        raise ValueError(f"the description in it is {max(described) / 1e6:.0f} MB large")
+
+
+def _named(path: Path, weights: Any) -> dict[str, torch.Tensor]:
+    """Return weights without the prefixes that compiling and several GPUs add to their names."""
+    if not isinstance(weights, dict) or not weights:
+        raise ModelError(f"{path} is no usable checkpoint: it has no table of network_weights.")
+    found = {}
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+            raise ModelError(f"{path} is no usable checkpoint: network_weights are no tensors.")
+        plain = torch.Tensor.detach(value)
+        stored = plain.layout == torch.strided and plain.device.type == "cpu"
+        stored = stored and not (plain.is_quantized or plain.is_nested)
+        if not stored or plain.numel() * plain.itemsize > plain.untyped_storage().nbytes():
+            raise ModelError(f"{path} is no usable checkpoint: it does not hold all its weights.")
+        found[_bare(name)] = plain
+    if len(found) < len(weights):
+        raise ModelError(f"{path} is no usable checkpoint: it has two arrays of one name.")
+    return found
+
+
+def _bare(name: str) -> str:
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while parts[:1] == ["module"]:
+        parts = parts[1:]
+    return ".".join(parts)
+
+
+def _plain(error: object) -> str:
+    """Return the first line of a message, printable and short."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return "".join(letter if letter.isprintable() else "?" for letter in line)[:200].rstrip(".")
 
 
 def convert_checkpoints(folder: Path) -> None:
@@ -70,34 +243,32 @@ def convert_checkpoints(folder: Path) -> None:
     ModelError
         A checkpoint is unusable, see `load_weights`.
     """
-    for path in sorted(folder.glob(f"fold_*/{CHECKPOINT}")):
+    for path in fold_weights(folder):
+        if path.name == CONVERTED:
+            continue
         tensors: dict[str, torch.Tensor] = {}
         aliases: dict[str, str] = {}  # nnU-Net lists each layer under several names
-        names: dict[tuple[int, torch.Size], str] = {}
+        names: dict[tuple[Any, ...], str] = {}
         for name, value in load_weights(path).items():
-            first = names.setdefault((value.data_ptr(), value.shape), name)
+            place = (value.data_ptr(), value.shape, value.stride(), value.dtype)
+            first = names.setdefault(place, name) if value.numel() else name
             if first == name:
                 tensors[name] = _halved(value)
             else:
                 aliases[name] = first
+        about = Checkpoint.read(path)
+        notes = {
+            "aliases": json.dumps(aliases),
+            "mirror_axes": json.dumps(about.mirror_axes),
+            "configuration": about.configuration,
+        }
         with atomic(path.with_name(CONVERTED)) as scratch:
-            axes = json.dumps(mirror_axes(path))
-            save_file(tensors, scratch, {"aliases": json.dumps(aliases), "mirror_axes": axes})
+            save_file(tensors, scratch, notes)
         path.unlink()
 
 
 def _halved(weights: torch.Tensor) -> torch.Tensor:
+    if not weights.is_floating_point():
+        return weights.contiguous()
     half = weights.half()
     return (half if torch.equal(half.to(weights.dtype), weights) else weights).contiguous()
-
-
-def mirror_axes(path: Path) -> tuple[int, ...]:
-    """Return the axes (0 to 2) along which a fold may be mirrored, as its checkpoint says."""
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as content:
-            axes = json.loads(content.metadata().get("mirror_axes", "[]"))
-    else:
-        with torch.serialization.safe_globals(_HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        axes = content.get("inference_allowed_mirroring_axes") or ()
-    return tuple(int(axis) for axis in axes)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,16 +17,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.image.labels import LabelTable
-from siam_bids.models.folder import fold_weights
+from siam_bids.models.folder import BEST, CHECKPOINT, fold_weights
 from siam_bids.models.labels import read_labels
-from siam_bids.nnunet.lean_unet import is_unet, multiply_adds
-
-with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from siam_bids.nnunet.architecture import build_network
-from siam_bids.nnunet.checkpoints import mirror_axes
+from siam_bids.nnunet.checkpoints import Checkpoint, convert_checkpoints
+from siam_bids.nnunet.checks import shown
+from siam_bids.nnunet.lean_unet import is_unet, multiply_adds
+from siam_bids.nnunet.plans import Plan, configurations
+from siam_bids.support.input_files import regular_file
+
+logger = logging.getLogger(__name__)
 
 CONFIGURATION = "3d_fullres"
+"""That of our own models, and of checkpoints that do not name theirs."""
+
+_LARGEST_JSON = 1 << 26  # bytes; stock nnU-Net writes some 20 kB
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,14 @@ class NnunetModel:
         Holds plans.json, dataset.json and fold_*/checkpoint_final.pth.
     plans, dataset
         Content of the two JSON files.
+    plan
+        The configuration of plans.json that the checkpoints were trained in.
     labels
         Label table read from dataset.json.
+    checkpoints
+        What each fold says of itself, that of `fold_all` too.
     folds
-        Checkpoints; their logits are averaged.
+        Those whose logits are averaged.
     precisions
         What precision `auto` may be beside float32, see `models.ModelRecord`.
     mirror
@@ -53,48 +61,68 @@ class NnunetModel:
     folder: Path
     plans: dict[str, Any]
     dataset: dict[str, Any]
+    plan: Plan
     labels: LabelTable
+    checkpoints: tuple[Checkpoint, ...]
     folds: tuple[Path, ...]
     precisions: tuple[str, ...] = ()
     mirror: bool = False
 
     @classmethod
     def open(
-        cls, folder: Path, *, precisions: tuple[str, ...] = (), mirror: bool = False
+        cls,
+        folder: Path,
+        *,
+        checkpoint: str = "",
+        precisions: tuple[str, ...] = (),
+        mirror: bool = False,
     ) -> NnunetModel:
-        """Read a model folder without loading its weights.
+        """Read and check a model folder without loading its weights.
+
+        Parameters
+        ----------
+        checkpoint
+            Name of the file in each fold; see `folder.fold_weights` for the default.
 
         Raises
         ------
         ModelError
-            A file is missing or is not what nnU-Net writes, or there is no fold.
+            A file is missing or is not what nnU-Net writes, there is no fold, folds were trained
+            in different configurations, theirs is none that runs, or it is not that of the
+            weights.
         """
         plans, dataset = (_read_json(folder, name) for name in ("plans.json", "dataset.json"))
-        folds = fold_weights(folder)
-        if not folds:
-            raise ModelError(f"{folder} holds no fold_*/checkpoint_final.pth.")
+        found = fold_weights(folder, checkpoint)
+        if not found:
+            raise ModelError(f"{folder} holds no fold_*/{checkpoint or CHECKPOINT}.")
+        if found[0].name == BEST != checkpoint:
+            logger.warning("%s has no %s: %s is used.", folder, CHECKPOINT, BEST)
+        checkpoints = tuple(Checkpoint.read(path) for path in found)
+        channels = _channels(folder, dataset)
+        try:
+            name = _configuration(plans, checkpoints)
+            plan = Plan.read(plans, name, channels=channels)
+        except ValueError as error:
+            raise ModelError(f"{folder}/plans.json cannot be used: {error}.") from error
         labels = read_labels(folder, dataset)
-        return cls(folder, plans, dataset, labels, folds, precisions, mirror)
+        single = tuple(path for path in found if path.parent.name != "fold_all")
+        folds = single or found  # as stock nnU-Net chooses
+        model = cls(folder, plans, dataset, plan, labels, checkpoints, folds, precisions, mirror)
+        model._check_weights()
+        return model
 
     @property
     def channels(self) -> int:
         """Images that the network takes at once: 1, or 2 for a model of a region (and its mask)."""
-        return len(self.dataset.get("channel_names") or self.dataset.get("modality") or "1")
+        return _channels(self.folder, self.dataset)
 
-    @cached_property
-    def plan(self) -> Any:
-        """nnU-Net's view of the one 3-D configuration, full resolution preferred.
-
-        Raises
-        ------
-        ModelError
-            There is none.
-        """
-        names: list[str] = list(self.plans.get("configurations", {}))
-        if not names:
-            raise ModelError(f"{self.folder}/plans.json has no configuration.")
-        name = CONFIGURATION if CONFIGURATION in names else names[0]
-        return PlansManager(self.plans).get_configuration(name)
+    def _check_weights(self) -> None:
+        """Refuse weights that are not those of the network in plans.json."""
+        network = sketch_network(self)
+        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        for each in self.checkpoints:
+            if each.shapes != wanted:
+                raise ModelError(f"{each.path} does not fit the network in plans.json.")
 
     @cached_property
     def multiply_adds(self) -> float:
@@ -114,7 +142,9 @@ class NnunetModel:
         UsageError
             The model has no such fold.
         """
-        known = {path.parent.name.removeprefix("fold_"): path for path in self.folds}
+        known = {
+            each.path.parent.name.removeprefix("fold_"): each.path for each in self.checkpoints
+        }
         missing = [name for name in names if name not in known]
         if missing:
             raise UsageError(
@@ -125,18 +155,55 @@ class NnunetModel:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        if regular_file(folder / name, ModelError) > _LARGEST_JSON:
+            raise ValueError("it is too large")
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("it is no JSON object")
+    except (OSError, ValueError, TypeError, RecursionError, ModelError) as error:
         raise ModelError(
             f"{folder} is no nnU-Net model folder: {name} cannot be read ({error})."
         ) from error
     return content
 
 
+def _channels(folder: Path, dataset: dict[str, Any]) -> int:
+    """Count the images that a network takes at once; old nnU-Net called them modalities."""
+    names = dataset.get("channel_names") or dataset.get("modality") or {"0": "any"}
+    if not isinstance(names, dict) or len(names) > 64:
+        raise ModelError(f"{folder}/dataset.json has no plain list of channel_names.")
+    return len(names)
+
+
+def _configuration(plans: dict[str, Any], checkpoints: Sequence[Checkpoint]) -> str:
+    """Return the configuration that all checkpoints were trained in."""
+    named = {each.configuration for each in checkpoints}
+    if len(named) > 1:
+        names = ", ".join(sorted(map(shown, named)))
+        raise ValueError(f"its folds were trained in different configurations, {names}")
+    known = configurations(plans)
+    (name,) = named
+    return name or (CONFIGURATION if CONFIGURATION in known else next(iter(known)))
+
+
+def check_and_convert(folder: Path) -> None:
+    """Refuse a model folder that could not be run, else convert its checkpoints.
+
+    Raises
+    ------
+    ModelError
+        See `NnunetModel.open`.
+    """
+    NnunetModel.open(folder)
+    convert_checkpoints(folder)
+
+
 def axes_to_mirror(model: NnunetModel, options: Inference) -> tuple[int, ...]:
     """Return the axes (0 to 2) along which tiles are mirrored; none unless asked for."""
-    wished = model.mirror if options.mirror is None else options.mirror
-    return mirror_axes(model.folds[0]) if wished else ()
+    if not (model.mirror if options.mirror is None else options.mirror):
+        return ()
+    first = model.folds[0]  # as in stock nnU-Net
+    return next(each.mirror_axes for each in model.checkpoints if each.path == first)
 
 
 def sketch_network(model: NnunetModel) -> nn.Module:

@@ -71,7 +71,8 @@ def segment(
         volume = load_volume(Path(image), index=inference.volume)
     else:
         volume = as_volume(image, Path(image.get_filename() or "the image"), inference.volume)
-    record = find_model(model, search_path(os.environ)).as_asked(inference)
+    record = find_model(model, search_path(os.environ), inference.checkpoint)
+    record = record.as_asked(inference)
     return _segmenter(record, device, threads, inference).segment(volume).segmentation
 
 
@@ -153,7 +154,7 @@ def segment_files(
     images = list_images(source)
     if source.is_dir() and target.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"{source} is a folder, {target} is not.", "Give an output folder.")
-    record = find_model(model, model_dirs).as_asked(inference)
+    record = find_model(model, model_dirs, inference.checkpoint).as_asked(inference)
     segmenter = _segmenter(record, device, threads, inference)
     if limits := segmenter.chain.labels.limits:
         logger.warning("%s", limits)

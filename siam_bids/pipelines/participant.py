@@ -95,7 +95,8 @@ def run_participant(config: RunConfig) -> Summary:
 
 def boilerplate(config: RunConfig) -> str:
     """Return the methods text for the model of a run."""
-    record = find_model(config.model, config.model_dirs).as_asked(config.inference)
+    record = find_model(config.model, config.model_dirs, config.inference.checkpoint)
+    record = record.as_asked(config.inference)
     return methods_text([record.describe()], Chain.open(record, config.inference.folds).labels)
 
 

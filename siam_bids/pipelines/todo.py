@@ -32,7 +32,8 @@ def prepare(config: RunConfig) -> tuple[Checklist, list[Scan]]:
         The folders, the dataset, the model or the options are unusable.
     """
     check_folders(config)
-    record = find_model(config.model, config.model_dirs).as_asked(config.inference)
+    record = find_model(config.model, config.model_dirs, config.inference.checkpoint)
+    record = record.as_asked(config.inference)
     scans = find_scans(config.bids_dir, config.query)
     chain = Chain.open(record, config.inference.folds)
     chain.check(config.inference)
