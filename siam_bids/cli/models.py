@@ -40,6 +40,10 @@ def _run(argv: list[str]) -> int:
         answers = list(verify(arguments.name, roots))
         for part, good in answers:
             print(f"{'ok' if good else 'CHANGED'}\t{part}")
+        from siam_bids.nnunet.model import NnunetModel
+
+        for model in find_model(arguments.name, roots).parts():
+            NnunetModel.open(model.folder)
         return 0 if all(good for _, good in answers) else ModelError.exit_code
     else:
         _fetch(arguments, roots)
@@ -65,7 +69,7 @@ def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> None:
     from tqdm import tqdm
 
     from siam_bids.models.install import fetch
-    from siam_bids.nnunet.checkpoints import convert_checkpoints
+    from siam_bids.nnunet.model import check_and_convert
 
     with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
 
@@ -76,7 +80,7 @@ def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> None:
         folder = fetch(
             arguments.name,
             roots,
-            convert=convert_checkpoints,
+            convert=check_and_convert,
             url=arguments.mirror,
             archive=arguments.archive,
             checksum=arguments.checksum,
