@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.results import ScanResult, read_result
+from siam_bids.bids.scan import BidsName
 from siam_bids.bids.writers import save_quality, save_volumes
 from siam_bids.image.labels import siam_labels
 
@@ -55,9 +56,8 @@ def multiply(source: Path, raw: Path, out: Path, scans: int) -> None:
             (folder / f"sub-{subject}_sessions.tsv").write_text(
                 f"session_id\tage\nses-1\t{age:.2f}\nses-2\t{later:.2f}\n"
             )
-        session = str(visit + 1)
-        stem = f"sub-{subject}_ses-{session}"
-        names = ScanNames(out, subject, session, stem, originals[place].names.suffix)
+        stem = f"sub-{subject}_ses-{visit + 1}"
+        names = ScanNames(out, BidsName.parse(f"{stem}_{originals[place].names.suffix}"))
         copy(originals[place], names, rng, (age, later)[visit])
         for kind, content in pictures[place].items():
             names.figure(kind).parent.mkdir(parents=True, exist_ok=True)

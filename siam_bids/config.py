@@ -26,6 +26,8 @@ class Query:
         Content of a `--bids-filter-file`: per suffix (or `anat` for all) entity -> value(s).
     database
         Folder of a pybids index to reuse, or None.
+    derivative
+        Take a dataset of another type than raw, whose images are named as raw ones are.
     """
 
     participants: tuple[str, ...] = ()
@@ -33,6 +35,7 @@ class Query:
     suffixes: tuple[str, ...] = DEFAULT_SUFFIXES
     filters: dict[str, dict[str, Any]] = field(default_factory=dict)
     database: Path | None = None
+    derivative: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -251,6 +251,7 @@ def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="S
     """
     from siam_bids.bids.description import begin_dataset
     from siam_bids.bids.names import ScanNames, sidecar
+    from siam_bids.bids.scan import BidsName
     from siam_bids.bids.writers import save_quality, save_volumes
     from siam_bids.image.grid import Segmentation
     from siam_bids.measures.volumes import tissue_volumes
@@ -274,7 +275,7 @@ def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="S
             age = 20 + 3 * number + visit
             visits.append(f"ses-{session}\t{age}")
             stem = f"sub-{subject}" + (f"_ses-{session}" if session else "")
-            names = ScanNames(out, subject, session, stem, "T1w")
+            names = ScanNames(out, BidsName.parse(f"{stem}_T1w"))
             strange = f"sub-{subject}" == odd
             table = tissue_volumes(segmentation).set_index("name")
             for tissue, size in TISSUES.items():

@@ -20,6 +20,7 @@ from siam_bids.bids.label_tables import (
 )
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.results import read_result
+from siam_bids.bids.scan import BidsName
 from siam_bids.bids.status import (
     IDENTITY,
     begin_scan,
@@ -54,7 +55,7 @@ from siam_bids.support.atomic_files import SCRATCH, read_json, write_json
     ("scan", "expected"),
     [
         (
-            ("01", "", "sub-01", "T1w"),
+            "sub-01_T1w",
             {
                 "segmentation": "sub-01/anat/sub-01_seg-siam_desc-T1w_dseg.nii.gz",
                 "brain_mask": "sub-01/anat/sub-01_label-brain_desc-T1w_mask.nii.gz",
@@ -64,7 +65,7 @@ from siam_bids.support.atomic_files import SCRATCH, read_json, write_json
             },
         ),
         (
-            ("A2", "pre", "sub-A2_ses-pre_acq-hi_run-02_echo-1_part-mag", "T2starw"),
+            "sub-A2_ses-pre_acq-hi_run-02_echo-1_part-mag_T2starw",
             {
                 "segmentation": "sub-A2/ses-pre/anat/sub-A2_ses-pre_acq-hi_run-02_echo-1_part-mag"
                 "_seg-siam_desc-T2starw_dseg.nii.gz",
@@ -72,16 +73,25 @@ from siam_bids.support.atomic_files import SCRATCH, read_json, write_json
                 "_desc-T2starw_volumes.tsv",
             },
         ),
+        (
+            "sub-01_dir-AP_run-1_flip-2_inv-1_mt-on_part-mag_MP2RAGE",
+            {
+                "segmentation": "sub-01/anat/sub-01_run-1_part-mag"
+                "_seg-siam_desc-MP2RAGE+dirAP+flip2+inv1+mton_dseg.nii.gz",
+                "record": "logs/sub-01/sub-01_dir-AP_run-1_flip-2_inv-1_mt-on_part-mag"
+                "_MP2RAGE.json",
+            },
+        ),
     ],
 )
 def test_names_keep_every_entity(tmp_path, scan, expected):
-    names = ScanNames(tmp_path, *scan)
+    names = ScanNames(tmp_path, BidsName.parse(scan))
     found = {key: getattr(names, key).relative_to(tmp_path).as_posix() for key in expected}
     assert found == expected
 
 
 def test_probability_and_figure_names(tmp_path):
-    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     assert names.probability("GM").name == "sub-01_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
     skull = names.probability("Skull_diploe").name
     assert skull == "sub-01_seg-siam_label-Skulldiploe_desc-T1w_probseg.nii.gz"
@@ -182,7 +192,7 @@ def test_a_preview_is_its_voxels_on_its_grid_and_the_same_bytes_every_time(tmp_p
 def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
     data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
     table = tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), siam_labels()))
-    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     path = names.volumes
     save_volumes(path, table, siam_labels())
     save_quality(names.quality, {"TIV": 1500.25, "snr_WM": math.nan})
@@ -203,7 +213,7 @@ def test_a_model_with_other_labels_is_kept_out_of_a_folder_in_use(tmp_path):
     fewer = LabelTable(labels.labels[:-1])
     begin_dataset(root, tmp_path, fewer)
     begin_dataset(root, tmp_path, labels)  # nothing lies in it yet
-    names = ScanNames(root, "01", "", "sub-01", "T1w")
+    names = ScanNames(root, BidsName.parse("sub-01_T1w"))
     names.anat.mkdir(parents=True)
     sidecar(names.segmentation).write_text("{}")
     begin_dataset(root, tmp_path, labels)
@@ -234,8 +244,8 @@ def test_labels_that_refine_another_come_back_with_it(tmp_path):
 
 
 def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
-    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
-    other = ScanNames(tmp_path, "01", "", "sub-01", "T2w")
+    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
+    other = ScanNames(tmp_path, BidsName.parse("sub-01_T2w"))
     names.anat.mkdir(parents=True)
     for path in (names.probability("GM"), names.probability("WM"), other.probability("WM")):
         path.touch()
@@ -251,7 +261,7 @@ def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
 
 
 def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
-    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     declared = sidecar(names.segmentation)
     outputs = [names.segmentation, names.brain_mask, names.figure("mosaic")]
     written = [*outputs, sidecar(names.brain_mask)]
@@ -268,7 +278,7 @@ def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
 
 
 def test_scans_say_why_they_are_to_do(tmp_path):
-    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     made = {"InputSHA256": "a", "Model": {"SHA256": "m"}, "Options": {}, "ResultsVersion": 1}
     assert to_do(names, made, []) == "not segmented yet"
     write_json(sidecar(names.segmentation), made)
@@ -281,7 +291,7 @@ def test_scans_say_why_they_are_to_do(tmp_path):
 
 
 def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path):
-    names = ScanNames(tmp_path, "01", "", "sub-01", "T1w")
+    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     values = {"TIV": 100.0, "brain_cut_top": 25.0}
     save_quality(names.quality, values)
     header, row = names.quality.read_text().splitlines()
@@ -297,9 +307,9 @@ def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path
     assert (result.names, result.source, result.quality) == (names, "sub-01/x", values)
 
 
-def made(root, *stems, session="") -> list[ScanNames]:
+def made(root, *stems) -> list[ScanNames]:
     """Finished scans, as far as their sidecars tell."""
-    names = [ScanNames(root, stem[4:6], session, stem, "T1w") for stem in stems]
+    names = [ScanNames(root, BidsName.parse(f"{stem}_T1w")) for stem in stems]
     for each in names:
         write_json(sidecar(each.segmentation), {"Sources": ["bids:raw:x"]})
     return names
@@ -307,7 +317,7 @@ def made(root, *stems, session="") -> list[ScanNames]:
 
 def test_results_and_failures_are_told_apart_and_by_subject(tmp_path):
     one, two = made(tmp_path, "sub-01", "sub-02_run-1")
-    (third,) = made(tmp_path, "sub-02_ses-b", session="b")
+    (third,) = made(tmp_path, "sub-02_ses-b")
     write_json(one.record, {"seconds": 3})
     write_json(two.record, {"error": "damaged"})
     assert list(finished_scans(tmp_path)) == [one, two, third]

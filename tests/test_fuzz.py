@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from siam_bids.bids.filters import read_filter_file
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
+from siam_bids.bids.scan import BidsName
 from siam_bids.cli.app import parser
 from siam_bids.errors import DatasetError, ImageError, LabelError, SiamError
 from siam_bids.image.labels import LabelTable
@@ -79,15 +80,21 @@ def test_a_damaged_image_is_a_volume_or_an_image_error(changes, length, packed, 
     session=st.just("") | labels,
     acquisition=st.none() | labels,
     run=st.none() | st.integers(1, 30),
+    inversion=st.none() | st.integers(1, 2),
+    transfer=st.none() | st.sampled_from(["on", "off"]),
     suffix=st.sampled_from(["T1w", "T2w", "FLAIR", "UNIT1", "MP2RAGE"]),
 )
-def test_output_names_are_read_back(subject, session, acquisition, run, suffix, tmp_path_factory):
+def test_output_names_are_read_back(
+    subject, session, acquisition, run, inversion, transfer, suffix, tmp_path_factory
+):
     root = tmp_path_factory.mktemp("names")
     stem = f"sub-{subject}"
     stem += f"_ses-{session}" if session else ""
     stem += f"_acq-{acquisition}" if acquisition else ""
     stem += f"_run-{run:02d}" if run else ""
-    names = ScanNames(root, subject, session, stem, suffix)
+    stem += f"_inv-{inversion}" if inversion else ""
+    stem += f"_mt-{transfer}" if transfer else ""
+    names = ScanNames(root, BidsName.parse(f"{stem}_{suffix}"))
     path = sidecar(names.segmentation)
     path.parent.mkdir(parents=True)
     path.write_text("{}", encoding="utf-8")

@@ -78,7 +78,8 @@ def test_a_run_of_the_zoo(odd, tmp_path, head, tiny_model, capsys):
     if "--model" not in words:
         words += ["--model", str(tmp_path / "model")]
     code = cli.main(words)
-    lines = capsys.readouterr().err.strip().splitlines()
+    printed = capsys.readouterr()
+    lines = (printed.out if code == 1 else printed.err).strip().splitlines()
     assert code == odd.exit_code, lines
     if odd.message:
         assert re.search(odd.message, lines[-1]), lines

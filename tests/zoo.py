@@ -8,7 +8,9 @@ and other troubles of their own.
 
 import gzip
 import json
+import os
 import resource
+import shutil
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -200,10 +202,6 @@ SCANS = (
     OddScan("uncompressed", with_data(lambda data: data), name="sub-{label}_T1w.nii"),
     OddScan("MGH data with the name of a NIfTI file", lambda p, h: p.write_bytes(
         nib.MGHImage(h.data, h.grid.affine).to_bytes()), "damaged"),
-    OddScan("HTML in the name", with_data(lambda data: data),
-            name="sub-{label}_acq-<b>x<b>_T1w.nii.gz"),
-    OddScan("letters of other alphabets", with_data(lambda data: data),
-            name="sub-{label}_acq-čšž_T1w.nii.gz"),
     OddScan("a run that is there twice", twice, name="sub-{label}_run-1_T1w.nii.gz"),
     OddScan("a name of 240 bytes", with_data(lambda data: data), "too long",
             name="sub-{label}_acq-" + "x" * 217 + "_T1w.nii.gz"),
@@ -262,6 +260,17 @@ def renamed(new: str) -> Callable[[Path], list[str]]:
     return changed(lambda root: (root / anat / "sub-01_T1w.nii.gz").rename(root / anat / new))
 
 
+def moved(new: str) -> Callable[[Path], list[str]]:
+    """Move the image to another path within the dataset."""
+
+    def make(root: Path) -> list[str]:
+        (root / "bids" / new).parent.mkdir(parents=True, exist_ok=True)
+        (root / "bids/sub-01/anat/sub-01_T1w.nii.gz").rename(root / "bids" / new)
+        return []
+
+    return make
+
+
 def model(change: Callable[[Path], object]) -> Callable[[Path], list[str]]:
     def make(root: Path) -> list[str]:
         change(root / "model")
@@ -289,6 +298,23 @@ def filters(content: str) -> Callable[[Path], list[str]]:
         return ["--bids-filter-file", str(root / "filters.json")]
 
     return make
+
+
+def described(kind: str | None, *words: str) -> Callable[[Path], list[str]]:
+    about = {"Name": "d", "BIDSVersion": "1.10.0", "DatasetType": kind}
+    return changed(
+        lambda root: (root / "bids/dataset_description.json").write_text(json.dumps(about)), *words
+    )
+
+
+def copied(folder: Path, *stems: str) -> None:
+    for stem in stems:
+        shutil.copy(folder / "sub-01_T1w.nii.gz", folder / f"{stem}_T1w.nii.gz")
+
+
+def relinked(path: Path, target: str) -> None:
+    path.unlink()
+    path.symlink_to(target)
 
 
 CHECKPOINT = "fold_0/checkpoint_final.pth"
@@ -329,6 +355,66 @@ RUNS = (
         *renamed("sub-01_inv-1_MP2RAGE.nii.gz")(r), "--suffix", "MP2RAGE"]),
     OddRun("a subject without anat", 3, "No anatomical image", changed(
         lambda r: (r / "bids/sub-02/func").mkdir(parents=True), "--participant-label", "02")),
+    OddRun("a dot in a label", 1, "'acq-0.8mm' is not of letters, digits",
+           renamed("sub-01_acq-0.8mm_T1w.nii.gz")),
+    OddRun("HTML in a name", 1, "'acq-<b>' is not of letters",
+           renamed("sub-01_acq-<b>_T1w.nii.gz")),
+    OddRun("letters of other alphabets in a name", 1, "'acq-čšž' is not of letters",
+           renamed("sub-01_acq-čšž_T1w.nii.gz")),
+    OddRun("a label with underscores", 1, "'MRI' in the name is no entity.*no underscore",
+           moved("sub-WMH_MRI_21/anat/sub-WMH_MRI_21_T1w.nii.gz")),
+    OddRun("a label with a hyphen", 1, "'sub-A-01' is not of letters",
+           moved("sub-A-01/anat/sub-A-01_T1w.nii.gz")),
+    OddRun("a label with an umlaut", 1, "'sub-Müller' is not of letters",
+           moved("sub-Müller/anat/sub-Müller_T1w.nii.gz")),
+    OddRun("a session in the folder, not in the name", 1,
+           "says no session, but the file lies in ses-a",
+           moved("sub-01/ses-a/anat/sub-01_T1w.nii.gz")),
+    OddRun("a session in the name, not in the folder", 1,
+           "says ses-a, but the file lies in no folder of a session",
+           renamed("sub-01_ses-a_T1w.nii.gz")),
+    OddRun("the image of another participant", 1, "says sub-02, but the file lies in sub-01",
+           renamed("sub-02_T1w.nii.gz")),
+    OddRun("a folder put aside", 1, "says sub-01, but the file lies in sub-01_old",
+           moved("sub-01_old/anat/sub-01_T1w.nii.gz")),
+    OddRun("a copy by a file manager", 1, "'Copy of sub-' in the name is no entity",
+           renamed("Copy of sub-01_T1w.nii.gz")),
+    OddRun("a copy by another file manager", 1, r"The suffix 'T1w \(1\)' is not of letters",
+           renamed("sub-01_T1w (1).nii.gz")),
+    OddRun("an entity in upper case", 1, "'SUB-'.*Did you mean sub-", renamed("SUB-01_T1w.nii.gz")),
+    OddRun("an entity that BIDS does not know", 1, "'site-' in the name is no entity of BIDS",
+           renamed("sub-01_site-x_T1w.nii.gz")),
+    OddRun("an entity twice", 1, "has acq- twice", renamed("sub-01_acq-a_acq-b_T1w.nii.gz")),
+    OddRun("a run without number", 1, "'run-a' in the name is not a number",
+           renamed("sub-01_run-a_T1w.nii.gz")),
+    OddRun("no subject in the name", 1, "no sub- entity", renamed("T1w.nii.gz")),
+    OddRun("a line break in a name", 1, r"'acq-a\?b' is not of letters",
+           renamed("sub-01_acq-a\nb_T1w.nii.gz")),
+    OddRun("entities in another order", 0, "", renamed("sub-01_run-1_acq-a_T1w.nii.gz"),
+           group=True),
+    OddRun("the same name in two orders", 1, "has the same outputs as sub-01_", changed(
+        lambda r: copied(r / "bids/sub-01/anat", "sub-01_run-1_acq-a", "sub-01_acq-a_run-1"))),
+    OddRun("a participant that links to another", 1, "says sub-01, but the file lies in sub-02",
+           changed(lambda r: (r / "bids/sub-02").symlink_to("sub-01")), group=True),
+    OddRun("hidden files of macOS", 0, "", changed(lambda r: (
+        r / "bids/sub-01/anat/._sub-01_T1w.nii.gz").write_bytes(b"x")), group=True),
+    OddRun("a file name that is no UTF-8", 0, "", changed(lambda r: (
+        r / "bids/sub-01/anat" / os.fsdecode(b"n\xf6te.txt")).write_bytes(b"x")), group=True),
+    OddRun("an image name that is no UTF-8", 1, r"'sub-01_acq-\?_T1w.nii.gz|'acq-\?' is not of",
+           changed(lambda r: (r / "bids/sub-01/anat/sub-01_T1w.nii.gz").rename(
+               r / "bids/sub-01/anat" / os.fsdecode(b"sub-01_acq-\xf6_T1w.nii.gz")))),
+    OddRun("a participant whose label is no UTF-8", 1, r"'sub-\?' is not of letters",
+           moved(os.fsdecode(b"sub-\xf6/anat/sub-\xf6_T1w.nii.gz"))),
+    OddRun("a file of patterns for pybids in the dataset", 0, "", text(
+        "bids/layout_config.json", '{"name": "x", "entities": [{"name": "run", "pattern": "("}]}')),
+    OddRun("a filter that is an argument of pybids", 3, "names 'target', which is no entity",
+           filters('{"t1w": {"target": "subject", "return_type": "id"}}')),
+    OddRun("a filter by the key of a name", 3, "'acq'.*Did you mean acquisition",
+           filters('{"t1w": {"acq": "a"}}')),
+    OddRun("a filter for an object", 3, "wants {", filters('{"t1w": {"run": {"a": 1}}}')),
+    OddRun("filters for other images", 0, "",
+           filters('{"fmap": {"target": "x"}, "bold": {"x": {}}}')),
+    OddRun("a filter with a byte-order mark", 0, "", filters("\ufeff{}")),
     OddRun("unknown participant", 3, "sub-99", arguments("--participant-label", "99")),
     OddRun("unknown session", 3, "No anatomical image", arguments("--session-label", "x")),
     OddRun("unknown suffix", 3, "No anatomical image", arguments("--suffix", "T9w")),
@@ -366,9 +452,17 @@ RUNS = (
            lambda r: [str(r / "bids"), str(r / "bids/dataset_description.json/out")]),
     OddRun("spaces and other alphabets in paths", 0, "", lambda r: [
         str((r / "bids").rename(r / "mein Gehirn 脳")), str(r / "out put")]),
-    OddRun("a derivative dataset as input", 3, "type derivative, not raw", text(
-        "bids/dataset_description.json",
-        '{"Name": "d", "BIDSVersion": "1.10.0", "DatasetType": "derivative"}')),
+    OddRun("a derivative dataset as input", 3, "type derivative, not raw.*--derivative-input",
+           described("derivative")),
+    OddRun("a derivative dataset as input, allowed", 0, "", described(
+        "derivative", "--derivative-input"), group=True),
+    OddRun("a dataset of type Raw", 0, "", described("Raw"), group=True),
+    OddRun("a dataset of type null", 0, "", described(None)),
+    OddRun("a dataset of an empty type", 0, "", described("")),
+    OddRun("dataset_description.json with a byte-order mark", 0, "",
+           text("bids/dataset_description.json", '\ufeff{"Name": "d"}'), group=True),
+    OddRun("dataset_description.json, content not fetched", 3, "content is absent.*datalad get", changed(
+        lambda r: relinked(r / "bids/dataset_description.json", ".git/annex/objects/x"))),
 )  # fmt: skip
 
 

@@ -1,122 +1,179 @@
-"""Finding the scans of a BIDS dataset. The only importer of pybids."""
+"""Finding the scans of a BIDS dataset."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from siam_bids.bids.filters import filters_for
-from siam_bids.bids.index import (
-    open_layout,
-    subjects,
-)
-from siam_bids.bids.scan import CT, EXTENSIONS, FOLDERS, NO_ANATOMY, Scan
+from siam_bids.bids.index import check_description, open_layout, subject_folders
+from siam_bids.bids.names import ScanNames
+from siam_bids.bids.scan import CT, EXTENSIONS, FOLDERS, NO_ANATOMY, Scan, printable, stem_of
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
 
-def find_scans(root: Path, query: Query) -> list[Scan]:
-    """Return the scans that match a query, ordered by path.
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What a query finds in a dataset, by path from its root.
 
-    Only `FOLDERS` of the wanted subjects are indexed; those of CT are for the suffix `ct` only. Of
-    images that come in parts (`part-`), only magnitude counts as anatomy unless a filter asks for
-    another part.
+    Attributes
+    ----------
+    scans
+        The scans, ordered by path.
+    refused
+        Images that the query asks for and that cannot be told apart from others by their names,
+        with one line that says why.
+    skipped
+        What else lies in `FOLDERS` of the wanted participants, with the reason; also participants
+        without any image there.
+    """
+
+    scans: list[Scan] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def find_scans(root: Path, query: Query) -> Selection:
+    """Return the scans that match a query, what is refused and what is left out.
+
+    Only `FOLDERS` of the wanted subjects are looked at; those of CT are for the suffix `ct` only.
+    Of images that come in parts (`part-`), only magnitude counts as anatomy unless a filter asks
+    for another part. pybids sees files with names of BIDS alone, and answers the query for them.
 
     Raises
     ------
     DatasetError
         Not a dataset, an unknown participant, an unreadable filter, or an index of something else.
     """
-    present = subjects(root)
-    missing = sorted(set(query.participants) - set(present))
+    root = Path(os.path.abspath(root))  # noqa: PTH100 (as pybids does: no link is followed)
+    folders = subject_folders(root)
+    check_description(root, derivative=query.derivative)
+    missing = sorted({f"sub-{label}" for label in query.participants} - {*folders})
     if missing:
-        raise DatasetError(
-            f"No folder for participant {', '.join('sub-' + label for label in missing)} in {root}."
-        )
-    layout = open_layout(root, query)
-    found: dict[Path, Scan] = {}
+        raise DatasetError(f"No folder for participant {', '.join(missing)} in {root}.")
+    if (root / ".bidsignore").exists():
+        logger.warning(
+            "%s is not read: images that it lists are taken too. Leave them out with --suffix, "
+            "--session-label or --bids-filter-file.", root / ".bidsignore",
+        )  # fmt: skip
+    found = Selection()
+    named: dict[Path, Scan] = {}
+    for name in [f"sub-{label}" for label in query.participants] or folders:
+        named |= _look_into(root / name, query, found)
+    _ask(root, query, named, found)
+    return found
+
+
+def _look_into(folder: Path, query: Query, found: Selection) -> dict[Path, Scan]:
+    """Return the images of one subject that may be asked for; what is not goes into `found`."""
+    root = folder.parent
+    named: dict[Path, Scan] = {}
+    empty = True
+    for path in _files(folder, found):
+        empty = False
+        place = printable(path.relative_to(root).as_posix())
+        if why := _why_not_asked_for(path, query):
+            found.skipped[place] = why
+            continue
+        try:
+            named[path] = Scan.at(root, path)
+        except DatasetError as error:
+            found.refused[place] = f"{error} Rename or move it."
+    if empty:
+        found.skipped[printable(folder.name)] = "no image in anat"
+    return named
+
+
+def _files(folder: Path, found: Selection) -> Iterator[Path]:
+    """Yield what lies in `FOLDERS` of a subject and is neither hidden nor metadata."""
+    for pattern in ("*", "ses-*/*"):
+        for place in sorted(folder.glob(pattern)):
+            if place.name not in FOLDERS or not place.is_dir():
+                continue
+            try:
+                inside = sorted(place.iterdir())
+            except OSError as error:
+                name = printable(place.relative_to(folder.parent).as_posix())
+                found.refused[name] = f"The folder cannot be read: {error.strerror}."
+                continue
+            for path in inside:
+                if not path.name.endswith((".json", ".tsv")) and not path.name.startswith("."):
+                    yield path
+
+
+def _why_not_asked_for(path: Path, query: Query) -> str:
+    """Say why a file is not what the query wants, as far as its name tells, valid or not."""
+    if path.is_dir() or not path.name.endswith(EXTENSIONS):
+        return "no .nii.gz or .nii file"
+    session = path.parent.parent.name
+    session = session.removeprefix("ses-") if session.startswith("ses-") else ""
+    if query.sessions and session not in query.sessions:
+        return "of another session"
+    last = stem_of(path).rpartition("_")[2]
+    whole = re.match("[0-9a-zA-Z]*", last, re.ASCII)
+    suffix = whole[0] if whole else ""
+    if suffix not in query.suffixes:
+        return f"--suffix does not list {suffix or printable(last)}"
+    if path.parent.name in CT and suffix not in CT:
+        return f"no CT in {path.parent.name}"
+    return ""
+
+
+def _ask(root: Path, query: Query, named: Mapping[Path, Scan], found: Selection) -> None:
+    """Sort images with valid names into `found`, by what pybids says of them."""
+    layout = open_layout(root, query, [*named])
+    taken: dict[Path, Scan] = {}
     for suffix in query.suffixes:
         filters = filters_for(suffix, query)
-        for item in layout.get(**filters, invalid_filters="allow"):
-            entities = item.get_entities()
-            if "part" not in filters and entities.get("part") in NO_ANATOMY:
-                continue
-            path = Path(item.path)
-            if path.parent.name != "anat" and not {suffix, path.parent.name} <= {*CT}:
-                continue
-            found[path] = Scan(
-                path=path,
-                relative=path.relative_to(root.absolute()).as_posix(),
-                subject=str(entities["subject"]),
-                session=str(entities.get("session", "")),
-                suffix=suffix,
-            )
-    return _without_twins([found[path] for path in sorted(found)])
-
-
-def left_out(root: Path, query: Query, scans: Sequence[Scan]) -> list[tuple[str, str]]:
-    """Return what lies in `FOLDERS` of the wanted subjects and is no scan of the query.
-
-    Returns
-    -------
-    Path from the root and reason of each file; also subjects that have no image there at all.
-    """
-    taken = {scan.path for scan in scans}
-    rest = []
-    for label in sorted(query.participants) or subjects(root):
-        folder = root.absolute() / f"sub-{label}"
-        files = [
-            path
-            for pattern in ("*", "ses-*/*")
-            for place in sorted(folder.glob(pattern))
-            if place.name in FOLDERS and place.is_dir()
-            for path in sorted(place.iterdir())
-            if not path.name.endswith((".json", ".tsv")) and not path.name.startswith(".")
-        ]
-        if not files:
-            rest.append((folder.name, "no image in anat"))
-        for path in files:
-            if path not in taken:
-                place = path.relative_to(root.absolute()).as_posix()
-                rest.append((place, _why_left_out(path, query, taken)))
-    return rest
-
-
-def _why_left_out(path: Path, query: Query, taken: set[Path]) -> str:
-    name, _, extension = path.name.partition(".")
-    if path.is_dir() or f".{extension}" not in EXTENSIONS:
-        return "no .nii.gz or .nii file"
-    if twin := _preferred(path, taken):
-        return f"{twin.parent.name}/{twin.name} is taken instead"
-    *entities, suffix = name.split("_")
-    labels = dict(entity.partition("-")[::2] for entity in entities)
-    if query.sessions and labels.get("ses") not in query.sessions:
-        return "of another session"
-    if suffix not in query.suffixes:
-        return f"--suffix does not list {suffix}"
-    if labels.get("part") in NO_ANATOMY and not query.filters:
-        return f"the {labels['part']} part"
-    return "excluded by --bids-filter-file" if query.filters else "no BIDS name"
-
-
-def _without_twins(scans: list[Scan]) -> list[Scan]:
-    """Drop scans that give the same outputs as another one, see `_preferred`."""
-    taken = {scan.path for scan in scans}
+        of_suffix = {path: scan for path, scan in named.items() if scan.suffix == suffix}
+        matching = {Path(item.path) for item in layout.get(**filters, invalid_filters="allow")}
+        for path, scan in of_suffix.items():
+            part = scan.identity.labels.get("part")
+            if "part" not in filters and part in NO_ANATOMY:
+                found.skipped[scan.relative] = f"the {part} part"
+            elif path in matching:
+                taken[path] = scan
+            else:
+                found.skipped[scan.relative] = (
+                    "excluded by --bids-filter-file" if query.filters else "not in the index"
+                )
     kept = []
-    for scan in scans:
-        if twin := _preferred(scan.path, taken):
-            logger.warning("%s is skipped: %s is taken instead.", scan.relative, twin.name)
+    for path in sorted(taken):
+        if twin := _preferred(path, {*taken}):
+            found.skipped[taken[path].relative] = f"{twin.parent.name}/{twin.name} is taken instead"
+            logger.warning("%s is skipped: %s is taken instead.", taken[path].relative, twin.name)
         else:
-            kept.append(scan)
-    return kept
+            kept.append(taken[path])
+    found.scans.extend(_with_outputs_of_their_own(kept, found))
 
 
 def _preferred(path: Path, images: set[Path]) -> Path | None:
     """Return the first of `images` that has this name and goes before: packed, or in `anat`."""
-    name = path.name.partition(".")[0]
+    name = stem_of(path)
     places = dict.fromkeys((path.parents[1] / "anat", path.parent))
     ranked = [place / f"{name}{extension}" for place in places for extension in EXTENSIONS]
     return next((rival for rival in ranked[: ranked.index(path)] if rival in images), None)
+
+
+def _with_outputs_of_their_own(scans: list[Scan], found: Selection) -> Iterator[Scan]:
+    """Yield scans whose outputs have names of their own; refuse all others."""
+
+    def output(scan: Scan) -> str:
+        return ScanNames(Path(), scan.identity).segmentation.as_posix()
+
+    users = Counter(map(output, scans))
+    for scan in scans:
+        if users[output(scan)] == 1:
+            yield scan
+            continue
+        others = [other.path.name for other in scans if output(other) == output(scan)]
+        others.remove(scan.path.name)
+        found.refused[scan.relative] = f"It has the same outputs as {others[0]}. Rename one."

@@ -2,43 +2,77 @@
 
 from __future__ import annotations
 
+import json
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bids.layout import Query as Match
+from bids.layout import Config, Query as Match
 
-from siam_bids.bids.scan import EXTENSIONS
+from siam_bids.bids.scan import EXTENSIONS, printable
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 from siam_bids.support.text import load_json
 
 
 def filters_for(suffix: str, query: Query) -> dict[str, Any]:
-    """Turn a query into pybids filters for one suffix; filter-file entries refine it."""
-    filters: dict[str, Any] = {
-        "suffix": suffix,
-        "extension": list(EXTENSIONS),
-        "scope": "raw",
-    }
+    """Turn a query into pybids filters for one suffix; filter-file entries refine it.
+
+    Raises
+    ------
+    DatasetError
+        An entry that is used names no entity, or wants what is neither text nor number.
+    """
+    filters: dict[str, Any] = {"suffix": suffix, "extension": list(EXTENSIONS)}
     if query.participants:
         filters["subject"] = list(query.participants)
     if query.sessions:
         filters["session"] = list(query.sessions)
-    for key, wishes in query.filters.items():
-        if key.lower() in (suffix.lower(), "anat") or wishes.get("suffix") == suffix:
-            own = {name: _wish(value) for name, value in wishes.items() if name != "suffix"}
-            filters.update(own)
+    for kind, wishes in query.filters.items():
+        if kind.lower() in (suffix.lower(), "anat") or wishes.get("suffix") == suffix:
+            for name, value in wishes.items():
+                _check_entity(kind, name)
+                if name != "suffix":
+                    filters[name] = _wish(f"{kind}: {name}", value)
     return filters
 
 
-def _wish(value: Any) -> Any:
+def _check_entity(kind: str, name: str) -> None:
+    """Refuse what is no entity: pybids would take some words for arguments of its own."""
+    known = _entities()
+    if name not in known:
+        shorter = [entity for entity in known if entity.startswith(name)]
+        meant = shorter[:1] or get_close_matches(name, known, 1)
+        raise DatasetError(
+            f"The filter {printable(kind)!r} names {printable(name)!r}, which is no entity of "
+            "pybids.",
+            f"Did you mean {meant[0]}?" if meant else f"It has: {', '.join(known)}.",
+        )
+
+
+@cache
+def _entities() -> tuple[str, ...]:
+    """List the names of pybids for entities, in its own order: `subject`, `acquisition`."""
+    configs = (Config.load(name) for name in ("bids", "derivatives"))
+    return tuple(dict.fromkeys(name for config in configs for name in config.entities))
+
+
+def _wish(place: str, value: Any) -> Any:
     """Translate a JSON value: null and 'Query.NONE' mean absent, 'Query.ANY' and '*' any."""
     if isinstance(value, list):
-        return [_wish(item) for item in value]
+        return [_wish(place, item) for item in value]
     if value is None or value == "Query.NONE":
         return Match.NONE
     if value in ("Query.ANY", "*"):
         return Match.ANY
+    if value == "Query.OPTIONAL":
+        return Match.OPTIONAL
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise DatasetError(
+            f"The filter {printable(place)} wants {printable(json.dumps(value))[:60]}.",
+            "Give text, a number, null, or a list of these.",
+        )
     return value
 
 

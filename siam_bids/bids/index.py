@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bids.layout import BIDSLayout, BIDSLayoutIndexer
 
-from siam_bids.bids.scan import FOLDERS
+from siam_bids.bids.scan import EXTENSIONS, FOLDERS, LABEL, printable
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 from siam_bids.support.atomic_files import SCRATCH
@@ -22,33 +22,52 @@ from siam_bids.support.text import is_listed, load_json
 
 logger = logging.getLogger(__name__)
 _INDEX = "layout_index.sqlite"  # the name that pybids gives it
+_NO_FILE = ".no/layout_config.json"  # pybids would take patterns from files of the dataset
 
 
-def subjects(root: Path) -> list[str]:
-    """List the subject labels of a dataset by its folders.
+def subject_folders(root: Path) -> list[str]:
+    """List the names of the folders of subjects, `sub-01`, whatever their labels are.
 
     Raises
     ------
     DatasetError
-        No such folder, no subjects in it, or no dataset_description.json of a raw dataset.
+        No such folder, or no subjects in it.
     """
     if not root.is_dir():
         kind = "is not a folder" if root.exists() else "does not exist"
         raise DatasetError(f"The input folder {root} {kind}.")
-    found = sorted(path.name[4:] for path in root.glob("sub-*") if path.is_dir())
+    found = sorted(path.name for path in root.glob("sub-*") if path.is_dir())
     if not found:
         raise DatasetError(
             f"{root} has no sub-* folders.", "Give the root of a BIDS dataset as first argument."
         )
-    _check_description(root / "dataset_description.json")
     return found
 
 
-def _check_description(path: Path) -> None:
+def subjects(root: Path) -> list[str]:
+    """List the subject labels of a dataset by its folders, as they can be shown.
+
+    Raises
+    ------
+    DatasetError
+        No such folder, or no subjects in it.
+    """
+    return [printable(name.removeprefix("sub-")) for name in subject_folders(root)]
+
+
+def check_description(root: Path, *, derivative: bool = False) -> None:
+    """Refuse a dataset without description, and one that is not raw unless that is allowed.
+
+    Raises
+    ------
+    DatasetError
+        It is absent, unreadable, or of another type.
+    """
+    path = root / "dataset_description.json"
     example = 'for example {"Name": "My study", "BIDSVersion": "1.10.0"}.'
     if not is_listed(path):
         raise DatasetError(
-            f"{path.parent} has no dataset_description.json, so it is no BIDS dataset.",
+            f"{root} has no dataset_description.json, so it is no BIDS dataset.",
             f"Write one, {example}",
         )
     try:
@@ -59,30 +78,44 @@ def _check_description(path: Path) -> None:
             f"{path} cannot be read as a JSON object: {error}.",
             "" if "absent" in str(error) else f"Repair it, {example}",
         ) from error
-    if kind != "raw":
+    if kind != "raw" and not derivative:
         raise DatasetError(
-            f"{path.parent} is a dataset of type {kind}, not raw.",
-            "Give the raw dataset as first argument.",
+            f"{root} is a dataset of type {kind}, not raw.",
+            "Give the raw dataset as first argument; if the images of this one are named as raw "
+            "ones are, add --derivative-input.",
         )
 
 
-def open_layout(root: Path, query: Query) -> BIDSLayout:
-    """Index `FOLDERS` of the wanted subjects, without metadata and validation.
+def open_layout(root: Path, query: Query, images: Sequence[Path]) -> BIDSLayout:
+    """Index the images of the wanted subjects, without metadata and validation.
 
+    Only names of BIDS are shown to pybids: its database cannot hold every name that a disk can.
     A database serves later queries too, so it holds all subjects.
+
+    Parameters
+    ----------
+    root
+        Absolute.
+    images
+        Those that should be in it.
     """
     everyone = query.database or not query.participants
-    wanted = "[^/]+" if everyone else "|".join(map(re.escape, query.participants))
-    folder = "|".join(FOLDERS)
-    ignore = re.compile(rf"^/(?!(sub-({wanted})(/ses-[^/]+)?(/({folder})(/[^/]+)?)?)?$)")
-    indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[ignore])
-    make = partial(BIDSLayout, root.absolute(), validate=False, indexer=indexer)
+    wanted = LABEL if everyone else "|".join(map(re.escape, query.participants))
+    name = rf"sub-{LABEL}(_[a-z]+-{LABEL})*_[0-9a-zA-Z]+({'|'.join(map(re.escape, EXTENSIONS))})"
+    ignore = re.compile(
+        rf"^/(?!(sub-({wanted})(/ses-{LABEL})?(/({'|'.join(FOLDERS)})(/{name})?)?)?$)"
+    )
+    indexer = BIDSLayoutIndexer(
+        validate=False, index_metadata=False, ignore=[ignore], config_filename=_NO_FILE
+    )
+    config = ["bids", "derivatives"] if query.derivative else None
+    make = partial(BIDSLayout, root, validate=False, indexer=indexer, config=config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if not query.database:
             return make()
         _keep_index(query.database, make)
-        _check_index(query.database / _INDEX, root, query.participants)
+        _check_index(query.database / _INDEX, root, images)
         return make(database_path=query.database)
 
 
@@ -96,24 +129,23 @@ def _keep_index(folder: Path, make: Callable[..., BIDSLayout]) -> None:
         (Path(scratch) / _INDEX).replace(folder / _INDEX)
 
 
-def _check_index(path: Path, root: Path, participants: Sequence[str]) -> None:
-    """Refuse an index of something else; say whom it lacks, being as old as it is."""
+def _check_index(path: Path, root: Path, images: Sequence[Path]) -> None:
+    """Refuse an index of something else; say which images it lacks, being as old as it is."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as index:
             (indexed,) = index.execute("SELECT root FROM layout_info").fetchone()
-            known = index.execute("SELECT DISTINCT _value FROM tags WHERE entity_name = 'subject'")
-            lacking = sorted(set(participants or subjects(root)) - {label for (label,) in known})
+            known = {Path(image) for (image,) in index.execute("SELECT path FROM files")}
     except (sqlite3.Error, TypeError) as error:
         raise DatasetError(
             f"{path} is no index of pybids: {error}.", "Delete it; the next run makes it anew."
         ) from error
-    if Path(indexed) != root.absolute():
+    if Path(indexed) != root:
         raise DatasetError(
-            f"The index {path} is of {indexed}, not of {root.absolute()}.",
+            f"The index {path} is of {indexed}, not of {root}.",
             "Give another --bids-database-dir.",
         )
-    if lacking:
+    if lacking := [image for image in images if image not in known]:
         logger.warning(
-            "The index %s lacks %d participants, sub-%s first. If they are new, delete it.",
-            path, len(lacking), lacking[0],
+            "The index %s lacks %d images, %s first. If they are new, delete it.",
+            path, len(lacking), lacking[0].name,
         )  # fmt: skip

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from siam_bids.bids.scan import ENTITIES, BidsName
+from siam_bids.errors import DatasetError
 from siam_bids.image.labels import name_in_files
 
 FIGURES = {
@@ -21,24 +23,43 @@ PREVIEWS = ("image", "labels")
 """Coarse copies that are there with `--viewer`, see `siam_bids.reports.viewer_volumes`."""
 
 
+KEPT = ("sub", "ses", "task", "acq", "ce", "rec", "run", "echo", "part", "chunk")
+"""Entities that BIDS allows in names of label maps, masks and probability maps of anatomy."""
+
+_FOLDED = tuple(key for key in ENTITIES if key not in KEPT)
+
+
 @dataclass(frozen=True)
 class ScanNames:
-    """Output names of one scan, from the entities and suffix of its source.
+    """Output names of one scan, from its identity.
 
-    A derivative keeps every source entity; the suffix moves to `desc-`, so that contrasts of one
-    session never collide.
+    A derivative keeps the entities of its source that BIDS allows there. Its suffix moves to
+    `desc-`, and the other entities after it, each with a plus: `inv-2_MP2RAGE` becomes
+    `desc-MP2RAGE+inv2`. So the outputs of no two images of a session collide.
     """
 
     root: Path
-    subject: str
-    session: str
-    stem: str
-    suffix: str
+    identity: BidsName
+
+    @property
+    def subject(self) -> str:
+        """Label without `sub-`."""
+        return self.identity.labels["sub"]
+
+    @property
+    def session(self) -> str:
+        """Label without `ses-`; empty where the dataset has no sessions."""
+        return self.identity.labels.get("ses", "")
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the source: the contrast."""
+        return self.identity.suffix
 
     @property
     def name(self) -> str:
         """Source name without extension, as shown to people."""
-        return f"{self.stem}_{self.suffix}"
+        return str(self.identity)
 
     @property
     def session_id(self) -> str:
@@ -50,8 +71,21 @@ class ScanNames:
         """Folder of the images."""
         return self.root / f"sub-{self.subject}" / self.session_id / "anat"
 
+    @property
+    def stem(self) -> str:
+        """Entities that the outputs keep: `sub-01_ses-a_run-2`."""
+        return "_".join(
+            f"{key}-{self.identity.labels[key]}" for key in KEPT if key in self.identity.labels
+        )
+
+    @property
+    def description(self) -> str:
+        """Label of `desc-`: the suffix, and what else tells the source apart."""
+        folded = [key + label for key, label in self.identity.entities if key in _FOLDED]
+        return "+".join([self.suffix, *folded])
+
     def _image(self, entities: str, ending: str) -> Path:
-        return self.anat / f"{self.stem}_{entities}desc-{self.suffix}_{ending}"
+        return self.anat / f"{self.stem}_{entities}desc-{self.description}_{ending}"
 
     @property
     def segmentation(self) -> Path:
@@ -80,12 +114,12 @@ class ScanNames:
     def figure(self, kind: str) -> Path:
         """Picture for the reports, one of `FIGURES`."""
         folder = self.root / f"sub-{self.subject}" / "figures"
-        return folder / f"{self.stem}_desc-{self.suffix}_{kind}.{FIGURES[kind]}"
+        return folder / f"{self.stem}_desc-{self.description}_{kind}.{FIGURES[kind]}"
 
     def preview(self, kind: str) -> Path:
         """Coarse copy for the viewer, one of `PREVIEWS`."""
         folder = self.root / f"sub-{self.subject}" / "figures"
-        return folder / f"{self.stem}_desc-{self.suffix}_preview{kind}.nii.gz"
+        return folder / f"{self.stem}_desc-{self.description}_preview{kind}.nii.gz"
 
     @property
     def record(self) -> Path:
@@ -104,13 +138,40 @@ def sidecar(path: Path) -> Path:
 
 
 def finished_scans(root: Path, subject: str = "*") -> Iterator[ScanNames]:
-    """Yield every scan of a derivative dataset that has a finished segmentation, by path."""
+    """Yield every scan of a derivative dataset that has a finished segmentation, by path.
+
+    Files that this app would not name so, or not put there, are no results of it, see
+    `stray_results`.
+    """
+    yield from (names for _, names in _declared(root, subject) if names)
+
+
+def stray_results(root: Path) -> Iterator[Path]:
+    """Yield what looks like a result and is none: a copied folder, a renamed file."""
+    yield from (path for path, names in _declared(root, "*") if names is None)
+
+
+def _declared(root: Path, subject: str) -> Iterator[tuple[Path, ScanNames | None]]:
     for path in sorted(root.glob(f"sub-{subject}/**/anat/*_seg-siam_desc-*_dseg.json")):
-        stem, _, rest = path.name.partition("_seg-siam_desc-")
-        yield scan_names(root, stem, rest.removesuffix("_dseg.json"))
+        names = _names_of(root, path)
+        yield path, names if names and sidecar(names.segmentation) == path else None
 
 
-def scan_names(root: Path, stem: str, suffix: str) -> ScanNames:
-    """Return the output names of a scan from its name without suffix, and its suffix."""
-    entities = dict(part.split("-", 1) for part in stem.split("_"))
-    return ScanNames(root, entities["sub"], entities.get("ses", ""), stem, suffix)
+def _names_of(root: Path, path: Path) -> ScanNames | None:
+    try:
+        return ScanNames(root, source_of(BidsName.parse(path.name.removesuffix(".json"))))
+    except DatasetError:
+        return None
+
+
+def source_of(output: BidsName) -> BidsName:
+    """Return the identity of a scan from the name of its label map, see `ScanNames`."""
+    suffix, *folded = output.labels.get("desc", "").split("+")
+    entities = [f"{key}-{label}" for key, label in output.entities if key in KEPT]
+    for piece in folded:
+        key = next((key for key in _FOLDED if piece.startswith(key)), "")
+        if key:
+            entities.append(f"{key}-{piece.removeprefix(key)}")
+        else:  # a label with a plus
+            entities[-1] += f"+{piece}"
+    return BidsName.parse("_".join([*entities, suffix]))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from siam_bids.bids.names import FIGURES, PREVIEWS, ScanNames, finished_scans, scan_names, sidecar
+from siam_bids.bids.names import FIGURES, PREVIEWS, ScanNames, finished_scans, sidecar
+from siam_bids.bids.scan import BidsName
+from siam_bids.errors import DatasetError
 from siam_bids.support.atomic_files import read_json, sweep, write_json
 
 RESULTS_VERSION = 2
@@ -49,9 +52,9 @@ def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
         sidecar(names.brain_mask).unlink(missing_ok=True)
     for kind in PREVIEWS:
         names.preview(kind).unlink(missing_ok=True)
-    for path in names.anat.glob(
-        f"{names.stem}_seg-siam_label-*_desc-{names.suffix}_probseg.nii.gz"
-    ):
+    for path in names.anat.glob(f"{glob.escape(names.stem)}_seg-siam_label-*_probseg.nii.gz"):
+        if not path.name.endswith(f"_desc-{names.description}_probseg.nii.gz"):
+            continue
         if path not in outputs:
             path.unlink(missing_ok=True)
             sidecar(path).unlink(missing_ok=True)
@@ -106,5 +109,7 @@ def failed_scans(root: Path, subject: str = "*") -> Iterator[ScanNames]:
     """Yield every scan whose last attempt failed."""
     for path in sorted(root.glob(f"logs/sub-{subject}/*.json")):
         if read_json(path).get("error"):
-            stem, _, suffix = path.stem.rpartition("_")
-            yield scan_names(root, stem, suffix)
+            with suppress(DatasetError):  # no log of ours
+                names = ScanNames(root, BidsName.parse(path.stem))
+                if names.record == path:
+                    yield names

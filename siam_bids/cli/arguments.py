@@ -52,6 +52,11 @@ def add_query(top: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--bids-database-dir", type=Path, metavar="DIR", help="pybids index to make and reuse"
     )
+    which.add_argument(
+        "--derivative-input",
+        action="store_true",
+        help="take a dataset of type derivative, its images being named as raw ones are",
+    )
 
 
 def query_of(arguments: argparse.Namespace) -> Query:
@@ -67,6 +72,7 @@ def query_of(arguments: argparse.Namespace) -> Query:
         suffixes=tuple(arguments.suffix),
         filters=filters,
         database=arguments.bids_database_dir,
+        derivative=arguments.derivative_input,
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from siam_bids.cli import app
 from siam_bids.cli.arguments import add_folders, add_query, query_of
 from siam_bids.cli.command_line import CommandLine
-from siam_bids.cli.console import guarded, quick_imports, start_logging
-from siam_bids.config import DEFAULT_SUFFIXES
+from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, quick_imports, start_logging
+from siam_bids.config import DEFAULT_SUFFIXES, Query
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,17 +31,7 @@ def _run(argv: list[str]) -> int:
         from siam_bids.pipelines.slurm import ArrayConfig, render_scripts, write_scripts
 
     query = query_of(arguments)
-    forward = ["--suffix", *query.suffixes] if query.suffixes != DEFAULT_SUFFIXES else []
-    if arguments.bids_filter_file:
-        forward += ["--bids-filter-file", str(arguments.bids_filter_file.absolute())]
-    if query.database:
-        forward += ["--bids-database-dir", str(query.database.absolute())]
-    if arguments.probabilities:
-        forward += ["--probabilities", *arguments.probabilities]
-    if arguments.write_probseg:
-        forward += ["--write-probseg"]
-    if query.sessions and not arguments.sessions:
-        forward += ["--session-label", *query.sessions]
+    forward = _forwarded(arguments, query)
     folder = arguments.folder or arguments.output_dir / "code" / "slurm"
     # What is still to do depends on every option, so it is asked of the run that tasks will be.
     words = [str(arguments.bids_dir), str(arguments.output_dir), "participant"]
@@ -63,13 +55,35 @@ def _run(argv: list[str]) -> int:
         templates=arguments.templates,
     )
     if arguments.dry_run:
-        for path, text in render_scripts(config).items():
+        scripts = render_scripts(config)
+        for path, text in scripts.files.items():
             print(f"----- {path}\n{text}")
-        return 0
-    for path in write_scripts(config):
-        print(path)
-    print(f"Look at them, then: {folder / 'submit.sh'}")
-    return 0
+    else:
+        scripts = write_scripts(config)
+        for path in scripts.files:
+            print(path)
+        print(f"Look at them, then: {folder / 'submit.sh'}")
+    for name, reason in scripts.refused.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    return EXIT_SOME_SCANS_FAILED if scripts.refused else 0
+
+
+def _forwarded(arguments: argparse.Namespace, query: Query) -> list[str]:
+    """Return the options that every task gets as well."""
+    forward = ["--suffix", *query.suffixes] if query.suffixes != DEFAULT_SUFFIXES else []
+    if arguments.bids_filter_file:
+        forward += ["--bids-filter-file", str(arguments.bids_filter_file.absolute())]
+    if query.database:
+        forward += ["--bids-database-dir", str(query.database.absolute())]
+    if query.derivative:
+        forward += ["--derivative-input"]
+    if arguments.probabilities:
+        forward += ["--probabilities", *arguments.probabilities]
+    if arguments.write_probseg:
+        forward += ["--write-probseg"]
+    if query.sessions and not arguments.sessions:
+        forward += ["--session-label", *query.sessions]
+    return forward
 
 
 def _absolute(word: str) -> str:

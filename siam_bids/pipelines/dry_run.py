@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from siam_bids.bids.dataset import left_out
 from siam_bids.config import RunConfig
 from siam_bids.image.grid import Grid
 from siam_bids.inference.cascade import Chain
@@ -57,12 +56,11 @@ def plan(config: RunConfig) -> list[Step]:
     SiamError
         The dataset, the model or the options are unusable.
     """
-    chain, prospects = survey(config)
+    chain, prospects, found = survey(config)
     cost = _estimator(chain, config)
     steps = [_step(prospect, cost) for prospect in prospects]
-    scans = [prospect.scan for prospect in prospects]
-    rest = left_out(config.bids_dir, config.query, scans)
-    steps += [Step(path=path, action="skip", why=why) for path, why in rest]
+    steps += [Step(path=path, action="fail", why=why) for path, why in found.refused.items()]
+    steps += [Step(path=path, action="skip", why=why) for path, why in found.skipped.items()]
     return sorted(steps, key=lambda step: step.path)
 
 

@@ -36,6 +36,7 @@ from siam_bids.bids.writers import (
     save_volumes,
 )
 from siam_bids.config import RunConfig
+from siam_bids.errors import DatasetError
 from siam_bids.image.grid import Volume
 from siam_bids.image.nifti import load_volume
 from siam_bids.inference.cascade import Chain, ChainSegmenter
@@ -83,14 +84,21 @@ def run_participant(config: RunConfig) -> Summary:
         The dataset, the model or the options are unusable. What is wrong with a single scan ends
         in the summary instead.
     """
-    checklist, scans = prepare(config)
-    if not scans:
-        raise nothing_matches(config)
+    checklist, found = prepare(config)
+    for name, reason in found.refused.items():
+        if config.stop_on_first_crash:
+            raise DatasetError(f"{name}: {reason}")
+        logger.error("%s failed: %s", name, reason)
+    refused = Summary(failed=found.refused)
+    if not found.scans:
+        if not found.refused:
+            raise nothing_matches(config)
+        return refused
     begin_dataset(config.output_dir, config.bids_dir, checklist.chain.labels)
     if limits := checklist.chain.labels.limits:
         logger.warning("%s", limits)
-    logger.info("%d scans, model %s", len(scans), model_line(checklist.record.describe()))
-    return _ScanLoop(checklist).run(scans)
+    logger.info("%d scans, model %s", len(found.scans), model_line(checklist.record.describe()))
+    return _ScanLoop(checklist, refused).run(found.scans)
 
 
 def boilerplate(config: RunConfig) -> str:
@@ -128,10 +136,10 @@ class _ScanLoop:
     While one scan goes through the network, a thread reads the next and another writes the last.
     """
 
-    def __init__(self, checklist: Checklist) -> None:
+    def __init__(self, checklist: Checklist, summary: Summary) -> None:
         self.checklist = checklist
         self.config = checklist.config
-        self.summary = Summary()
+        self.summary = summary
 
     def run(self, scans: Sequence[Scan]) -> Summary:
         """Process scans, ordered by subject, and write each subject's page."""

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from siam_bids.bids.names import finished_scans
 from siam_bids.bids.scan import Scan
 from siam_bids.config import RunConfig
-from siam_bids.errors import SiamError, UsageError
+from siam_bids.errors import DatasetError, SiamError, UsageError
 from siam_bids.image.nifti import read_grid
 from siam_bids.inference.cascade import Chain
 from siam_bids.inference.cost import Size
@@ -81,8 +81,19 @@ class ArrayConfig:
     templates: Path | None = None
 
 
-def write_scripts(config: ArrayConfig) -> dict[Path, str]:
-    """Write the scripts and the list of jobs; return their content by path.
+@dataclass(frozen=True)
+class Scripts:
+    """The content of the scripts and of the list of jobs, by path.
+
+    `refused` are images of no task: their names cannot be used, with the reason.
+    """
+
+    files: dict[Path, str]
+    refused: dict[str, str]
+
+
+def write_scripts(config: ArrayConfig) -> Scripts:
+    """Write the scripts and the list of jobs.
 
     Raises
     ------
@@ -90,7 +101,7 @@ def write_scripts(config: ArrayConfig) -> dict[Path, str]:
         The dataset or the model is unusable, or everything is done.
     """
     scripts = render_scripts(config)
-    for path, text in scripts.items():
+    for path, text in scripts.files.items():
         with atomic(path) as scratch:
             scratch.write_text(text, encoding="utf-8", newline="\n")
         if path.suffix == ".sh":
@@ -98,9 +109,13 @@ def write_scripts(config: ArrayConfig) -> dict[Path, str]:
     return scripts
 
 
-def render_scripts(config: ArrayConfig) -> dict[Path, str]:
-    """Return the content of the scripts and of the list of jobs by path; see `write_scripts`."""
-    chain, scans = unfinished(config.run)
+def render_scripts(config: ArrayConfig) -> Scripts:
+    """Return what `write_scripts` writes."""
+    chain, found = unfinished(config.run)
+    scans = found.scans
+    if not scans and found.refused:
+        name, reason = next(iter(found.refused.items()))
+        raise DatasetError(f"No image with a usable name is left to segment. {name}: {reason}")
     if not scans:
         raise UsageError("Everything is done already.", "Run the group level, or --overwrite.")
     size = _size(config, chain, scans)
@@ -139,7 +154,8 @@ def render_scripts(config: ArrayConfig) -> dict[Path, str]:
     rendered = {
         folder / name: environment.get_template(f"{name}.jinja").render(values) for name in SCRIPTS
     }
-    return {**rendered, folder / "jobs.txt": "".join(f"{line}\n" for line in lines)}
+    jobs = {folder / "jobs.txt": "".join(f"{line}\n" for line in lines)}
+    return Scripts({**rendered, **jobs}, found.refused)
 
 
 def _work(

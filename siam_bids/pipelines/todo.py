@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from siam_bids.bids.dataset import find_scans
+from siam_bids.bids.dataset import Selection, find_scans
 from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.scan import Scan
 from siam_bids.bids.status import to_do
@@ -23,7 +23,7 @@ from siam_bids.pipelines.provenance import made_from
 from siam_bids.support.atomic_files import read_json, sha256
 
 
-def prepare(config: RunConfig) -> tuple[Checklist, list[Scan]]:
+def prepare(config: RunConfig) -> tuple[Checklist, Selection]:
     """Check all that a run needs, writing nothing; return what it makes and of which scans.
 
     Raises
@@ -34,31 +34,32 @@ def prepare(config: RunConfig) -> tuple[Checklist, list[Scan]]:
     check_folders(config)
     record = find_model(config.model, config.model_dirs, config.inference.checkpoint)
     record = record.as_asked(config.inference)
-    scans = find_scans(config.bids_dir, config.query)
+    found = find_scans(config.bids_dir, config.query)
     chain = Chain.open(record, config.inference.folds)
     chain.check(config.inference)
-    return Checklist(with_tissues(config, chain.labels), record, chain), scans
+    return Checklist(with_tissues(config, chain.labels), record, chain), found
 
 
-def survey(config: RunConfig) -> tuple[Chain, list[Prospect]]:
-    """Return the models and what the participant level would do with each scan, writing nothing.
+def survey(config: RunConfig) -> tuple[Chain, list[Prospect], Selection]:
+    """Return the models, what the participant level would do with each scan, and what was found.
 
     Raises
     ------
     SiamError
         As `prepare`.
     """
-    checklist, scans = prepare(config)
-    return checklist.chain, [checklist.prospect(scan) for scan in scans]
+    checklist, found = prepare(config)
+    return checklist.chain, [checklist.prospect(scan) for scan in found.scans], found
 
 
-def unfinished(config: RunConfig) -> tuple[Chain, list[Scan]]:
+def unfinished(config: RunConfig) -> tuple[Chain, Selection]:
     """Return the models and the scans that are not done, by their sidecars, reading no image.
 
     A scan whose content changed since counts as done here; its own job would notice.
     """
-    checklist, scans = prepare(config)
-    return checklist.chain, [scan for scan in scans if checklist.why(scan, trusting=True)]
+    checklist, found = prepare(config)
+    rest = [scan for scan in found.scans if checklist.why(scan, trusting=True)]
+    return checklist.chain, replace(found, scans=rest)
 
 
 def nothing_matches(config: RunConfig) -> DatasetError:
@@ -159,7 +160,7 @@ class Checklist:
 
 def output_names(root: Path, scan: Scan) -> ScanNames:
     """Return where the results of a scan go."""
-    return ScanNames(root, scan.subject, scan.session, scan.stem, scan.suffix)
+    return ScanNames(root, scan.identity)
 
 
 def check_folders(config: RunConfig) -> None:
