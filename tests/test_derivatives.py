@@ -298,7 +298,7 @@ def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path
     flag, reasons = judge(values)
     assert len(reasons) == 2
     assert header == "TIV\tbrain_cut_top\tflag\treasons"
-    assert row == f"100.0000\t25.0000\t{flag}\t{'; '.join(reasons)}"
+    assert row == f"100\t25\t{flag}\t{'; '.join(reasons)}"
     meaning = json.loads(sidecar(names.quality).read_text())
     assert list(meaning) == header.split("\t")
     save_volumes(names.volumes, pd.DataFrame(columns=list(DICTIONARY)), siam_labels())
@@ -350,7 +350,7 @@ def test_a_table_comes_with_dictionary_and_parquet_and_goes_with_them(tmp_path):
     for name in ("group_qc", "group_more"):
         save_table(tmp_path, name, table, described)
     text = (tmp_path / "group_qc.tsv").read_text()
-    assert text == "scan\tsite\tGM\na\tx\t1.2346\nb\tn/a\tn/a\n"
+    assert text == "scan\tsite\tGM\na\tx\t1.23456\nb\tn/a\tn/a\n"
     assert json.loads((tmp_path / "group_qc.json").read_text()) == {"scan": {"Description": "x"}}
     packed = pd.read_parquet(tmp_path / "group_qc.parquet")
     pd.testing.assert_frame_equal(packed, table.reset_index(drop=True))
@@ -369,7 +369,7 @@ def test_phenotype_holds_one_table_per_kind_of_scan_and_no_old_ones(tmp_path):
     about = json.loads((tmp_path / "phenotype/siam_T1w.json").read_text())
     tool = "Volumes of head tissues on T1w images by siam-bids."
     assert about == {"MeasurementToolMetadata": {"Description": tool}, **described}
-    assert (tmp_path / "phenotype/siam_T1w.tsv").read_text().endswith("sub-01\t600.0000\n")
+    assert (tmp_path / "phenotype/siam_T1w.tsv").read_text().endswith("sub-01\t600\n")
 
 
 def test_what_scans_took_is_one_table(tmp_path):

@@ -78,7 +78,7 @@ def test_every_column_of_every_table_is_described_and_parquet_says_the_same(visi
         assert list(again) == list(table)
         numbers = table.select_dtypes("number").columns
         pd.testing.assert_frame_equal(
-            again[numbers].astype(float), table[numbers].astype(float), atol=1e-3
+            again[numbers].astype(float), table[numbers].astype(float), rtol=1e-6
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,18 @@ def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> None:
 
 
 def _as_tsv(table: pd.DataFrame) -> str:
-    text: str = table.to_csv(
-        sep="\t", index=False, na_rep="n/a", float_format="%.4f", lineterminator="\n"
+    """Return a table as BIDS wants it: whole numbers without a point, others with 8 digits."""
+    shown = table.copy()
+    for name in table.select_dtypes("floating"):
+        known = table[name].dropna()
+        if (np.abs(known) < 2**53).all() and (known % 1 == 0).all():
+            shown[name] = table[name].astype("Int64")
+    for name in table.select_dtypes(["object", "str"]):
+        shown[name] = table[name].map(
+            lambda cell: " ".join(re.split(r"[\t\r\n]+", cell)) if isinstance(cell, str) else cell
+        )
+    text: str = shown.to_csv(
+        sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n"
     )
     return text
 
