@@ -64,18 +64,22 @@ def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> None:
 def _as_tsv(table: pd.DataFrame) -> str:
     """Return a table as BIDS wants it: whole numbers without a point, others with 8 digits."""
     shown = table.copy()
-    for name in table.select_dtypes("floating"):
-        known = table[name].dropna()
-        if (np.abs(known) < 2**53).all() and (known % 1 == 0).all():
-            shown[name] = table[name].astype("Int64")
-    for name in table.select_dtypes(["object", "str"]):
-        shown[name] = table[name].map(
-            lambda cell: " ".join(re.split(r"[\t\r\n]+", cell)) if isinstance(cell, str) else cell
-        )
+    for name, column in table.items():
+        if pd.api.types.is_float_dtype(column):
+            known = column.dropna()
+            if (np.abs(known) < 2**53).all() and (known % 1 == 0).all():
+                shown[name] = column.astype("Int64")
+        elif not pd.api.types.is_numeric_dtype(column):
+            shown[name] = column.map(_one_line)
     text: str = shown.to_csv(
         sep="\t", index=False, na_rep="n/a", float_format="%.8g", lineterminator="\n"
     )
     return text
+
+
+def _one_line(cell: object) -> object:
+    """Return text without what would end a cell or a row."""
+    return " ".join(re.split(r"[\t\r\n]+", cell)) if isinstance(cell, str) else cell
 
 
 def save_quality(path: Path, values: Mapping[str, float]) -> None:
