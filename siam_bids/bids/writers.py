@@ -44,15 +44,20 @@ def save_preview(path: Path, data: npt.NDArray[np.uint8], grid: Grid) -> None:
         scratch.write_bytes(gzip.compress(image.to_bytes(), mtime=0))
 
 
-def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> None:
+def nifti_image(data: npt.NDArray[Any], grid: Grid) -> nib.Nifti1Image:
+    """Return data (I, J, K) as a NIfTI image on its grid."""
     image = nib.Nifti1Image(data, grid.affine, dtype=data.dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=1)
     directions = grid.affine[:3, :3] / np.array(grid.voxel_size)
     if np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):  # a qform holds no shear
         image.set_qform(grid.affine, code=1)
+    return image
+
+
+def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> None:
     with atomic(path) as scratch:
-        nib.save(image, scratch)
+        nib.save(nifti_image(data, grid), scratch)
 
 
 def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> None:

@@ -1,27 +1,22 @@
-"""Segmenting files, folders and images without BIDS, from the command line or a notebook."""
+"""Segmenting files and folders without BIDS."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import torch
 
 from siam_bids.bids.label_tables import save_label_table
 from siam_bids.bids.writers import save_segmentation, save_volumes
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, SiamError, UsageError
-from siam_bids.image.grid import Segmentation, Volume
-from siam_bids.image.nifti import as_volume, load_volume
+from siam_bids.image.nifti import load_volume
 from siam_bids.inference.cascade import Chain, ChainSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.measures.volumes import tissue_volumes
-from siam_bids.models.folder import search_path
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
@@ -30,50 +25,6 @@ from siam_bids.support.atomic_files import sha256, write_json
 logger = logging.getLogger(__name__)
 
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh")
-
-
-def segment(
-    image: str | Path | nib.spatialimages.SpatialImage | Volume,
-    *,
-    model: str = "compact",
-    device: str = "auto",
-    threads: int = 0,
-    **options: Any,
-) -> Segmentation:
-    """Segment one head scan on its own grid.
-
-    Parameters
-    ----------
-    image
-        Path of a NIfTI or MGH file, an image that nibabel opened, or a `Volume`.
-    model
-        Name of a registered model, or the path of an nnU-Net v2 model folder.
-    device
-        `auto`, `cpu`, `cuda` or `mps`.
-    threads
-        CPU threads to use; 0 leaves the choice to torch.
-    options
-        Those of `siam_bids.config.Inference`, for example `voxel_size=0.75`.
-
-    Returns
-    -------
-    `data` (I, J, K) uint8 on `grid`, with values named by `labels`.
-
-    Raises
-    ------
-    SiamError
-        The image, the model or an option is unusable; says in one line what to do.
-    """
-    inference = Inference(**options)
-    if isinstance(image, Volume):
-        volume = image
-    elif isinstance(image, str | Path):
-        volume = load_volume(Path(image), index=inference.volume)
-    else:
-        volume = as_volume(image, Path(image.get_filename() or "the image"), inference.volume)
-    record = find_model(model, search_path(os.environ), inference.checkpoint)
-    record = record.as_asked(inference)
-    return _segmenter(record, device, threads, inference).segment(volume).segmentation
 
 
 def _segmenter(
