@@ -153,8 +153,9 @@ LAYOUTS = (
     }, links={T1W: "../../store/a.nii.gz", "sub-02": "pool/sub-02"}),
     Layout("A sparse checkout, contents not fetched", {
         **each(anat("01", "T1w"), TAKEN),
-        anat("02", "T1w")[0]: "fail: sub-02_T1w.nii.gz is a broken link (content not fetched?). "
-        "Fetch it or leave it out.",
+        anat("02", "T1w")[0]: "fail: sub-02_T1w.nii.gz is a broken link: its content is in "
+        "git-annex and was not fetched. Get it with `datalad get` or `git annex get sub-02_T1w.nii.gz`, or "
+        "leave it out.",
     }, links={anat("02", "T1w")[0]: "../../.git/annex/objects/none"}),
 )  # fmt: skip
 

@@ -1,6 +1,6 @@
-import contextlib
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -16,8 +16,11 @@ def test_the_size_of_a_regular_file(tmp_path):
 
 
 def make_socket(path):
-    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as end:
-        end.bind(path.name)  # of a socket, the path must be short
+    here = Path.cwd()
+    os.chdir(path.parent)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(path.name)
+    os.chdir(here)
 
 
 ANNEX = "annex/objects/Xk/0q/SHA256E-s99--aa.nii.gz/SHA256E-s99--aa.nii.gz"

@@ -108,6 +108,69 @@ def no_codes(path: Path, head: Volume) -> None:
     nib.save(image, path)
 
 
+def pipe(path: Path, head: Volume) -> None:
+    os.mkfifo(path)
+
+
+def plain(path: Path, head: Volume) -> None:
+    """An uncompressed file, whatever its name says."""
+    path.write_bytes(nib.Nifti1Image(head.data, head.grid.affine).to_bytes())
+
+
+def flipped_bit(path: Path, head: Volume) -> None:
+    """A gzip stream that still unpacks to its end; only the checksum tells."""
+    image = nib.Nifti1Image(head.data, head.grid.affine)
+    content = bytearray(gzip.compress(image.to_bytes(), compresslevel=0))
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+
+
+def huge_extensions(path: Path, head: Volume) -> None:
+    """Six extensions, each of 2^30 bytes, in a file of 6 MB."""
+    content = bytearray(nib.Nifti1Image(head.data, head.grid.affine).to_bytes())
+    count, size = 6, 1 << 30
+    struct.pack_into("<f", content, 108, 352 + count * size)
+    content[348:352] = b"\1\0\0\0"
+    zeros = bytes(1 << 20)
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        stream.write(content[:352])
+        for _ in range(count):
+            stream.write(struct.pack("<ii", size, 6) + zeros[8:])
+            for _ in range(3):  # far less than it declares
+                stream.write(zeros)
+
+
+def placed(sform: np.ndarray | None, qform: np.ndarray, codes: tuple[int, int]) -> Make:
+    """A scan whose header has both forms, each times a matrix, and these codes of theirs."""
+
+    def make(path: Path, head: Volume) -> None:
+        image = nib.Nifti1Image(head.data, None)
+        image.set_qform(head.grid.affine @ qform, codes[1])
+        content = bytearray(image.to_bytes())
+        rows = np.zeros(12) if sform is None else (head.grid.affine @ sform)[:3].ravel()
+        struct.pack_into("<12f", content, 280, *rows)
+        struct.pack_into("<h", content, 254, codes[0])
+        path.write_bytes(gzip.compress(content))
+
+    return make
+
+
+def long_quaternion(path: Path, head: Volume) -> None:
+    """A rotation by 180 degrees whose quaternion is a little too long, as rounding leaves it."""
+    placed(None, np.diag([-1, -1, 1, 1]), (0, 1))(path, head)
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    path.write_bytes(gzip.compress(put(264, "f", 1.0000002)(content)))
+
+
+def components(path: Path, head: Volume) -> None:
+    save(path, np.stack([head.data] * 3, -1)[:, :, :, None], head.grid.affine)
+
+
+def hot(data: np.ndarray) -> np.ndarray:
+    data[20, 20, 20] = 1e6
+    return data
+
+
 def rgb(path: Path, head: Volume) -> None:
     kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
     nib.save(nib.Nifti1Image(np.zeros(head.data.shape, kind), head.grid.affine), path)
@@ -150,6 +213,17 @@ SCANS = (
     OddScan("truncated gzip stream", truncated, "damaged"),
     OddScan("not gzip", lambda path, head: path.write_bytes(b"no gzip at all" * 99), "damaged"),
     OddScan("empty file", lambda path, head: path.write_bytes(b""), "empty"),
+    OddScan("gzip checksum wrong", flipped_bit, "damaged: its checksum"),
+    OddScan("named pipe", pipe, "named pipe"),
+    OddScan("link to an endless device", lambda p, h: p.symlink_to("/dev/zero"), "a device"),
+    OddScan("pointer of git-annex", lambda p, h: p.write_text(
+        "/annex/objects/SHA256E-s9--0.nii.gz\n"), "git-annex.*not fetched"),
+    OddScan("pointer of git-lfs", lambda p, h: p.write_text(
+        "version https://git-lfs.github.com/spec/v1\n"), "git-lfs.*not fetched"),
+    OddScan("not compressed, though its name ends in .gz", plain),
+    OddScan("only a header", lambda p, h: p.write_bytes(
+        nib.Nifti1Image(h.data, h.grid.affine).to_bytes()[:352]), "damaged.*cannot hold"),
+    OddScan("extensions of 6 GB declared", huge_extensions, "damaged"),
     OddScan("wrong magic", with_bytes(put(344, "4s", b"xxxx")), "damaged"),
     OddScan("data shorter than its header says", with_bytes(lambda c: bytes(c[:9000])), "damaged"),
     OddScan("NaN and infinite voxels", with_data(holes)),
@@ -168,11 +242,15 @@ SCANS = (
     OddScan("NIfTI-2", lambda p, h: nib.save(nib.Nifti2Image(h.data, h.grid.affine), p)),
     OddScan("scl_slope 0", with_bytes(put(112, "f", 0.0))),
     OddScan("scl_slope NaN", with_bytes(put(112, "f", np.nan))),
+    OddScan("scl_inter NaN", with_bytes(pieces(put(112, "f", 1.0), put(116, "f", np.nan)))),
+    OddScan("1-bit voxels", with_bytes(put(70, "hh", 1, 1)), "1-bit"),
+    OddScan("a voxel of 1e6", with_data(hot)),
     OddScan("2-D", with_data(lambda data: data[..., 20]), "2-D"),
     OddScan("4-D, two volumes", with_data(lambda data: np.stack([data, data], -1)),
             "4-D.*--volume"),
     OddScan("4-D, one volume", with_data(lambda data: data[..., None])),
     OddScan("5-D", with_data(lambda data: np.stack([data, data], -1)[..., None, :]), "5-D"),
+    OddScan("5-D, three components", components, "5-D.*one of its 3 with --volume"),
     OddScan("a single slice", with_data(lambda data: data[..., 20:21]), "too thin"),
     OddScan("voxels of 10 m", sized(2500), "voxels"),
     OddScan("voxels of 4 micrometres", sized(0.001), "voxels"),
@@ -183,7 +261,13 @@ SCANS = (
     OddScan("singular affine", with_affine(flat), "affine"),
     OddScan("sheared affine", with_affine(sheared)),
     OddScan("sform and qform disagree", two_codes),
+    OddScan("sform and qform disagree on the size", placed(
+        np.diag([2, 2, 2, 1]), np.eye(4), (1, 1))),
+    OddScan("sform and qform disagree on left and right", placed(
+        np.diag([-1, 1, 1, 1]), np.eye(4), (2, 1))),
     OddScan("neither sform nor qform", no_codes),
+    OddScan("sform of zeros beside a qform", placed(None, np.eye(4), (1, 1))),
+    OddScan("quaternion a little too long", long_quaternion),
     OddScan("0.8 mm voxels of a small animal", sized(0.2)),
     OddScan("0.2 mm voxels", sized(0.05)),
     OddScan("8 mm voxels", sized(2)),
@@ -201,7 +285,7 @@ SCANS = (
             lambda path, head: path.symlink_to(".git/annex/objects/none"), "broken link"),
     OddScan("uncompressed", with_data(lambda data: data), name="sub-{label}_T1w.nii"),
     OddScan("MGH data with the name of a NIfTI file", lambda p, h: p.write_bytes(
-        nib.MGHImage(h.data, h.grid.affine).to_bytes()), "damaged"),
+        nib.MGHImage(h.data, h.grid.affine).to_bytes())),
     OddScan("a run that is there twice", twice, name="sub-{label}_run-1_T1w.nii.gz"),
     OddScan("a name of 240 bytes", with_data(lambda data: data), "too long",
             name="sub-{label}_acq-" + "x" * 217 + "_T1w.nii.gz"),

@@ -45,8 +45,14 @@ def save_preview(path: Path, data: npt.NDArray[np.uint8], grid: Grid) -> None:
 
 
 def nifti_image(data: npt.NDArray[Any], grid: Grid) -> nib.Nifti1Image:
-    """Return data (I, J, K) as a NIfTI image on its grid."""
+    """Return data (I, J, K) as a NIfTI image on its grid.
+
+    Its header places it as the one that the grid was read from, if any, in sform and qform.
+    """
     image = nib.Nifti1Image(data, grid.affine, dtype=data.dtype)
+    if grid.forms:
+        grid.forms.write_to(image.header)
+        return image
     image.header.set_xyzt_units("mm")
     image.set_sform(grid.affine, code=1)
     directions = grid.affine[:3, :3] / np.array(grid.voxel_size)

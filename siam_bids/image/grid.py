@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import nibabel as nib
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from siam_bids.image.forms import Forms
 from siam_bids.image.labels import LabelTable
 
 Array = TypeVar("Array", bound=np.ndarray)
@@ -26,10 +27,14 @@ class Grid:
         (I, J, K) voxels.
     affine
         (4, 4) float64, voxel (i, j, k) to RAS+ millimetres.
+    forms
+        The placements of the NIfTI header that it was read from, if any: an image written on this
+        grid gets the same ones.
     """
 
     shape: tuple[int, int, int]
     affine: npt.NDArray[np.float64]
+    forms: Forms | None = field(default=None, compare=False, repr=False)
 
     @property
     def voxel_size(self) -> tuple[float, float, float]:

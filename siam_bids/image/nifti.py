@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import zlib
+import logging
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -12,99 +12,74 @@ import numpy.typing as npt
 
 from siam_bids.errors import ImageError
 from siam_bids.image.grid import Grid, Volume
+from siam_bids.image.image_file import ImageFile
 from siam_bids.support.memory import free_memory
+
+logger = logging.getLogger(__name__)
 
 SMALLEST_VOXEL, LARGEST_VOXEL = 0.05, 25.0
 """Edges in mm beyond which a header is wrong, or the image no head."""
 
-_READ_ERRORS = (
-    nib.filebasedimages.ImageFileError,
-    nib.spatialimages.HeaderDataError,
-    OSError,
-    EOFError,
-    ValueError,
-    zlib.error,
-)
 
-
-def _open(path: Path) -> nib.spatialimages.SpatialImage:
-    if not path.exists():
-        kind = "is a broken link (content not fetched?)" if path.is_symlink() else "does not exist"
-        raise ImageError(f"{path.name} {kind}.", "Fetch it or leave it out.")
-    if path.is_dir():
-        raise ImageError(f"{path.name} is a folder, not an image.", "Leave it out.")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path.name} is empty.", "Fetch or convert it again.")
-    try:
-        image = nib.load(path)
-    except _READ_ERRORS as error:
-        raise ImageError(
-            f"{path.name} cannot be read: it is damaged, or neither NIfTI nor MGH.",
-            "Fetch or convert it again.",
-        ) from error
-    if not isinstance(image, nib.spatialimages.SpatialImage):
-        raise ImageError(f"{path.name} is not a volume image.", "Give a NIfTI or MGH file.")
-    return image
-
-
-def _one_volume(
-    image: nib.spatialimages.SpatialImage, path: Path, index: int
-) -> nib.spatialimages.SpatialImage:
-    """Take one volume of a 4-D image; a 3-D one stays as it is."""
-    if len(image.shape) != 4:
-        return image
-    if index >= image.shape[3]:
-        raise ImageError(
-            f"{path.name} has {image.shape[3]} volumes, there is no volume {index}.",
-            "They are counted from 0.",
-        )
-    return image.slicer[..., index]
-
-
-def _grid(image: nib.spatialimages.SpatialImage, path: Path) -> Grid:
-    shape = tuple(int(size) for size in image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        raise ImageError(
-            f"{path.name} is {len(shape)}-D {shape}, one 3-D volume is needed.",
-            "Choose one with --volume, leave it out with --bids-filter-file or split it.",
-        )
-    if min(shape) < 8:
-        raise ImageError(f"{path.name} is {shape} voxels, too thin to segment a head in.")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * edges.prod():
-        raise ImageError(f"{path.name} has no usable affine (sform/qform).", "Repair its header.")
-    if edges.min() < SMALLEST_VOXEL or edges.max() > LARGEST_VOXEL:
-        raise ImageError(
-            f"{path.name} has voxels of {' x '.join(f'{edge:g}' for edge in edges)} mm, "
-            "which is no head scan.",
-            "Repair the voxel size in its header (in mm).",
-        )
-    need, free = BYTES_PER_VOXEL * math.prod(shape), free_memory()
+def _grid(image: ImageFile, index: int | None) -> Grid:
+    """Refuse what the header alone tells is no scan; return the grid of one volume."""
+    name, (i, j, k) = image.path.name, _shape(image, index)
+    _check_affine(image)
+    need, free = BYTES_PER_VOXEL * i * j * k, free_memory()
     if need > free:
         raise ImageError(
-            f"{path.name} has {' x '.join(map(str, shape))} voxels, which need about "
+            f"{name} has {i} x {j} x {k} voxels, which need about "
             f"{need / 1e9:.0f} GB of memory; {free / 1e9:.0f} GB are free.",
             "Give the job more memory or leave the scan out.",
         )
-    return Grid((shape[0], shape[1], shape[2]), affine)
-
-
-def _checked(
-    image: nib.spatialimages.SpatialImage, path: Path, index: int | None
-) -> tuple[nib.spatialimages.SpatialImage, Grid]:
-    """Refuse what the header alone tells is no scan; return the volume asked for and its grid."""
-    if index is not None:
-        image = _one_volume(image, path, index)
-    grid = _grid(image, path)
-    if image.get_data_dtype().fields or np.issubdtype(image.get_data_dtype(), np.complexfloating):
+    if image.dtype.fields or np.issubdtype(image.dtype, np.complexfloating):
         raise ImageError(
-            f"{path.name} holds {image.get_data_dtype()} voxels, not plain intensities.",
+            f"{name} holds {image.dtype} voxels, not plain intensities.",
             "Leave it out with --bids-filter-file or convert it to magnitude.",
         )
-    return image, grid
+    if image.forms and (trouble := image.forms.contradiction((i, j, k))):
+        logger.warning("%s: in its header, %s. Check where it comes from.", name, trouble)
+    return Grid((i, j, k), image.affine, image.forms)
+
+
+def _shape(image: ImageFile, index: int | None) -> tuple[int, int, int]:
+    """Return the voxels of one volume."""
+    name, shape = image.path.name, image.shape
+    if len(shape) < 3:
+        raise ImageError(
+            f"{name} is {len(shape)}-D {shape}, one 3-D volume is needed.",
+            "Leave it out with --bids-filter-file.",
+        )
+    if index is None and image.volumes > 1:
+        while shape[-1] == 1:
+            shape = shape[:-1]
+        raise ImageError(
+            f"{name} is {len(shape)}-D {shape}, one 3-D volume is needed.",
+            f"Choose one of its {image.volumes} with --volume (from 0), "
+            "leave it out with --bids-filter-file or split it.",
+        )
+    if index is not None and len(shape) > 3 and index >= image.volumes:
+        raise ImageError(
+            f"{name} has {image.volumes} volumes, there is no volume {index}.",
+            "They are counted from 0.",
+        )
+    i, j, k = shape[:3]
+    if min(i, j, k) < 8:
+        raise ImageError(f"{name} is {(i, j, k)} voxels, too thin to segment a head in.")
+    return i, j, k
+
+
+def _check_affine(image: ImageFile) -> None:
+    name, affine = image.path.name, image.affine
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * edges.prod():
+        raise ImageError(f"{name} has no usable affine (sform/qform).", "Repair its header.")
+    if edges.min() < SMALLEST_VOXEL or edges.max() > LARGEST_VOXEL:
+        raise ImageError(
+            f"{name} has voxels of {' x '.join(f'{edge:g}' for edge in edges)} mm, "
+            "which is no head scan.",
+            "Repair the voxel size in its header (in mm).",
+        )
 
 
 def read_grid(path: Path, *, index: int | None = None) -> Grid:
@@ -115,7 +90,7 @@ def read_grid(path: Path, *, index: int | None = None) -> Grid:
     ImageError
         As `load_volume`, as far as the header tells.
     """
-    return _checked(_open(path), path, index)[1]
+    return _grid(ImageFile.open(path), index)
 
 
 def load_volume(path: Path, *, index: int | None = None) -> Volume:
@@ -126,7 +101,8 @@ def load_volume(path: Path, *, index: int | None = None) -> Volume:
     Parameters
     ----------
     index
-        Which volume of a 4-D image is taken, from 0; None refuses images of several volumes.
+        Which volume of an image of more than three dimensions is taken, from 0, in the order of the
+        file; None refuses images of several volumes.
 
     Raises
     ------
@@ -134,19 +110,29 @@ def load_volume(path: Path, *, index: int | None = None) -> Volume:
         Unreadable file, not 3-D, an affine, voxel or matrix size that no head scan has, more
         voxels than memory holds, complex or RGB data, or a constant image.
     """
-    return as_volume(_open(path), path, index)
+    image = ImageFile.open(path)
+    grid = _grid(image, index)
+    return _volume(image.read(index or 0), grid, path)
 
 
 def as_volume(
     image: nib.spatialimages.SpatialImage, path: Path, index: int | None = None
 ) -> Volume:
     """Do what `load_volume` does for an image that is open already; `path` names it in errors."""
-    image, grid = _checked(image, path, index)
-    try:
-        data = np.asarray(image.dataobj, dtype=np.float32).reshape(grid.shape)
-    except _READ_ERRORS as error:
-        raise ImageError(f"{path.name} is damaged.", "Fetch or convert it again.") from error
-    data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
+    described = ImageFile.of_image(image, path)
+    grid = _grid(described, index)
+    proxy = image.dataobj
+    if isinstance(proxy, nib.arrayproxy.ArrayProxy) and isinstance(proxy.file_like, str):
+        return _volume(described.read(index or 0), grid, path)
+    volumes = np.asanyarray(proxy).reshape((*grid.shape, -1), order="F")
+    return _volume(volumes[..., index or 0], grid, path)
+
+
+def _volume(data: npt.NDArray[Any], grid: Grid, path: Path) -> Volume:
+    with np.errstate(over="ignore"):
+        data = np.asarray(data, dtype=np.float32)
+    if not np.isfinite(data).all():
+        data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
     if float(data.max()) == float(data.min()):
         raise ImageError(f"{path.name} is constant ({float(data.max()):g} everywhere).")
     return Volume(data, grid)
@@ -160,13 +146,11 @@ def load_labels(path: Path) -> tuple[npt.NDArray[np.int32], Grid]:
     ImageError
         Unreadable file, not 3-D, or values that are not whole numbers.
     """
-    image = _open(path)
-    grid = _grid(image, path)
-    try:
-        data = np.asarray(image.dataobj).reshape(grid.shape)
-    except _READ_ERRORS as error:
-        raise ImageError(f"{path.name} is damaged.", "Fetch or convert it again.") from error
-    whole = np.asarray(np.rint(data), dtype=np.int32)
+    image = ImageFile.open(path)
+    grid = _grid(image, None)
+    data = image.read()
+    with np.errstate(invalid="ignore"):
+        whole = np.asarray(np.rint(data), dtype=np.int32)
     if not np.array_equal(whole, data):
         raise ImageError(f"{path.name} holds values that are not whole numbers, no label map.")
     return whole, grid

@@ -13,6 +13,7 @@ from siam_bids.bids.label_tables import save_label_table
 from siam_bids.bids.writers import save_segmentation, save_volumes
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, SiamError, UsageError
+from siam_bids.image.image_file import image_checksum
 from siam_bids.image.nifti import load_volume
 from siam_bids.inference.cascade import Chain, ChainSegmenter
 from siam_bids.inference.device import choose_device
@@ -20,7 +21,7 @@ from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
-from siam_bids.support.atomic_files import sha256, write_json
+from siam_bids.support.atomic_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def segment_files(
 def _segment_file(
     image: Path, output: Output, segmenter: ChainSegmenter, record: ModelRecord
 ) -> None:
-    checksum = sha256(image)
+    checksum = image_checksum(image)
     volume = load_volume(image, index=segmenter.options.volume)
     found = segmenter.segment(volume)
     segmentation = found.segmentation

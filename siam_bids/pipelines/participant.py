@@ -38,6 +38,7 @@ from siam_bids.bids.writers import (
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError
 from siam_bids.image.grid import Volume
+from siam_bids.image.image_file import image_checksum
 from siam_bids.image.nifti import load_volume
 from siam_bids.inference.cascade import Chain, ChainSegmenter
 from siam_bids.inference.device import choose_device
@@ -52,7 +53,7 @@ from siam_bids.reports.methods_text import methods_text, model_line
 from siam_bids.reports.mosaics import draw
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.reports.viewer_volumes import save_previews
-from siam_bids.support.atomic_files import atomic, sha256, write_json
+from siam_bids.support.atomic_files import atomic, write_json
 from siam_bids.support.background import WriteBehind, read_ahead
 from siam_bids.support.memory import reset_peak_memory
 from siam_bids.support.timing import Meter
@@ -234,7 +235,7 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
     with meter.stage("read"):
         names = checklist.names(scan)
         outputs = checklist.outputs(names)
-        provenance = checklist.provenance(scan, sha256(scan.path) if scan.path.exists() else "")
+        provenance = checklist.provenance(scan, image_checksum(scan.path))
         why = to_do(names, provenance, outputs)
         if not why and not config.overwrite:
             return None

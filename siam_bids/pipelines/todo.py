@@ -14,13 +14,14 @@ from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
 from siam_bids.image.grid import Grid
 from siam_bids.image.labels import LabelTable
+from siam_bids.image.image_file import image_checksum
 from siam_bids.image.nifti import read_grid
 from siam_bids.inference.cascade import Chain
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.failures import reason_of
 from siam_bids.pipelines.provenance import made_from
-from siam_bids.support.atomic_files import read_json, sha256
+from siam_bids.support.atomic_files import read_json
 
 
 def prepare(config: RunConfig) -> tuple[Checklist, Selection]:
@@ -142,7 +143,7 @@ class Checklist:
         names = self.names(scan)
         checksum = read_json(sidecar(names.segmentation)).get("InputSHA256")
         if checksum and not trusting:
-            checksum = sha256(scan.path) if scan.path.exists() else ""
+            checksum = image_checksum(scan.path)
         why = to_do(names, self.provenance(scan, checksum or ""), self.outputs(names))
         return why or ("to be overwritten" if self.config.overwrite else "")
 
