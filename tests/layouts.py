@@ -154,8 +154,8 @@ LAYOUTS = (
     Layout("A sparse checkout, contents not fetched", {
         **each(anat("01", "T1w"), TAKEN),
         anat("02", "T1w")[0]: "fail: sub-02_T1w.nii.gz is a broken link: its content is in "
-        "git-annex and was not fetched. Get it with `datalad get` or `git annex get sub-02_T1w.nii.gz`, or "
-        "leave it out.",
+        "git-annex and was not fetched. Get it with `datalad get` or "
+        "`git annex get sub-02_T1w.nii.gz`, or leave it out.",
     }, links={anat("02", "T1w")[0]: "../../.git/annex/objects/none"}),
 )  # fmt: skip
 

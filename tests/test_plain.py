@@ -104,7 +104,7 @@ def test_mirroring_follows_the_checkpoint(tmp_path, head):
 def test_4d_images_are_refused_unless_a_volume_is_chosen(tmp_path, head, tiny_model):
     both = np.stack([np.zeros_like(head.data), head.data], -1)
     nib.save(nib.Nifti1Image(both, head.grid.affine), tmp_path / "a.nii.gz")
-    with pytest.raises(ImageError, match=r"4-D .* Choose one with --volume"):
+    with pytest.raises(ImageError, match=r"4-D .* Choose one of its 2 with --volume"):
         siam_bids.segment(tmp_path / "a.nii.gz", model=str(tiny_model))
     with pytest.raises(ImageError, match="has 2 volumes, there is no volume 2"):
         siam_bids.segment(tmp_path / "a.nii.gz", model=str(tiny_model), volume=2)

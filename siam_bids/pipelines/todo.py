@@ -13,8 +13,8 @@ from siam_bids.bids.status import to_do
 from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
 from siam_bids.image.grid import Grid
-from siam_bids.image.labels import LabelTable
 from siam_bids.image.image_file import image_checksum
+from siam_bids.image.labels import LabelTable
 from siam_bids.image.nifti import read_grid
 from siam_bids.inference.cascade import Chain
 from siam_bids.models.record import ModelRecord
