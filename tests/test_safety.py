@@ -103,6 +103,9 @@ WRITES = re.compile(
     r"|(?:mkdir|rmdir|rename|unlink|link|symlink|truncate|chmod|chown|mknod|utime|setxattr)\w*\()"
 )
 
+ASKING = {"sh", "hostname", "uname", "ldconfig", "fc-list"}
+"""Programs that libraries start to learn of this host and its fonts."""
+
 
 def written(line: str) -> list[str]:
     """The paths that a traced call would change; links and renames have two."""
@@ -141,8 +144,7 @@ def test_a_run_writes_nowhere_else_locks_nothing_and_connects_to_nobody(traced):
         for line in lines
         if "execve(" in line and not failed.search(line)
     }
-    asking = {"sh", "hostname", "uname", "ldconfig", "fc-list"}  # libraries: this host, its fonts
-    assert programs <= {Path(sys.executable).name, *asking}
+    assert programs <= {Path(sys.executable).name, *ASKING}
 
 
 def test_values_of_tables_are_text_on_pages_and_in_nothing_run(study, tmp_path):

@@ -30,6 +30,8 @@ from siam_bids.nnunet.checks import (
 )
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
+    from nnunetv2.configuration import ANISO_THRESHOLD
+    from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
     from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
     from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
@@ -44,7 +46,13 @@ _RESAMPLING: dict[str, tuple[Callable[..., Any], Mapping[str, Check], Mapping[st
     "resample_data_or_seg_to_shape": (
         resample_data_or_seg_to_shape,
         {**_SEPARATE, "order": whole(0, 5), "order_z": whole(0, 5)},
-        {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": False},
+        {
+            "is_seg": False,
+            "order": 3,
+            "order_z": 0,
+            "force_separate_z": False,
+            "separate_z_anisotropy_threshold": ANISO_THRESHOLD,
+        },
     ),
     "resample_torch_fornnunet": (
         resample_torch_fornnunet,
@@ -61,13 +69,23 @@ _RESAMPLING: dict[str, tuple[Callable[..., Any], Mapping[str, Check], Mapping[st
 }
 """Functions, the keywords that they take, and those that stock nnU-Net lets a plan leave out."""
 
-_INTENSITIES = {
-    "ZScoreNormalization": (),
-    "NoNormalization": (),
-    "RescaleTo01Normalization": (),
-    "CTNormalization": ("mean", "std", "percentile_00_5", "percentile_99_5"),
+
+@dataclass(frozen=True)
+class Normalisation:
+    """One of nnU-Net's normalisations, and the intensities of the training images it needs."""
+
+    make: Callable[..., Any]
+    needs: tuple[str, ...] = ()
+
+
+NORMALISATIONS = {
+    "ZScoreNormalization": Normalisation(schemes.ZScoreNormalization),
+    "NoNormalization": Normalisation(schemes.NoNormalization),
+    "RescaleTo01Normalization": Normalisation(schemes.RescaleTo01Normalization),
+    "CTNormalization": Normalisation(
+        schemes.CTNormalization, ("mean", "std", "percentile_00_5", "percentile_99_5")
+    ),
 }
-"""Normalisations, and the intensities of the training images that each needs."""
 
 _READERS = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
 _NAMES: dict[str, tuple[str, ...]] = {
@@ -96,8 +114,11 @@ class Plan:
         Edges of a tile in voxels, in the plans' axis order.
     spacing
         Voxel size in mm, in the plans' axis order.
-    normalization_schemes, use_mask_for_norm
-        Of each channel: the name of a class of nnU-Net's, and whether the zeros are left out.
+    transpose_forward
+        Which axis of [z, y, x] is each of the plans' axes.
+    normalization_schemes, use_mask_for_norm, intensities
+        Of each channel: one of `NORMALISATIONS`, whether the zeros are left out, and intensities of
+        the training images by name (`mean`, `std`, ...).
     resampling_fn_data, resampling_fn_probabilities
         Functions of (array, new shape, voxel size, new voxel size).
     """
@@ -106,8 +127,10 @@ class Plan:
     configuration: dict[str, Any]
     patch_size: list[int]
     spacing: list[float]
+    transpose_forward: list[int]
     normalization_schemes: list[str]
     use_mask_for_norm: list[bool]
+    intensities: list[dict[str, Any]]
     resampling_fn_data: Callable[..., Any]
     resampling_fn_probabilities: Callable[..., Any]
 
@@ -135,8 +158,6 @@ class Plan:
         depths = strides_of(options)
         if any(edge % step for edge, step in zip(patch, depths, strict=True)) or patch == depths:
             raise ValueError(f"patch_size is {patch}, no multiple of the network's {depths}")
-        schemes, masks = _normalisation(plans, found, channels)
-        _axes(plans)
         data, probabilities = (_resampling(found, kind) for kind in ("data", "probabilities"))
         if probabilities.func is no_resampling_hack is not data.func:
             raise ValueError("resampling_fn_probabilities leaves out what resampling_fn_data does")
@@ -149,8 +170,8 @@ class Plan:
             },
             patch,
             _three(_SPACING)(found.get("spacing"), "spacing"),
-            schemes,
-            masks,
+            _axes(plans),
+            *_normalisation(plans, found, channels),
             data,
             probabilities,
         )
@@ -230,34 +251,38 @@ def _three(inner: Check) -> Check:
     return listed(inner, 3)
 
 
-def _axes(plans: Mapping[str, Any]) -> None:
-    """Check that the axes are only put in another order, and back."""
+def _axes(plans: Mapping[str, Any]) -> list[int]:
+    """Return the order of the axes, if the way back is that back."""
     orders = [
         _three(whole(0, 2))(plans.get(name), name)
         for name in ("transpose_forward", "transpose_backward")
     ]
+    forward: list[int]
     forward, backward = orders
     if sorted(forward) != [0, 1, 2] or [forward[axis] for axis in backward] != [0, 1, 2]:
         raise ValueError(f"transpose_forward {forward} and transpose_backward {backward} disagree")
+    return forward
 
 
 def _normalisation(
     plans: Mapping[str, Any], configuration: Mapping[str, Any], channels: int
-) -> tuple[list[str], list[bool]]:
-    schemes = listed(one_of(*_INTENSITIES))(
+) -> tuple[list[str], list[bool], list[dict[str, Any]]]:
+    names = listed(one_of(*NORMALISATIONS))(
         configuration.get("normalization_schemes"), "normalization_schemes"
     )
     masks = listed(flag)(configuration.get("use_mask_for_norm"), "use_mask_for_norm")
-    if min(len(schemes), len(masks)) < channels:
+    if min(len(names), len(masks)) < channels:
         raise ValueError(f"normalization_schemes or use_mask_for_norm lack one of {channels}")
     what = "foreground_intensity_properties_per_channel"
     older = "foreground_intensity_properties_by_modality"
     properties = table(plans.get(what, plans.get(older)), what)
+    intensities = []
     for channel in range(channels):
         own = table(properties.get(str(channel)), f"channel {channel} of {what}")
-        for name in _INTENSITIES[schemes[channel]]:
+        for name in NORMALISATIONS[names[channel]].needs:
             number()(own.get(name), f"{name} of channel {channel} in {what}")
-    return schemes, masks
+        intensities.append(own)
+    return names, masks, intensities
 
 
 def _resampling(configuration: Mapping[str, Any], kind: str) -> partial[Any]:

@@ -19,28 +19,26 @@ from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from scipy import ndimage
 
 from siam_bids.config import Inference
-from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, box_of
 from siam_bids.nnunet.model import NnunetModel
+from siam_bids.nnunet.plans import NORMALISATIONS
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environment variables
-    from nnunetv2.preprocessing.normalization import default_normalization_schemes
     from nnunetv2.preprocessing.resampling.default_resampling import (
         compute_new_shape,
         determine_do_sep_z_and_axis,
     )
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 
 def axis_order(model: NnunetModel) -> tuple[int, ...]:
     """Return which axis of a scan's array [z, y, x] is each axis of the plans' arrays."""
-    return tuple(PlansManager(model.plans).transpose_forward)
+    return tuple(model.plan.transpose_forward)
 
 
 def seen_shape(model: NnunetModel, grid: Grid, options: Inference) -> tuple[int, ...]:
     """Return the voxels (I, J, K) of a whole scan as the network sees it, at least a tile."""
     target = Reorientation.to_ras(grid).target
-    order = [2 - axis for axis in model.plans["transpose_forward"]]
+    order = [2 - axis for axis in model.plan.transpose_forward]
     spacing = assumed_spacing(model, [target.voxel_size[axis] for axis in order], options)
     shape = compute_new_shape([target.shape[axis] for axis in order], spacing, model.plan.spacing)
     return tuple(int(n) for n in np.maximum(shape, model.plan.patch_size))
@@ -63,24 +61,14 @@ def nonzero_mask(channels: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.
 def normalise(
     model: NnunetModel, channels: Sequence[npt.NDArray[np.float32]], index: int
 ) -> npt.NDArray[np.float32]:
-    """Normalise one of a scan's channels (I, J, K), cropped to non-zero, as the plans say.
-
-    Raises
-    ------
-    ModelError
-        nnU-Net has no such normalisation.
-    """
-    name = model.plan.normalization_schemes[index]
-    scheme = getattr(default_normalization_schemes, name, None)
-    if scheme is None:
-        raise ModelError(f"{model.folder} asks for the unknown normalisation {name}.")
+    """Normalise one of a scan's channels (I, J, K), cropped to non-zero, as the plans say."""
+    scheme = NORMALISATIONS[model.plan.normalization_schemes[index]].make
     masked = model.plan.use_mask_for_norm[index]
     outside = None
     if masked:
         outside = -(~ndimage.binary_fill_holes(nonzero_mask(channels))).astype(np.int8)
-    statistics = PlansManager(model.plans).foreground_intensity_properties_per_channel[str(index)]
     scaled: npt.NDArray[np.float32] = scheme(
-        use_mask_for_norm=masked, intensityproperties=statistics
+        use_mask_for_norm=masked, intensityproperties=model.plan.intensities[index]
     ).run(channels[index].copy(), outside)
     return scaled
 
@@ -133,7 +121,10 @@ def resample_logits(
         and (options["order"], options["order_z"]) == (1, 0)
     ):  # fmt: skip
         _, axis = determine_do_sep_z_and_axis(
-            options["force_separate_z"], model.plan.spacing, spacing
+            options["force_separate_z"],
+            model.plan.spacing,
+            spacing,
+            options["separate_z_anisotropy_threshold"],
         )
         return logits, axis
     function = model.plan.resampling_fn_probabilities
