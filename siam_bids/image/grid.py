@@ -16,6 +16,9 @@ from siam_bids.image.labels import LabelTable
 
 Array = TypeVar("Array", bound=np.ndarray)
 
+Box = tuple[slice, slice, slice]
+"""A part of an image, by its three axes."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -70,6 +73,14 @@ class _OnGrid(Generic[Array]):
 @dataclass(frozen=True)
 class Volume(_OnGrid[npt.NDArray[np.float32]]):
     """A scan: `data` (I, J, K) float32 intensities in the image's own unit."""
+
+    def cut(self, box: Box) -> Volume:
+        """Return the part of the scan in a box (I, J, K), in the same place of the world."""
+        affine = self.grid.affine.copy()
+        affine[:3, 3] = affine[:3] @ [*(part.start for part in box), 1]
+        data = self.data[box]
+        i, j, k = data.shape
+        return Volume(data, Grid((i, j, k), affine))
 
 
 @dataclass(frozen=True)
@@ -174,7 +185,7 @@ class Crop:
         return np.ascontiguousarray(self.turn.undo(whole.T))
 
 
-def box_of(mask: npt.NDArray[np.bool_]) -> tuple[slice, slice, slice]:
+def box_of(mask: npt.NDArray[np.bool_]) -> Box:
     """Return the smallest box (I, J, K) around a mask that is not empty."""
     i, j, k = ndimage.find_objects(mask.astype(np.uint8))[0]
     return i, j, k

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 
 from siam_bids.config import Inference
-from siam_bids.errors import ModelError, UsageError
-from siam_bids.image.grid import Grid, Segmentation, Volume
+from siam_bids.errors import LabelError, ModelError, UsageError
+from siam_bids.image.grid import Box, Grid, Segmentation, Volume, box_of
 from siam_bids.image.labels import LabelTable
 from siam_bids.inference.cost import Size, estimate
 from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each, precisions_of
@@ -21,6 +21,9 @@ from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.nnunet.model import NnunetModel
+
+MARGIN = 4
+"""Voxels of the scan around a region that its model sees, as SIAM crops for such models."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,14 @@ class Chain:
     upright
         Which heads are turned upright and looked at again; None for no such thing.
     regions
-        Name of a label, and the model that refines it there, in order. Such a model takes the
-        image and, as second channel, the mask of the region; its own background cannot win there.
+        Names of labels that make up a region together, and the model that refines them there, in
+        order. Such a model sees a crop of the scan around the region, normalised by itself, and
+        (if it has a second channel) the mask of the region there; its own background cannot win in
+        the region, and nothing outside of it changes.
     """
 
     heads: tuple[NnunetModel, ...]
-    regions: tuple[tuple[str, NnunetModel], ...] = ()
+    regions: tuple[tuple[tuple[str, ...], NnunetModel], ...] = ()
     focus: Focus | None = None
     intensities: Intensities | None = None
     upright: Upright | None = None
@@ -70,10 +75,10 @@ class Chain:
                     "they cannot be averaged."
                 )
         for _, model in regions:
-            if model.channels != 2:
+            if model.channels > 2:
                 raise ModelError(
                     f"{model.folder} is no model of a region: it has {model.channels} channels, "
-                    "not an image and a mask."
+                    "not an image and perhaps a mask."
                 )
         for name in record.focus.tissues if record.focus else ():
             if name not in heads[0].labels.by_name:
@@ -93,9 +98,13 @@ class Chain:
         """
         tables = [self.heads[0].labels]
         for inside, model in self.regions:
-            if inside not in tables[-1].by_name:
-                raise ModelError(f"There is no label {inside} for {model.folder} to refine.")
-            tables.append(tables[-1].refined((inside,), model.labels))
+            for name in inside:
+                if name not in tables[-1].by_name:
+                    raise ModelError(f"There is no label {name} for {model.folder} to refine.")
+            try:
+                tables.append(tables[-1].refined(inside, model.labels))
+            except LabelError as error:
+                raise ModelError(f"{model.folder} does not fit: {error}") from error
         return tuple(tables)
 
     @property
@@ -205,36 +214,57 @@ class ChainSegmenter:
         )
         for step, finer in enumerate(self._finer, start=1):
             before, after = self.chain.tables[step - 1 : step + 1]
-            mask = found.segmentation.data == before.by_name[self.chain.regions[step - 1][0]].index
+            values = [before.by_name[name].index for name in self.chain.regions[step - 1][0]]
+            mask = np.isin(found.segmentation.data, values)
             if not mask.any():
                 same = Segmentation(found.segmentation.data, volume.grid, after)
                 found = replace(found, segmentation=same)
                 continue
             own = finer.model.labels.by_name
+            box = box_around(mask, MARGIN)
             part = finer.segment(
-                volume,
-                inside=mask,
+                volume.cut(box),
+                inside=mask[box],
                 probabilities=[name for name in probabilities if name in own],
                 progress=share(step),
             )
-            found = _joined(found, part, mask, after)
+            found = _joined(found, part, mask, box, after)
         return found
 
 
+def box_around(mask: npt.NDArray[np.bool_], margin: int) -> Box:
+    """Return the box (I, J, K) around a mask that is not empty, wider by `margin` voxels."""
+    i, j, k = (
+        slice(max(part.start - margin, 0), min(part.stop + margin, length))
+        for part, length in zip(box_of(mask), mask.shape, strict=True)
+    )
+    return i, j, k
+
+
 def _joined(
-    coarse: Prediction, finer: Prediction, mask: npt.NDArray[np.bool_], labels: LabelTable
+    coarse: Prediction,
+    finer: Prediction,
+    mask: npt.NDArray[np.bool_],
+    box: Box,
+    labels: LabelTable,
 ) -> Prediction:
-    """Take what is inside the mask from the finer prediction; `labels` names what both may hold."""
+    """Take what is inside the mask from the finer prediction, made of a box of the scan.
+
+    `labels` names what both may hold.
+    """
     table = finer.segmentation.labels
     values = np.zeros(table.labels[-1].index + 1, np.uint8)
     for label in table.foreground:
         values[label.index] = labels.by_name[label.name].index
     data = coarse.segmentation.data.copy()
-    data[mask] = values[finer.segmentation.data[mask]]
+    data[mask] = values[finer.segmentation.data[mask[box]]]
 
     def probability(name: str) -> npt.NDArray[np.float32]:
-        inner, outer = (each.probabilities.get(name, np.float32(0)) for each in (finer, coarse))
-        return np.where(mask, inner, outer).astype(np.float32, copy=False)
+        outer = coarse.probabilities.get(name)
+        whole = np.zeros(mask.shape, np.float32) if outer is None else outer.copy()
+        inner = finer.probabilities.get(name)
+        whole[mask] = 0 if inner is None else inner[mask[box]]
+        return whole
 
     names = dict.fromkeys([*coarse.probabilities, *finer.probabilities])
     return Prediction(

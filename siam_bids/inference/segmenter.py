@@ -105,8 +105,8 @@ class NnunetSegmenter:
         Parameters
         ----------
         inside
-            (I, J, K) region to label, for a model of two channels: within it no voxel becomes
-            background, outside all do.
+            (I, J, K) region to label: within it no voxel becomes background, outside all do. A
+            model of two channels is told it as the second.
 
         Raises
         ------
@@ -149,7 +149,9 @@ class NnunetSegmenter:
         part = part or tuple(slice(0, length) for length in crop.shape)
         self._check_memory(volume.grid, crop.within(part).grid)
         cropped = [crop.cut(channel).transpose(self._axes) for channel in whole]
-        image = np.stack([normalise(self.model, cropped, index) for index in range(len(cropped))])
+        image = np.stack(
+            [normalise(self.model, cropped, index) for index in range(self.model.channels)]
+        )
         seen = tuple(part[axis] for axis in self._axes)
         crop, image = crop.within(part), image[(slice(None), *seen)]
         spacing = assumed_spacing(

@@ -7,6 +7,10 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from siam_bids.errors import ModelError
+from siam_bids.support.text import load_json
 
 CHECKPOINT = "checkpoint_final.pth"
 """A fold's weights, as nnU-Net writes them."""
@@ -18,6 +22,9 @@ BEST = "checkpoint_best.pth"
 """Those that did best in validation: all that an unfinished training leaves."""
 
 _FOLD = re.compile(r"fold_(\d+|all)")
+
+
+_LARGEST_JSON = 16 << 20  # bytes; plans.json has some thousands
 
 
 def search_path(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -68,3 +75,40 @@ def fold_weights(folder: Path, checkpoint: str = "") -> tuple[Path, ...]:
         if found:
             return tuple(path for _, path in sorted(found.items()))
     return ()
+
+
+def first_weights(folder: Path) -> Path:
+    """Return the weights of a model folder's first fold, however it came here.
+
+    Raises
+    ------
+    ModelError
+        It holds none.
+    """
+    weights = fold_weights(folder)
+    if not weights:
+        raise ModelError(
+            f"{folder} holds no weights (fold_*/{CHECKPOINT} or fold_*/{CONVERTED}).",
+            "Give an nnU-Net v2 model folder.",
+        )
+    return weights[0]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model.
+
+    Raises
+    ------
+    ModelError
+        It is absent, no regular file, of more than 16 MiB, nested too deep, or no JSON object.
+    """
+    try:
+        if path.is_file() and path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
+        content = load_json(path)
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", "") or error
+        raise ModelError(f"{path} cannot be read: {reason}.") from error
+    return content

@@ -17,6 +17,7 @@ from siam_bids.models.archives import unpack
 from siam_bids.models.download import (
     Progress,
     check_archive,
+    check_checksum,
     check_space,
     download,
     is_writable,
@@ -26,10 +27,10 @@ from siam_bids.models.folder import find_folder
 from siam_bids.models.registry import (
     MANIFEST,
     find_model,
+    listed_files,
     locate,
     model_files,
     models_named_in,
-    read_entry,
 )
 from siam_bids.support.atomic_files import sha256, write_json
 
@@ -69,11 +70,15 @@ def fetch(
     if entry is None:
         raise UsageError(f"There is no model {name!r}.", f"Known: {', '.join(known.registry())}.")
     if parts := models_named_in(entry):
+        if archive or checksum:
+            raise UsageError(f"{name} consists of {', '.join(parts)}.", "Fetch each by its name.")
         server = url if url.endswith("/") else ""
         folders = [
             fetch(part, roots, convert=convert, url=server, progress=progress) for part in parts
         ]
         return folders[0]
+    if checksum:
+        check_checksum(checksum)
     if there := locate(name, roots):
         return there[0]
     root = roots[0]
@@ -94,18 +99,25 @@ def fetch(
         if archive:
             check_archive(archive, checksum)
             return _install(archive, target, convert, about)
-        check_space(root, 2 * size)
         address = (url + file if url.endswith("/") else url) or source["url"]
-        got = root / ".download" / file
-        download(address, got, size=size, progress=progress)
-        try:
-            check_archive(got, checksum)
-        except ModelError:
-            got.unlink()
-            raise
+        got = _download(address, root / ".download" / file, checksum, size, progress)
         folder = _install(got, target, convert, about)
         got.unlink()
         return folder
+
+
+def _download(
+    address: str, target: Path, checksum: str, size: int, progress: Progress | None
+) -> Path:
+    """Download an archive and check it; what is not genuine is removed."""
+    check_space(target.parent, 2 * size)
+    download(address, target, size=size, progress=progress)
+    try:
+        check_archive(target, checksum)
+    except ModelError:
+        target.unlink()
+        raise
+    return target
 
 
 def _install(
@@ -151,9 +163,9 @@ def verify(name: str, roots: Sequence[Path]) -> Iterator[tuple[str, bool]]:
             raise ModelError(
                 f"{model.folder} has no {MANIFEST}: it was not fetched by siam-bids-models."
             )
-        for part, listed in read_entry(manifest)["files"].items():
+        for part, listed in listed_files(model.folder).items():
             path = model.folder / part
-            yield part, path.exists() and sha256(path) == listed["sha256"]
+            yield part, path.is_file() and sha256(path) == listed["sha256"]
 
 
 def remove(name: str, roots: Sequence[Path]) -> Path:
@@ -170,6 +182,8 @@ def remove(name: str, roots: Sequence[Path]) -> Path:
         names = ", ".join(dict.fromkeys(part.name for part in parts))
         raise ModelError(f"{name} consists of {names}.", "Remove those that you can spare.")
     folder = record.folder
+    if name not in known.registry():
+        raise ModelError(f"{name} is no registered model and is left alone.", "Remove it yourself.")
     if not (folder / MANIFEST).exists():
         raise ModelError(f"{folder} was not fetched by siam-bids-models and is left alone.")
     shutil.rmtree(folder)

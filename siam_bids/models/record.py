@@ -12,10 +12,15 @@ from siam_bids.models.settings import Focus, Intensities, Upright
 
 @dataclass(frozen=True)
 class Region:
-    """A label that another model refines: its name, and that model."""
+    """Labels that another model refines, together as one region, and that model."""
 
-    inside: str
+    inside: tuple[str, ...]
     model: ModelRecord
+
+    def describe(self) -> dict[str, Any]:
+        """Return the region as sidecars tell it."""
+        inside = self.inside[0] if len(self.inside) == 1 else list(self.inside)
+        return {"Inside": inside, **self.model.describe()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,7 @@ class ModelRecord:
         focus = self.focus and self.focus.describe()
         intensities = self.intensities and self.intensities.describe()
         upright = self.upright and self.upright.describe()
-        regions = [{"Inside": each.inside, **each.model.describe()} for each in self.regions]
+        regions = [each.describe() for each in self.regions]
         return {
             "Name": self.name,
             "Title": self.title,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from siam_bids.errors import ModelError
-from siam_bids.models.folder import find_folder, fold_weights
+from siam_bids.models.folder import find_folder, fold_weights, read_object
 from siam_bids.models.labels import LABELS
 from siam_bids.models.record import ModelRecord, Region
 from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.support.atomic_files import sha256
 from siam_bids.support.package_data import resource
+
+_DEEPEST = 10  # chains within each other
 
 MANIFEST = "siam-bids.json"
 """Beside plans.json of a fetched model: its name, and size and SHA-256 of every file."""
@@ -31,7 +32,13 @@ def registry() -> dict[str, dict[str, Any]]:
     return content
 
 
-def find_model(name: str, roots: Sequence[Path] = (), checkpoint: str = "") -> ModelRecord:
+def find_model(
+    name: str,
+    roots: Sequence[Path] = (),
+    checkpoint: str = "",
+    *,
+    named_by: tuple[Path, ...] = (),
+) -> ModelRecord:
     """Find a registered model by name, or take the path of a model folder, ensemble or chain.
 
     An ensemble is an entry of models.json, or a JSON file like one, that names its `members`. A
@@ -44,25 +51,32 @@ def find_model(name: str, roots: Sequence[Path] = (), checkpoint: str = "") -> M
         Where downloaded models may lie, see `folder.search_path`.
     checkpoint
         Which file of each fold is run, see `folder.fold_weights`.
+    named_by
+        The files of ensembles and chains that name this model, the outermost first.
 
     Raises
     ------
     ModelError
-        Neither a known name nor a folder, not fetched yet, or the folder lacks a part.
+        Neither a known name nor a folder, not fetched yet, the folder lacks a part, or a chain
+        names itself.
     """
     known = registry()
     if name.endswith(".json"):
-        return _joined(Path(name).stem, _joined_file(Path(name).expanduser()), roots, checkpoint)
+        path = Path(name).expanduser()
+        files = (*named_by, path.resolve())
+        if path.resolve() in named_by or len(files) > _DEEPEST:
+            raise ModelError(f"{' names '.join(file.name for file in files[-3:])}: without an end.")
+        return _joined(path.stem, _joined_file(path), roots, checkpoint, files)
     if name in known:
         entry = known[name]
         if models_named_in(entry):
-            return _joined(name, entry, roots, checkpoint)
+            return _joined(name, entry, roots, checkpoint, named_by)
         if not (here := locate(name, roots)):
             raise ModelError(
                 f"The model {name} is not here.", f"Get it with: siam-bids-models fetch {name}"
             )
         (folder,) = here
-        version = entry.get("version") or read_entry(folder / "version.json")["version"]
+        version = entry.get("version") or read_object(folder / "version.json")["version"]
         return ModelRecord(
             name=name,
             title=entry["title"],
@@ -104,7 +118,7 @@ def _joined_file(path: Path) -> dict[str, Any]:
         return str(there) if there.exists() else model
 
     try:
-        content = read_entry(path)
+        content = read_object(path)
         members = [absolute(each) for each in content.get("members", ())]
         first: dict[str, Any]
         if len(members) > 1:
@@ -114,26 +128,37 @@ def _joined_file(path: Path) -> dict[str, Any]:
             more = "intensities" in content or "upright" in content
             listed = content.get("regions", ()) if more else content["regions"]
         regions = [
-            {"inside": str(each["inside"]), "model": absolute(each["model"])} for each in listed
+            {"inside": _inside(each["inside"]), "model": absolute(each["model"])} for each in listed
         ]
-        return {**content, **first, "regions": regions}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for key in ("title", "version", "citation"):
+            content[key] = str(content[key]) if key in content else ""
+        content["precisions"] = [str(each) for each in content.get("precisions", ())]
+        said = {key: value for key, value in content.items() if value != ""}
+        return {**said, **first, "regions": regions}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
         raise ModelError(
-            f"{path} is no chain of models ({error}).",
-            'Write {"model": ..., "regions": [{"inside": LABEL, "model": ...}]} '
+            f"{path} is no chain of models ({str(error).rstrip('.')}).",
+            'Write {"model": ..., "regions": [{"inside": LABEL or [LABEL, ...], "model": ...}]} '
             'or, for an ensemble, {"members": [..., ...]}.',
         ) from error
 
 
 def _joined(
-    name: str, entry: Mapping[str, Any], roots: Sequence[Path], checkpoint: str
+    name: str,
+    entry: Mapping[str, Any],
+    roots: Sequence[Path],
+    checkpoint: str,
+    named_by: tuple[Path, ...],
 ) -> ModelRecord:
     """Put together what an ensemble or a chain names; it has a checksum over all its parts."""
-    members = tuple(find_model(each, roots, checkpoint) for each in entry.get("members", ()))
-    first = members[0] if members else find_model(entry["model"], roots, checkpoint)
+
+    def found(model: str) -> ModelRecord:
+        return find_model(model, roots, checkpoint, named_by=named_by)
+
+    members = tuple(found(each) for each in entry.get("members", ()))
+    first = members[0] if members else found(entry["model"])
     regions = tuple(
-        Region(each["inside"], find_model(each["model"], roots, checkpoint))
-        for each in entry.get("regions", ())
+        Region(_inside(each["inside"]), found(each["model"])) for each in entry.get("regions", ())
     )
     for member in members:
         if member.members or member.regions:
@@ -144,7 +169,7 @@ def _joined(
     heads = members or (first,)
     models = [*heads, *(region.model for region in regions)]
     parts = "".join(f"{member.sha256}\n" for member in members[1:])
-    parts += "".join(f"{region.inside} {region.model.sha256}\n" for region in regions)
+    parts += "".join(f"{', '.join(each.inside)} {each.model.sha256}\n" for each in regions)
     focus = Focus.of(entry["focus"]) if "focus" in entry else first.focus
     intensities = _intensities(entry) or (None if members else first.intensities)
     upright = _upright(entry) or (None if members else first.upright)
@@ -168,6 +193,14 @@ def _joined(
         citation=entry.get("citation", " ".join(citations)),
         regions=(*first.regions, *regions),
     )
+
+
+def _inside(given: Any) -> tuple[str, ...]:
+    """Return the labels of a region, which may be given as one name or as a list."""
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not names or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
+        raise TypeError("inside is no label and no list of labels")
+    return names
 
 
 def _intensities(entry: Mapping[str, Any]) -> Intensities | None:
@@ -197,17 +230,31 @@ def models_named_in(entry: Mapping[str, Any]) -> list[str]:
     return [*entry.get("members", ()), *first, *regions]
 
 
-def read_entry(path: Path) -> dict[str, Any]:
-    """Read a JSON object."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 def model_files(folder: Path, checkpoint: str = "") -> list[Path]:
     """List the files of a model: two JSON files, perhaps a label table, the folds' weights."""
     tables = [folder / LABELS] if (folder / LABELS).exists() else []
     weights = fold_weights(folder, checkpoint)
     return [folder / "plans.json", folder / "dataset.json", *tables, *weights]
+
+
+def listed_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what the manifest of a fetched model lists: size and SHA-256 by the file's path.
+
+    Raises
+    ------
+    ModelError
+        It is no such list.
+    """
+    files = read_object(folder / MANIFEST).get("files")
+    good = isinstance(files, dict) and all(
+        isinstance(about, dict)
+        and isinstance(about.get("size"), int)
+        and isinstance(about.get("sha256"), str)
+        for about in files.values()
+    )
+    if not isinstance(files, dict) or not good:
+        raise ModelError(f"{folder / MANIFEST} is no list of files.", "Fetch the model again.")
+    return files
 
 
 def _hash(path: Path) -> str:
@@ -222,13 +269,12 @@ def _hash_of(path: Path, _size: int, _time: int) -> str:
 
 
 def _folder_checksum(folder: Path, checkpoint: str) -> str:
-    known: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        known = read_entry(folder / MANIFEST)["files"]
+    known = listed_files(folder) if (folder / MANIFEST).exists() else {}
     digest = hashlib.sha256()
     for part in model_files(folder, checkpoint):
-        if not part.exists():
-            raise ModelError(f"{folder} is no nnU-Net model folder: {part.name} is missing.")
+        if not part.is_file():
+            what = "is no regular file" if part.exists() else "is missing"
+            raise ModelError(f"{folder} is no nnU-Net model folder: {part.name} {what}.")
         name = part.relative_to(folder).as_posix()
         listed = known.get(name, {})
         same = listed.get("size") == part.stat().st_size  # gigabytes: hashed by `verify` only

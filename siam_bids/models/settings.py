@@ -14,6 +14,14 @@ from siam_bids.image.grid import Grid, Reorientation
 logger = logging.getLogger(__name__)
 
 
+def _number(value: Any, *, above: float = -math.inf, most: float = 1e6) -> float:
+    """Return a finite number from 0; `ValueError` or `TypeError` for anything else."""
+    number = float(value)
+    if not 0 <= number <= most or number <= above:
+        raise ValueError(f"{value} is out of range")
+    return number
+
+
 @dataclass(frozen=True)
 class Focus:
     """Where the members of an ensemble look, but for the first, which sees the whole scan.
@@ -50,9 +58,9 @@ class Focus:
             Something is missing, no number, or a share that is not between 0 and 1.
         """
         try:
-            x, y, z = (float(edge) for edge in entry["extent"])
-            margin, step = float(entry["margin"]), float(entry["step"])
-            share = float(entry["share"]) if "share" in entry else None
+            x, y, z = (_number(edge) for edge in entry["extent"])
+            margin, step = _number(entry["margin"]), _number(entry["step"], above=0)
+            share = _number(entry["share"]) if "share" in entry else None
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"share {share}")
             return cls(tuple(map(str, entry["tissues"])), margin, step, (x, y, z), share)
@@ -123,8 +131,9 @@ class Intensities:
         """
         names = ("weight", "reach", "spread", "neighbours", "temperature")
         try:
-            weight, reach, spread, neighbours, heat = (float(entry[name]) for name in names)
-            return cls(weight, reach, spread, neighbours, heat, int(entry["rounds"]))
+            weight, reach, spread, neighbours, heat = (_number(entry[name]) for name in names)
+            rounds = _number(entry["rounds"], most=100)
+            return cls(weight, reach, spread, neighbours, heat, int(rounds))
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The intensities of a model cannot be read ({error!r}).",
@@ -172,7 +181,7 @@ class Upright:
             Something is missing or no number, or the size is less than 1.
         """
         try:
-            degrees, size, margin = (float(entry[name]) for name in ("degrees", "size", "margin"))
+            degrees, size, margin = (_number(entry[name]) for name in ("degrees", "size", "margin"))
             if size < 1:
                 raise ValueError(f"size {size}")
             return cls(degrees, size, margin)

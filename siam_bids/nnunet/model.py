@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,21 +16,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.image.labels import LabelTable
-from siam_bids.models.folder import BEST, CHECKPOINT, fold_weights
+from siam_bids.models.folder import BEST, CHECKPOINT, fold_weights, read_object
 from siam_bids.models.labels import read_labels
 from siam_bids.nnunet.architecture import build_network
 from siam_bids.nnunet.checkpoints import Checkpoint, convert_checkpoints
 from siam_bids.nnunet.checks import shown
 from siam_bids.nnunet.lean_unet import is_unet, multiply_adds
 from siam_bids.nnunet.plans import Plan, configurations
-from siam_bids.support.input_files import regular_file
 
 logger = logging.getLogger(__name__)
 
 CONFIGURATION = "3d_fullres"
 """That of our own models, and of checkpoints that do not name theirs."""
-
-_LARGEST_JSON = 1 << 26  # bytes; stock nnU-Net writes some 20 kB
 
 
 @dataclass(frozen=True)
@@ -155,16 +151,9 @@ class NnunetModel:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
-        if regular_file(folder / name, ModelError) > _LARGEST_JSON:
-            raise ValueError("it is too large")
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise TypeError("it is no JSON object")
-    except (OSError, ValueError, TypeError, RecursionError, ModelError) as error:
-        raise ModelError(
-            f"{folder} is no nnU-Net model folder: {name} cannot be read ({error})."
-        ) from error
-    return content
+        return read_object(folder / name)
+    except ModelError as error:
+        raise ModelError(f"{folder} is no nnU-Net model folder: {error.message}") from error
 
 
 def _channels(folder: Path, dataset: dict[str, Any]) -> int:
