@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from siam_bids.models.folder import CHECKPOINT
+from siam_bids.models.folder import CHECKPOINT, first_weights
 from siam_bids.nnunet.checkpoints import load_weights, mirror_axes
 from siam_bids.nnunet.write import checkpoint
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     parser.add_argument("models", type=Path, nargs="+")
     options = parser.parse_args()
-    paths = [folder / "fold_0" / CHECKPOINT for folder in options.models]
+    paths = [first_weights(folder) for folder in options.models]
     (options.target / "fold_0").mkdir(parents=True)
     for name in ("plans.json", "dataset.json"):
         shutil.copy(options.models[0] / name, options.target)

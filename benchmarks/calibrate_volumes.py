@@ -27,7 +27,7 @@ from siam_bids.image.grid import Grid, Volume
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.nifti import load_labels
 from siam_bids.inference.segmenter import NnunetSegmenter
-from siam_bids.models.folder import CHECKPOINT
+from siam_bids.models.folder import CHECKPOINT, first_weights
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.nnunet.checkpoints import load_weights, mirror_axes
@@ -121,7 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     record = find_model(options.model)
     offsets = given(options.offsets) if options.offsets else measured(record, options)
-    path = record.folder / "fold_0" / CHECKPOINT
+    path = first_weights(record.folder)
     (options.target / "fold_0").mkdir(parents=True)
     for name in ("plans.json", "dataset.json"):
         shutil.copy(record.folder / name, options.target)

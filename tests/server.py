@@ -4,8 +4,8 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,15 @@ from typing import Any
 class Server(ThreadingHTTPServer):
     """Serves `files` by path; breaks off after so many bytes, once for each in `breaks`.
 
+    What is `odd` answers by itself.
+
     Asked about the security of packages, it says what `vulnerable` holds and keeps their names.
     """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
+        self.odd: dict[str, Callable[[Handler], None]] = {}
         self.breaks: list[int] = []
         self.ranges: list[str | None] = []
         self.vulnerable: dict[str, dict[str, Any]] = {}
@@ -34,6 +37,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        if odd := self.server.odd.get(self.path.lstrip("/")):
+            self.close_connection = True
+            with suppress(ConnectionError):  # the client has had enough
+                odd(self)
+            return
         content = self.server.files.get(self.path.lstrip("/"))
         if content is None:
             self.send_error(404)
@@ -46,6 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         part = content[start:]
         if self.server.breaks:

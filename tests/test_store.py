@@ -1,9 +1,12 @@
 """Fetching models from a local server: resume, checksums, hostile archives, two at once."""
 
+import errno
 import hashlib
+import io
 import json
 import os
 import tarfile
+import tracemalloc
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +23,7 @@ from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.archives import unpack
 from siam_bids.models.download import download
 from siam_bids.models.folder import search_path
-from siam_bids.models.install import remove
+from siam_bids.models.install import fetch, remove
 from siam_bids.models.registry import find_model
 from siam_bids.nnunet.checkpoints import convert_checkpoints
 from siam_bids.nnunet.model import NnunetModel
@@ -62,7 +65,7 @@ def published(server, archive, monkeypatch, tmp_path):
 
 def test_a_fetched_model_answers_as_the_original_does(published, original, head, capsys):
     assert models_command.main(["list"]) == 0
-    assert capsys.readouterr().out == "siam-t\tnot fetched\n"
+    assert capsys.readouterr().out.splitlines()[1:] == ["siam-t\tT\t0 MB\t\tnot fetched"]
     assert models_command.main(["fetch", "siam-t"]) == 0
     folder = published / FOLDER
     assert capsys.readouterr().out == f"{folder}\n"
@@ -128,11 +131,11 @@ def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
 
 
 def test_a_server_that_never_answers_is_given_up_in_one_line(server, tmp_path):
-    with pytest.raises(ModelError, match="404"):
+    with pytest.raises(ModelError, match=r"HTTP 404 .* --archive FILE or --mirror URL"):
         download(server.url + "none", tmp_path / "file")
     server.files["file"] = b"x" * 10
     server.breaks = [0] * 10
-    with pytest.raises(ModelError, match="goes on from here"):
+    with pytest.raises(ModelError, match=r"goes on from here. Or get the archive elsewhere"):
         download(server.url + "file", tmp_path / "file", attempts=3)
     assert len(server.breaks) == 7
 
@@ -156,14 +159,169 @@ def test_mirrors_and_archives_on_disk(server, published, archive, tmp_path):
     assert (tmp_path / "by_hand.tar.gz").exists()
 
 
+class TestServersThatAreNotWhatTheyShould:
+    """Whatever a server says: one ModelError, no more on the disk than the record tells."""
+
+    @staticmethod
+    def headers(status=200, **names):
+        def answer(handler):
+            handler.send_response(status)
+            for name, value in names.items():
+                handler.send_header(name.replace("_", "-"), value)
+            handler.end_headers()
+            handler.wfile.write(b"x" * 1000)
+
+        return answer
+
+    @staticmethod
+    def endless(handler):
+        handler.send_response(200)
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x" * 100_000)
+
+    def test_a_body_ends_at_the_size_of_the_record(self, server, published, archive, capsys):
+        server.odd["siam.tar.gz"] = self.endless
+        assert models_command.main(["fetch", "siam-t"]) == 6
+        said = capsys.readouterr().err
+        assert f"not {len(archive)}, and is given up" in said
+        assert not list((published / ".download").iterdir())
+
+    def test_a_body_of_unknown_size_ends_at_a_cap(self, server, tmp_path, monkeypatch):
+        monkeypatch.setattr("siam_bids.models.download.LARGEST", 5_000_000)
+        server.odd["file"] = self.endless
+        with pytest.raises(ModelError, match="not 5000000, and is given up"):
+            download(server.url + "file", tmp_path / "file")
+        assert not (tmp_path / "file").exists()
+
+    def test_a_declared_size_beyond_the_record_is_not_received(self, server, tmp_path):
+        server.odd["file"] = self.headers(Content_Length="99999999999")
+        with pytest.raises(ModelError, match="sends 99999999999 bytes or more, not 1000"):
+            download(server.url + "file", tmp_path / "file", size=1000)
+        assert not (tmp_path / "file").exists()
+
+    @pytest.mark.parametrize("length", ["nonsense", "-5", "1e9", "", "999999999999999999999x"])
+    def test_a_length_that_is_no_number_is_ignored(self, server, tmp_path, length):
+        server.odd["file"] = self.headers(Content_Length=length)
+        download(server.url + "file", tmp_path / "file", size=1000)
+        assert (tmp_path / "file").read_bytes() == b"x" * 1000
+
+    @pytest.mark.parametrize("status", [416, 403, 410])
+    def test_a_refusal_of_a_first_request_is_final(self, server, tmp_path, status):
+        server.odd["file"] = self.headers(status)
+        with pytest.raises(ModelError, match=f"cannot be fetched: HTTP {status}"):
+            download(server.url + "file", tmp_path / "file")
+
+    @pytest.mark.parametrize("where", ["", "bytes 0-99/100", "bytes 7-1006/1007", "x"])
+    def test_another_part_than_was_asked_for_is_not_joined(self, server, tmp_path, where):
+        content = np.random.default_rng(0).bytes(1000)
+        server.files["whole"] = content
+
+        def answer(handler):
+            if handler.headers.get("Range"):
+                self.headers(206, Content_Range=where)(handler)
+            else:
+                handler.path = "/whole"
+                handler.do_GET()
+
+        server.odd["file"] = answer
+        (tmp_path / "file").write_bytes(content[:500])
+        download(server.url + "file", tmp_path / "file", size=1000)
+        assert (tmp_path / "file").read_bytes() == content
+
+    def test_a_part_longer_than_the_file_is_begun_anew(self, server, tmp_path):
+        server.files["file"] = b"y" * 100
+        (tmp_path / "file").write_bytes(b"x" * 500)
+        download(server.url + "file", tmp_path / "file", size=100)
+        assert (tmp_path / "file").read_bytes() == b"y" * 100
+
+    @pytest.mark.parametrize("place", ["file", "", "//file", "http://", "file:///etc/passwd"])
+    def test_a_redirect_that_leads_nowhere_ends_in_one_line(self, server, tmp_path, place):
+        where = place if ":" in place or not place else server.url + place.strip("/")
+        server.odd["file"] = self.headers(302, Location=where)
+        server.odd[""] = server.odd["file"]
+        with pytest.raises(ModelError, match="cannot be fetched") as raised:
+            download(server.url + "file", tmp_path / "file", attempts=2)
+        assert len(str(raised.value).splitlines()) == 1
+        assert not (tmp_path / "file").exists()
+
+    def test_a_drop_at_a_time_is_given_up(self, server, tmp_path):
+        server.files["file"] = b"x" * 1000
+        server.breaks = [1] * 1000
+        with pytest.raises(ModelError, match="the connection broke off"):
+            download(server.url + "file", tmp_path / "file")
+        assert len(server.breaks) == 995
+
+    def test_a_full_disk_is_no_matter_of_the_network(self, server, tmp_path, monkeypatch):
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        server.files["file"] = b"x" * 1000
+        monkeypatch.setattr("siam_bids.models.download._receive", full)
+        with pytest.raises(ModelError, match=r"cannot be written: .*No space left.* Free space"):
+            download(server.url + "file", tmp_path / "file")
+
+    @pytest.mark.parametrize(
+        ("record", "said"),
+        [
+            ('{"files": ' + "[" * 100_000, "does not tell"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": "md5:0", "size": 1}]}', "no checksum"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": 5, "size": 1}]}', "no checksum"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": "%s", "size": -1}]}', "has -1 bytes"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": "%s", "size": true}]}', "has True"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": "%s", "size": 1e400}]}', "has inf"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": "%s"}]}', "does not tell"),
+            ('{"files": [{"key": "other"}]}', "lists no siam.tar.gz"),
+            ('{"files": [5]}', "does not tell"), ('{"files": 5}', "does not tell"),
+            ('{"files": {"a": 5}}', "does not tell"),
+            ("[]", "does not tell"), ("null", "does not tell"), ("", "does not tell"),
+            ("\xff\xfe", "does not tell"), (" " * (5 << 20), "longer than 4 MiB"),
+        ],
+    )  # fmt: skip
+    def test_an_odd_record_is_one_line_that_says_what_helps(
+        self, server, published, capsys, record, said
+    ):
+        server.files["record"] = record.replace("%s", "md5:" + "0" * 32).encode("latin-1")
+        assert models_command.main(["fetch", "siam-t"]) == 6
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        assert "--checksum md5:..." in line
+        assert "--mirror URL" in line
+        assert "--archive siam.tar.gz" in line
+
+    def test_an_endless_record_is_left(self, server, published, capsys):
+        server.odd["record"] = self.endless
+        assert models_command.main(["fetch", "siam-t"]) == 6
+        assert "longer than 4 MiB" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            (["--checksum", "md5"], "'md5' is no checksum. Write md5:<hex>"),
+            (["--checksum", "md5:xyz"], "is no checksum"),
+            (["--checksum", "sha1:" + "0" * 40], "is no checksum"),
+            (["--archive", "/nonexistent.tar.gz"], "The archive /nonexistent.tar.gz is no file."),
+            (["--archive", "."], "is no file. Give --archive the archive itself"),
+            (
+                ["--mirror", "ftp://x/y"],
+                "ftp://x/y is no http(s) address. Give that of the archive",
+            ),
+            (["--mirror", "here/"], "here/siam.tar.gz is no http(s) address"),
+        ],
+    )
+    def test_options_say_what_they_want(self, published, capsys, words, said):
+        assert models_command.main(["fetch", "siam-t", *words]) == 6
+        assert said in capsys.readouterr().err
+
+
 def test_two_at_once_download_once(server, published):
     roots = search_path({"SIAM_MODEL_DIR": str(published)})
 
-    def fetch(_):
+    def bring(_):
         return fetch("siam-t", roots, convert=convert_checkpoints)
 
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(fetch, range(2))) == [published / FOLDER] * 2
+        assert list(pool.map(bring, range(2))) == [published / FOLDER] * 2
     assert len(server.ranges) == 2  # the record and the archive, once each
 
 
@@ -176,7 +334,7 @@ def test_too_little_space_is_said_before(published, monkeypatch):
 
 
 def tar_with(path: Path, name: str, kind=tarfile.REGTYPE, link="") -> Path:
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, link
         tar.addfile(member)
@@ -191,8 +349,15 @@ def tar_with(path: Path, name: str, kind=tarfile.REGTYPE, link="") -> Path:
         ("a/../../out", tarfile.REGTYPE, ""),
         ("C:\\out", tarfile.REGTYPE, ""),
         ("link", tarfile.SYMTYPE, "/etc"),
-        ("link", tarfile.LNKTYPE, "plans.json"),
+        ("a/link", tarfile.SYMTYPE, "../../etc"),
+        ("a/link", tarfile.SYMTYPE, "b/../../../etc"),
+        ("link", tarfile.LNKTYPE, "/etc/passwd"),
+        ("link", tarfile.LNKTYPE, "../out"),
+        ("link", tarfile.SYMTYPE, "C:\\out"),
         ("pipe", tarfile.FIFOTYPE, ""),
+        ("device", tarfile.CHRTYPE, ""),
+        ("tab\tb", tarfile.REGTYPE, ""),
+        ("a" * 1001, tarfile.REGTYPE, ""),
     ],
 )
 def test_hostile_tars_are_refused(tmp_path, name, kind, link):
@@ -217,6 +382,207 @@ def test_hostile_zips_are_refused(tmp_path):
     (tmp_path / "none.tar.gz").write_bytes(b"no archive")
     with pytest.raises(ModelError, match="cannot be unpacked"):
         unpack(tmp_path / "none.tar.gz", tmp_path / "in")
+
+
+class TestArchives:
+    """Links, sizes and headers of archives: nothing leaves the folder, nothing outgrows it."""
+
+    @staticmethod
+    def tar(path, *members, mode="w"):
+        """A tar file of (name, content) and of links (name, type, target)."""
+        with tarfile.open(path, mode) as archive:
+            for name, *what in members:
+                member = tarfile.TarInfo(name)
+                if len(what) == 2:
+                    member.type, member.linkname = what
+                    archive.addfile(member)
+                elif what[0] is None:
+                    member.type = tarfile.DIRTYPE
+                    archive.addfile(member)
+                else:
+                    member.size = len(what[0])
+                    archive.addfile(member, io.BytesIO(what[0]))
+        return path
+
+    @staticmethod
+    def zip(path, *members):
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content, link in members:
+                member = zipfile.ZipInfo(name)
+                member.external_attr = (0o120777 if link else 0o100644) << 16
+                archive.writestr(member, content)
+        return path
+
+    @staticmethod
+    def files(folder):
+        assert not any(path.is_symlink() for path in folder.rglob("*"))
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+
+    def test_links_that_stay_inside_become_copies(self, tmp_path):
+        path = self.tar(
+            tmp_path / "a.tar.gz",
+            ("./m", None),
+            ("m/fold_0/w", b"weights"), ("m/fold_0/sub/x", b"x"),
+            ("m/plans.json", b"{}"),
+            ("m/hard", tarfile.LNKTYPE, "m/fold_0/w"),
+            ("m/soft", tarfile.SYMTYPE, "fold_0/w"),
+            ("m/fold_1", tarfile.SYMTYPE, "fold_0"),
+            ("m/deep/up", tarfile.SYMTYPE, "../fold_1/../plans.json"),
+            ("m/chain", tarfile.SYMTYPE, "soft"),
+            ("m/through", tarfile.SYMTYPE, "fold_1/sub/x"),
+            mode="w:gz",
+        )  # fmt: skip
+        unpack(path, tmp_path / "in")
+        assert self.files(tmp_path / "in") == {
+            "m/chain": b"weights", "m/deep/up": b"{}", "m/fold_0/sub/x": b"x",
+            "m/fold_0/w": b"weights", "m/fold_1/sub/x": b"x", "m/fold_1/w": b"weights",
+            "m/hard": b"weights", "m/plans.json": b"{}", "m/soft": b"weights", "m/through": b"x",
+        }  # fmt: skip
+
+    def test_links_to_nothing_and_in_circles_are_left_out(self, tmp_path):
+        path = self.tar(
+            tmp_path / "a.tar",
+            ("f", b"f"), ("gone", tarfile.SYMTYPE, "none"), ("gone2", tarfile.LNKTYPE, "none"),
+            ("a", tarfile.SYMTYPE, "b"), ("b", tarfile.SYMTYPE, "a"),
+            ("self", tarfile.SYMTYPE, "self/x"), ("d/here", tarfile.SYMTYPE, "."),
+        )  # fmt: skip
+        unpack(path, tmp_path / "in")
+        assert self.files(tmp_path / "in") == {"f": b"f"}
+
+    def test_a_file_behind_a_link_lands_inside_or_nowhere(self, tmp_path):
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        for number, target in enumerate(("/" + "etc", str(outside), "../outside")):
+            path = self.tar(
+                tmp_path / f"{number}.tar", ("l", tarfile.SYMTYPE, target), ("l/f", b"f")
+            )
+            with pytest.raises(ModelError, match=r"holds a link, 'l', to .* is refused"):
+                unpack(path, tmp_path / "in")
+        path = self.tar(
+            tmp_path / "chain.tar", ("a/b", None), ("l", tarfile.SYMTYPE, "a/b"),
+            ("m", tarfile.SYMTYPE, "l/.."), ("m/f", b"f"), ("l/g", b"g"),
+        )  # fmt: skip
+        unpack(path, tmp_path / "in")
+        assert self.files(tmp_path / "in") == {"l/g": b"g", "m/f": b"f"}
+        assert not list(outside.iterdir())
+
+    def test_links_in_zip_files(self, tmp_path):
+        path = self.zip(
+            tmp_path / "a.zip", ("m/w", "weights", False), ("m/l", "w", True), ("n", "m", True)
+        )
+        unpack(path, tmp_path / "in")
+        assert self.files(tmp_path / "in") == dict.fromkeys(("m/l", "m/w", "n/w"), b"weights")
+        for number, target in enumerate(("/etc/passwd", "../x", "m/../../x", "x" * 5000)):
+            path = self.zip(tmp_path / f"{number}.zip", ("l", target, True))
+            with pytest.raises(ModelError, match=r"is refused|holds a link of 5000 bytes"):
+                unpack(path, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize("kind", ["tar.gz", "tar.bz2", "zip"])
+    def test_a_small_archive_that_grows_beyond_measure_is_refused(
+        self, tmp_path, monkeypatch, kind
+    ):
+        monkeypatch.setattr("siam_bids.models.archives.SMALL", 1 << 20)
+        path = tmp_path / f"a.{kind}"
+        zeros = bytes(3 << 20)
+        if kind == "zip":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("zeros", zeros)
+        else:
+            self.tar(path, ("zeros", zeros), mode=f"w:{kind[4:]}")
+        assert path.stat().st_size < 10_000
+        with pytest.raises(ModelError, match=r"would grow to more than 0.0 GB, 20 times its size"):
+            unpack(path, tmp_path / "in")
+        assert not (tmp_path / "in").exists()
+
+    def test_copies_for_links_count(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("siam_bids.models.archives.SMALL", 1 << 20)
+        links = [(f"l{n}", tarfile.SYMTYPE, "f") for n in range(60)]
+        path = self.tar(tmp_path / "a.tar", ("f", bytes(100_000)), *links)
+        with pytest.raises(ModelError, match="would grow"):
+            unpack(path, tmp_path / "in")
+
+    def test_a_declared_size_is_refused_before_anything_is_read(self, tmp_path, monkeypatch):
+        member = tarfile.TarInfo("huge")
+        member.size = 1 << 45
+        path = tmp_path / "a.tar"
+        path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+        with pytest.raises(ModelError, match="would grow"):
+            unpack(path, tmp_path / "in")
+
+    @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+    def test_a_header_that_says_it_has_gigabytes_is_not_read(self, tmp_path, kind):
+        member = tarfile.TarInfo("long")
+        member.type, member.size = kind, 3 << 30
+        path = tmp_path / "a.tar"
+        path.write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+        tracemalloc.start()
+        with pytest.raises(ModelError, match="has headers of more than 64 MiB"):
+            unpack(path, tmp_path / "in")
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+        tracemalloc.stop()
+
+    def test_negative_sizes_and_many_entries_come_to_an_end(self, tmp_path, monkeypatch):
+        header = bytearray(tarfile.TarInfo("back").tobuf(tarfile.GNU_FORMAT))
+        header[124:136] = b"\xff" * 8 + (-1024).to_bytes(4, "big", signed=True)
+        header[148:156] = b"        "
+        header[148:156] = b"%06o\0 " % sum(header)
+        path = tmp_path / "a.tar"
+        path.write_bytes(bytes(header) + bytes(10240))
+        with pytest.raises(ModelError):
+            unpack(path, tmp_path / "in")
+        monkeypatch.setattr("siam_bids.models.archives.ENTRIES", 10)
+        path = self.tar(tmp_path / "b.tar", *((f"f{n}", b"") for n in range(11)))
+        with pytest.raises(ModelError, match="has more than 10 entries"):
+            unpack(path, tmp_path / "in")
+
+    def test_what_lacks_room_is_not_begun(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(
+            "siam_bids.models.download.shutil.disk_usage", lambda path: type("D", (), {"free": 10})
+        )
+        path = self.tar(tmp_path / "a.tar", ("f", b"x" * 100))
+        with pytest.raises(ModelError, match="GB free"):
+            unpack(path, tmp_path / "in")
+        assert not (tmp_path / "in").exists()
+
+    def test_damaged_and_unusual_archives_are_one_line(self, tmp_path):
+        whole = self.tar(tmp_path / "a.tar.gz", ("f", np.random.default_rng(0).bytes(9999)),
+                         mode="w:gz").read_bytes()  # fmt: skip
+        for number, content in enumerate((b"", whole[:500], whole[:50] + b"x" * 50 + whole[100:])):
+            path = tmp_path / f"{number}.tar.gz"
+            path.write_bytes(content)
+            with pytest.raises(ModelError, match="cannot be unpacked") as raised:
+                unpack(path, tmp_path / "in")
+            assert len(str(raised.value).splitlines()) == 1
+        path = tmp_path / "lzma.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+            archive.writestr("f", "x")
+        with pytest.raises(ModelError, match="compressed in an unusual way"):
+            unpack(path, tmp_path / "in")
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(ModelError, match="is no file"):
+            unpack(tmp_path / "pipe", tmp_path / "in")
+
+
+def test_a_folder_of_ones_own_is_never_removed(published, original, tmp_path):
+    folder = write_model(tmp_path / "mine")
+    (folder / "siam-bids.json").write_text('{"files": {}}')
+    with pytest.raises(ModelError, match="is no registered model and is left alone"):
+        remove(str(folder), ())
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"files": 5}', '{"files": {"a": 5}}', "{", '{"a": 1}'])
+def test_an_odd_manifest_is_named(published, original, content, capsys):
+    assert models_command.main(["fetch", "siam-t"]) == 0
+    (published / FOLDER / "siam-bids.json").write_text(content)
+    capsys.readouterr()
+    assert models_command.main(["verify", "siam-t"]) == 6
+    assert "siam-bids.json" in capsys.readouterr().err
 
 
 class Evil:

@@ -1,18 +1,21 @@
 import csv
 import json
 import math
+import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from conftest import write_model
 from safetensors.torch import save_file
 
 from siam_bids.cli import train as train_command
-from siam_bids.errors import UsageError
+from siam_bids.errors import ModelError, UsageError
 from siam_bids.image.labels import siam_labels
 from siam_bids.inference.segmenter import NnunetSegmenter
-from siam_bids.nnunet.checkpoints import load_weights, mirror_axes
+from siam_bids.models.folder import CHECKPOINT
+from siam_bids.nnunet.checkpoints import convert_checkpoints, load_weights, mirror_axes
 from siam_bids.nnunet.model import NnunetModel
 from siam_bids.synthesis.label_maps import source_table
 from siam_bids.training.config import TrainingConfig
@@ -20,6 +23,7 @@ from siam_bids.training.loop import _Log, train
 from siam_bids.training.loss import TargetGroups, marginal_loss, mixed_precision
 from siam_bids.training.patches import PatchSource, load_anatomies, z_score
 from siam_bids.training.state import load_state, save_state, shape_of
+from siam_bids.training.trainer import Trainer
 from siam_bids.training.validation import Validation
 
 GROUPS = TargetGroups.of([source_table("synthseg"), source_table("siam")])
@@ -330,6 +334,34 @@ def test_fine_tuning_on_own_segmentations_starts_from_the_model(tmp_path, label_
     plans = [json.loads((tmp_path / run / "model" / "plans.json").read_text()) for run in
              ("first", "tuned")]  # fmt: skip
     assert plans[0] == plans[1]
+
+
+def test_fine_tuning_starts_from_a_model_as_fetch_leaves_it(tmp_path, label_map, monkeypatch):
+    features = (4, 8, 8)
+    folder = write_model(tmp_path / "v1" / "model", spacing=4.0, folds=2, features=features)
+    before = load_weights(folder / "fold_0" / CHECKPOINT)
+    convert_checkpoints(folder)
+    assert not list(folder.rglob("*.pth"))
+    about = {"title": "T", "version": "1", "folder": "v1/model", "licence": "", "citation": "",
+             "archive": {}}  # fmt: skip
+    monkeypatch.setattr("siam_bids.models.registry.registry", lambda: {"siam-t": about})
+    monkeypatch.setenv("SIAM_MODEL_DIR", str(tmp_path))
+    argv = ["--siam", str(label_map), "--minutes", "0.0001", "--learning-rate", "1e-9"]
+    for number, start in enumerate(("siam-t", str(folder))):
+        run = tmp_path / f"run{number}"
+        assert train_command.main([str(run), *argv, "--from", start]) == 0
+        tuned = load_weights(run / "model" / "fold_0" / CHECKPOINT)
+        name = "encoder.stages.1.0.convs.0.conv.weight"
+        torch.testing.assert_close(tuned[name].float(), before[name], rtol=0, atol=1e-3)
+    shutil.rmtree(folder / "fold_0")
+    shutil.rmtree(folder / "fold_1")
+    with pytest.raises(ModelError, match="holds no weights"):
+        Trainer(TrainingConfig(maps=(), folder=tmp_path / "x", start=folder, features=features))
+
+
+def test_a_start_of_other_voxels_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"its voxels have 0\.75 mm"):
+        shape_of(write_model(tmp_path / "m", spacing=0.75))
 
 
 def test_maps_without_a_table_are_refused(tmp_path, label_map, capsys):

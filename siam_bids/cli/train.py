@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def _run(argv: list[str]) -> int:
     start_logging()
 
     with quick_imports():
+        from siam_bids.models.folder import search_path
         from siam_bids.models.registry import find_model
         from siam_bids.training.config import TrainingConfig
         from siam_bids.training.loop import train as run
@@ -37,7 +39,7 @@ def _run(argv: list[str]) -> int:
             raise UsageError(f"--hold-out {path} is none of the maps.", "Name it there as well.")
     start = None
     if arguments.start:
-        parts = find_model(arguments.start).parts()
+        parts = find_model(arguments.start, search_path(os.environ)).parts()
         if len(parts) > 1:
             names = ", ".join(part.name for part in parts)
             raise UsageError(f"{arguments.start} consists of {names}.", "Start from one of them.")

@@ -34,11 +34,15 @@ _COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 
 @dataclass(frozen=True)
 class _Entry:
-    """What an archive holds at a path: a folder, a file of so many bytes, or a link to a path."""
+    """What an archive holds at a path: a folder, a file of so many bytes, or a link to a path.
+
+    A symbolic link counts from the folder it lies in, a hard link from the root of the archive.
+    """
 
     size: int = 0
     folder: bool = False
     link: PurePosixPath | None = None
+    symbolic: bool = False
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -91,7 +95,9 @@ class _Contents:
     def link(self, name: str, target: str, *, symbolic: bool) -> None:
         path = self._inside(PurePosixPath(), name)
         where = path.parent if symbolic else PurePosixPath()
-        self.add(name, _Entry(link=self._inside(where, target, link=name)))
+        self._inside(where, target, link=name)
+        link = PurePosixPath(target.replace("\\", "/"))
+        self.add(name, _Entry(link=link, symbolic=symbolic))
 
     def refuse(self, name: str) -> ModelError:
         return ModelError(f"{self._archive.name} holds a device or pipe, {name!r}, and is refused.")
@@ -104,7 +110,7 @@ class _Contents:
                 below.setdefault(place, []).append(file)
         found: dict[PurePosixPath, PurePosixPath] = {}
         for path, entry in self.entries.items():
-            target = None if entry.link is None else self._end_of(entry.link)
+            target = None if entry.link is None else self._end_of(path)
             if target is None:
                 continue
             for file in below.get(target, ()):
@@ -123,17 +129,26 @@ class _Contents:
         """Raise `ModelError` unless there is room for all of it."""
         check_space(folder, self._total)
 
-    def _end_of(self, target: PurePosixPath) -> PurePosixPath | None:
-        """Follow a link to a file or folder; None if it leads nowhere or in a circle."""
-        for _ in range(_HOPS):
-            for first in (*reversed(target.parents), target):
-                entry = self.entries.get(first)
-                if entry and entry.link is not None:
-                    target = entry.link / target.relative_to(first)
-                    break
+    def _end_of(self, path: PurePosixPath) -> PurePosixPath | None:
+        """Follow links as a file system does; None if they lead nowhere or in a circle."""
+        ahead, here, hops = [*reversed(path.parts)], PurePosixPath(), 0
+        while ahead:
+            part = ahead.pop()
+            if part == "..":
+                if not here.parts:
+                    return None
+                here = here.parent
+                continue
+            entry = self.entries.get(here / part)
+            if entry is None or entry.link is None:
+                here /= part
+            elif hops >= _HOPS:
+                return None
             else:
-                return target
-        return None
+                hops += 1
+                here = here if entry.symbolic else PurePosixPath()
+                ahead += reversed(entry.link.parts)
+        return here
 
     def _count(self, there: int) -> None:
         if there >= ENTRIES:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from siam_bids.errors import ModelError
 from siam_bids.image.labels import siam_labels
+from siam_bids.models.folder import read_object
 from siam_bids.nnunet.model import CONFIGURATION
 from siam_bids.nnunet.write import checkpoint
 
@@ -73,10 +74,11 @@ def write_model_folder(
 def shape_of(folder: Path) -> dict[str, Any]:
     """Return features, patch and voxel of a model folder, to go on with the same network."""
     try:
-        plans = json.loads((folder / "plans.json").read_text(encoding="utf-8"))
-        plan = plans["configurations"][CONFIGURATION]
-        features = plan["architecture"]["arch_kwargs"]["features_per_stage"]
+        plan = read_object(folder / "plans.json")["configurations"][CONFIGURATION]
+        features = tuple(map(int, plan["architecture"]["arch_kwargs"]["features_per_stage"]))
         voxel, patch = plan["spacing"][0], plan["patch_size"][0]
-    except (OSError, ValueError, KeyError, IndexError) as error:
+        if int(voxel) != voxel or voxel < 1:
+            raise ValueError(f"its voxels have {voxel} mm, not a whole number of them")
+    except (ModelError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ModelError(f"{folder} is no model folder of siam-bids-train ({error}).") from error
-    return {"features": tuple(features), "patch": int(patch), "voxel": int(voxel)}
+    return {"features": features, "patch": int(patch), "voxel": int(voxel)}

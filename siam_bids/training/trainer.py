@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from siam_bids.image.labels import siam_labels
+from siam_bids.models.folder import first_weights
 from siam_bids.nnunet.architecture import build_network
 from siam_bids.nnunet.checkpoints import load_weights
 from siam_bids.nnunet.model import CONFIGURATION
@@ -46,7 +47,7 @@ class Trainer:
         self._start_with_common_classes()
         self.unsettled = False
         if config.start and not (config.folder / "progress.json").exists():
-            weights = load_weights(config.start / "fold_0" / "checkpoint_final.pth")
+            weights = load_weights(first_weights(config.start))
             self.unsettled = start_from(self.network, weights)
         self.average = {
             name: value.detach().clone() for name, value in self.network.named_parameters()
