@@ -1,8 +1,10 @@
 """Models that refine labels of another one: tables, labels, probabilities, on trained networks."""
 
 import json
+import os
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -110,6 +112,118 @@ def test_probabilities_sum_to_one_and_win_where_the_label_is(chain_file):
     assert 0.5 < prediction.confidence["Bright"] <= 1
 
 
+def stock_labels(folder, channels, spacing):
+    """What stock nnU-Net's own predictor labels; channels and answer are (I, J, K)."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(
+        tile_step_size=0.5, use_mirroring=False, device=CPU, perform_everything_on_device=False,
+        allow_tqdm=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        predictor.initialize_from_trained_model_folder(str(folder), None)
+        data = np.stack([channel.transpose(2, 1, 0) for channel in channels]).astype(np.float32)
+        found = predictor.predict_single_npy_array(data, {"spacing": [spacing] * 3})
+    return np.asarray(found).transpose(2, 1, 0)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_region_is_labelled_as_stock_nnunet_labels_the_crop_around_it(
+    chain_file, tmp_path, channels
+):
+    """Around the region and 4 voxels more, normalised by itself, with its mask or without."""
+    place, head = chain_file.parent, scene()
+    model = place / "second"
+    if channels == 1:
+        box = tuple(slice(n - 4, m + 4) for n, m in ((6, 26), (8, 24), (10, 28)))
+        model = tmp_path / "image"
+        inner = head.data[box].transpose(2, 1, 0)
+        truth = (inner > 1).astype(np.int64) + (inner > 2)
+        trained(model, ("background", "Dim", "Bright"), truth, [inner])
+    path = tmp_path / "chain.json"
+    regions = [{"inside": "GM", "model": str(model)}]
+    path.write_text(json.dumps({"model": str(place / "first"), "regions": regions}))
+    bright = replace(head, data=head.data.copy())
+    bright.data[0, 0, 0] = 30  # beyond the crop: it must not be seen
+    coarse = siam_bids.segment(bright, model=str(place / "first"), precision="float32")
+    found = siam_bids.segment(bright, model=str(path), precision="float32")
+    mask = coarse.data == 1
+    ends = [
+        (np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {n}))), mask.shape[n]) for n in range(3)
+    ]
+    box = tuple(slice(max(e[0] - 4, 0), min(e[-1] + 5, size)) for e, size in ends)
+    assert np.prod([part.stop - part.start for part in box]) < 0.7 * mask.size
+    stock = stock_labels(model, [bright.data[box], mask[box]][:channels], 4.0)
+    judged = mask[box] & (stock > 0)
+    assert judged.sum() > 0.9 * mask.sum()
+    names = {label.name: label.index for label in found.labels}
+    wanted = np.array([0, names["Dim"], names["Bright"]])[stock]
+    assert (found.data[box] == wanted)[judged].mean() >= 0.9999
+    np.testing.assert_array_equal(found.data[~mask], coarse.data[~mask])
+    assert (found.data[mask] > 0).all()
+
+
+def test_a_region_may_be_several_labels_together(chain_file, tmp_path):
+    place, head = chain_file.parent, scene()
+    truth = (head.data > 1).astype(np.int64).transpose(2, 1, 0)
+    truth[:, 16:] *= 2  # the bright half is called WM
+    trained(tmp_path / "halves", ("background", "GM", "WM"), truth, [head.data.transpose(2, 1, 0)])
+    path = tmp_path / "chain.json"
+    regions = [{"inside": ["GM", "WM"], "model": str(place / "second")}]
+    path.write_text(json.dumps({"model": str(tmp_path / "halves"), "regions": regions}))
+    record = find_model(str(path))
+    assert record.describe()["Regions"][0]["Inside"] == ["GM", "WM"]
+    chain = Chain.open(record)
+    assert [(label.name, label.role) for label in chain.labels.foreground] == [
+        ("Dim", "brain"), ("Bright", "brain"),
+    ]  # fmt: skip
+    coarse = siam_bids.segment(head, model=str(tmp_path / "halves"))
+    found = predicted(path, head, probabilities=["background", "Dim", "Bright"])
+    np.testing.assert_array_equal(found.segmentation.data > 0, coarse.data > 0)
+    assert {*np.unique(coarse.data).tolist()} == {0, 1, 2}
+    right = np.where(head.data > 2, 4, 3) == found.segmentation.data
+    assert right[coarse.data > 0].mean() > 0.9
+    maps = found.probabilities
+    total = maps["background"] + maps["Dim"] + maps["Bright"]
+    np.testing.assert_allclose(total[coarse.data > 0], 1, atol=1e-3)
+    assert (maps["Dim"][coarse.data == 0] == 0).all()
+
+
+def test_a_chain_that_names_itself_is_one_line(tmp_path):
+    for name, model in (("a", "b"), ("b", "c"), ("c", "a"), ("own", "own")):
+        content = {"model": f"{model}.json", "regions": []}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    for name in ("a", "own"):
+        with pytest.raises(ModelError, match=f"{name}.json: without an end") as raised:
+            find_model(str(tmp_path / f"{name}.json"))
+        assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "null", "5", "{", "[" * 100_000, '{"model": 5, "regions": []}', '{"members": 5}',
+     '{"members": {}}', '{"model": null, "regions": []}'],
+)  # fmt: skip
+def test_an_odd_chain_file_is_one_line(tmp_path, content):
+    path = tmp_path / "chain.json"
+    path.write_text(content)
+    with pytest.raises(ModelError) as raised:
+        find_model(str(path))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_chain_file_is_a_file_of_some_size(tmp_path):
+    path = tmp_path / "chain.json"
+    path.write_text(" " * (17 << 20))
+    with pytest.raises(ModelError, match="more than 16 MiB"):
+        find_model(str(path))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ModelError, match="not a regular file"):
+        find_model(str(path))
+
+
 def test_an_absent_region_changes_nothing(chain_file):
     path = chain_file.with_name("rare.json")
     content = json.loads(chain_file.read_text())
@@ -147,7 +261,15 @@ def test_what_does_not_fit_is_named(chain_file, tmp_path):
     first, second = str(place / "first"), str(place / "second")
     refused("is no chain of models", model=first)
     refused("no label WM for", model=first, regions=[{"inside": "WM", "model": second}])
-    refused("has 1 channels, not an image", model=first, regions=[{"inside": "GM", "model": first}])
+    three = str(write_model(tmp_path / "three", channels=3))
+    refused("has 3 channels, not an image", model=first, regions=[{"inside": "GM", "model": three}])
+    regions = [{"inside": ["GM", "WM"], "model": second}]
+    refused("no label WM for .*second to refine", model=first, regions=regions)
+    for odd in ([], 5, None, ["GM", "GM"], [["GM"]], {}):
+        refused("is no chain of models .inside|is no chain of models .'", model=first,
+                regions=[{"inside": odd, "model": second}])  # fmt: skip
+    refused("is no chain of models", model=first, regions={"inside": "GM"})
+    refused("is no chain of models", model=first, regions=[5])
     refused("wants 2 images of a head, not one", model=second, regions=[])
     refused("no model 'x'", model=first, regions=[{"inside": "GM", "model": "x"}])
 
