@@ -356,7 +356,11 @@ def test_fine_tuning_starts_from_a_model_as_fetch_leaves_it(tmp_path, label_map,
     shutil.rmtree(folder / "fold_0")
     shutil.rmtree(folder / "fold_1")
     with pytest.raises(ModelError, match="holds no weights"):
-        Trainer(TrainingConfig(maps=(), folder=tmp_path / "x", start=folder, features=features))
+        Trainer(
+            TrainingConfig(
+                maps=(), folder=tmp_path / "x", start=folder, features=features, minutes=1
+            )
+        )
 
 
 def test_a_start_of_other_voxels_is_refused(tmp_path):
