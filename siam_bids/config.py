@@ -120,6 +120,10 @@ class RunConfig:
         Model of every tissue at the group level, for example `~ age + C(sex) + TIV`, or empty.
     adjust
         Columns regressed out before outliers are looked for.
+    exclude
+        Rules like `rating=fail`: scans that do not count at the group level.
+    group_by
+        Columns that tell apart what is compared at the group level; empty for protocols.
     ratings
         Table of ratings exported from the group page, or None for the one in the output folder.
     inference
@@ -147,5 +151,7 @@ class RunConfig:
     viewer: bool = False
     formula: str = ""
     adjust: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    group_by: tuple[str, ...] = ()
     ratings: Path | None = None
     command: str = ""

@@ -10,7 +10,7 @@ def table(values, contrast="T1w", **more) -> pd.DataFrame:
     names = [f"sub-{i:02d}" for i in range(len(values))]
     return pd.DataFrame(
         {
-            "participant_id": names, "session_id": None, "contrast": contrast,
+            "participant_id": names, "session_id": None, "contrast": contrast, "protocol": contrast,
             "scan": [f"{name}_T1w" for name in names], "GM": np.asarray(values, float), **more,
         }
     )  # fmt: skip

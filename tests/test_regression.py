@@ -24,7 +24,7 @@ def people(count=80, visits=1) -> pd.DataFrame:
             then = age + visit
             gray = 600 - 2 * then + 0.2 * (head - 1500) + own + rng.normal(0, 5)
             rows.append((f"sub-{number}", "T1w", then, sex, head, gray, rng.normal(8, 1)))
-    columns = ["participant_id", "contrast", "age", "sex", "TIV", "GM", "Hippo"]
+    columns = ["participant_id", "protocol", "age", "sex", "TIV", "GM", "Hippo"]
     table = pd.DataFrame(rows, columns=columns)
     return table.assign(scan=[f"scan-{place}" for place in range(len(table))])
 
@@ -73,9 +73,9 @@ def test_levels_called_none_and_na_are_levels_and_codes_stay_integers():
 
 def test_what_cannot_be_fitted_is_one_plain_line(caplog):
     table = people().assign(months=lambda own: 12 * own["age"])
-    two = pd.concat([table, table.assign(contrast="T2w", months=np.arange(80) % 7)])
+    two = pd.concat([table, table.assign(protocol="T2w", months=np.arange(80) % 7)])
     found = fitted(two.reset_index(drop=True), "~ age + months", ["GM", "Hippo"])
-    assert found["contrast"].unique() == ["T2w"]
+    assert found["protocol"].unique() == ["T2w"]
     assert [record.message for record in caplog.records] == [
         "T1w: too few scans for the formula, or its terms say the same: GM, Hippo is left out."
     ]
@@ -110,7 +110,7 @@ def test_scans_without_a_value_are_left_out_and_counted():
         ("GM ~ weight", "names weight, but no scan has a value of it"),
         ("GM", "is no formula"),
         ("~ age +", "cannot be read: 'its end' is no column"),
-        ("~ C(site)", "can be fitted to no contrast"),
+        ("~ C(site)", "can be fitted to no protocol"),
         ("nonsense ~ age", "names nonsense, but no table has such a column"),
         ("sex ~ age", "explains sex, which holds words"),
         ("GM ~ log(sex)", r"log\(sex\) is of numbers, but sex holds words"),
@@ -129,7 +129,7 @@ def study(seed=3, count=60) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "participant_id": [f"sub-{n}" for n in range(count)],
-            "contrast": "T1w",
+            "protocol": "T1w",
             "age": rng.uniform(20, 80, count),
             "sex": rng.choice(["F", "M"], count),
             "site": rng.choice([1, 2, 3], count),
@@ -325,7 +325,7 @@ class TestFormulasAreNotCode:
             assert found.table["scans"].item() == (table["age"] > 50).sum() == scans
             assert set(found.left_out.values()) == {"the formula has no value"}
         else:
-            with pytest.raises(UsageError, match="can be fitted to no contrast"):
+            with pytest.raises(UsageError, match="can be fitted to no protocol"):
                 fit_tissues(table, f"GM ~ {right}", ["GM"])
 
     def test_any_name_and_level_is_only_a_name(self):

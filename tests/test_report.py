@@ -100,6 +100,7 @@ def group_data(*names: str) -> dict:
         "scans": {
             "name": list(names), "subject": [name.split("_")[0] for name in names],
             "session": [""] * count, "contrast": ["T1w"] * count, "flag": ["pass"] * count,
+            "excluded": [""] * count,
             "reasons": [""] * count, "page": [""] * count, "thumbnail": [""] * count,
             "outline": [""] * count,
         },
@@ -191,7 +192,13 @@ def test_missing_and_failed_scans_are_named():
 
 
 def test_gaps_and_contrasts_are_tabled():
-    contrast = {"contrast": "T1w", "scans": 2, "visits": 2, "lacking": ["sub-07 ses-b"]}
+    contrast = {
+        "contrast": "T1w",
+        "scans": 2,
+        "included": 2,
+        "visits": 2,
+        "lacking": ["sub-07 ses-b"],
+    }
     html = group(contrasts=(contrast,), gaps=(("age", {"T1w": 1}),))
     text = " ".join(Tags(html).text.split())
     assert "sub-07 ses-b" in text
@@ -200,7 +207,7 @@ def test_gaps_and_contrasts_are_tabled():
 
 def test_forest_plot_shows_estimates_with_intervals():
     row = {
-        "contrast": "T1w", "tissue": "GM", "term": "age", "estimate_percent": -0.5,
+        "protocol": "T1w", "tissue": "GM", "term": "age", "estimate_percent": -0.5,
         "ci_low_percent": -1.0, "ci_high_percent": 0.0, "p": 0.03, "q": 0.04, "scans": 20,
         "method": "ols",
     }  # fmt: skip
@@ -212,7 +219,7 @@ def test_forest_plot_shows_estimates_with_intervals():
 
 def test_models_without_an_interval_have_no_bar():
     row = {
-        "contrast": "T1w", "tissue": "GM", "term": "age", "estimate_percent": -0.5,
+        "protocol": "T1w", "tissue": "GM", "term": "age", "estimate_percent": -0.5,
         "ci_low_percent": None, "ci_high_percent": None, "p": None, "q": None, "scans": 20,
         "method": "mixed, not converged",
     }  # fmt: skip
@@ -231,7 +238,7 @@ def plain_pages() -> list[str]:
 def hostile_pages() -> list[str]:
     evil = replace(GOOD, name=EVIL, session=EVIL, source=EVIL, figure=f"{EVIL}.png")
     worse = replace(FAILED, name=f"{EVIL}2", error=EVIL)
-    contrast = {"contrast": EVIL, "scans": 1, "visits": 1, "lacking": [EVIL]}
+    contrast = {"contrast": EVIL, "scans": 1, "included": 1, "visits": 1, "lacking": [EVIL]}
     return [
         subject(evil, worse, name=EVIL),
         group(

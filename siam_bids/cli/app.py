@@ -178,6 +178,20 @@ def parser() -> CommandLine:
         help="regress these out before looking for outliers, for example age sex TIV",
     )
     group.add_argument(
+        "--exclude",
+        nargs="+",
+        default=[],
+        metavar="RULE",
+        help="leave these scans out of all numbers, for example rating=fail flag=fail 'age<18'",
+    )
+    group.add_argument(
+        "--group-by",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="compare scans that agree in these columns (default: contrast and shared entities)",
+    )
+    group.add_argument(
         "--ratings",
         type=Path,
         metavar="FILE",
@@ -235,6 +249,8 @@ def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         viewer=arguments.viewer,
         formula=arguments.formula,
         adjust=tuple(arguments.adjust_for),
+        exclude=tuple(arguments.exclude),
+        group_by=tuple(arguments.group_by),
         ratings=arguments.ratings,
         progress=sys.stderr.isatty(),
         command=command,

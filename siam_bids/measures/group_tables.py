@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
+from siam_bids.measures.inclusion import SHARED
 from siam_bids.measures.regression import Statistics
 from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL
 from siam_bids.support.tsv import as_numbers_or_words
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("participant_id", "session_id", "contrast", "scan")
+KEYS = ("participant_id", "session_id", "contrast", "protocol", "scan")
 """What names one scan, first in every table."""
 
 ENTITIES = (
@@ -25,6 +27,11 @@ ENTITIES = (
     "extension",
 )  # fmt: skip
 """What pybids reads from file names; a dictionary with such a key would contradict its own name."""
+
+ENTITY_COLUMNS = (
+    *(f"{entity}_id" for entity in SHARED), "run_id", "chunk_id", "task_id",
+)  # fmt: skip
+"""Columns of the entities of source images, beside participant_id and session_id."""
 
 PERCENT = "percent_TIV"
 ADJUSTED = "adjusted_mL"
@@ -45,9 +52,9 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "Units": "%",
     },
     ADJUSTED: {
-        "Description": f"Volume at the mean {INTRACRANIAL} of the contrast: volume - b ("
-        f"{INTRACRANIAL} - mean {INTRACRANIAL}), b the least-squares slope over the scans of the "
-        f"contrast (residual method, Buckner et al., NeuroImage 2004); n/a below "
+        "Description": f"Volume at the mean {INTRACRANIAL} of the protocol: volume - b ("
+        f"{INTRACRANIAL} - mean {INTRACRANIAL}), b the least-squares slope over the included scans "
+        f"of the protocol (residual method, Buckner et al., NeuroImage 2004); n/a below "
         f"{_FEWEST_FOR_SLOPE} scans.",
         "Units": "mL",
     },
@@ -67,14 +74,24 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "change_mL_per_year": {"Description": "Change per year.", "Units": "mL/year"},
     "change_percent_per_year": {"Description": "Change per year.", "Units": "%/year"},
     "contrast": {"Description": "BIDS suffix of the source image: T1w, FLAIR, ..."},
+    "protocol": {
+        "Description": "Scans that are compared with each other: the contrast and the entities "
+        "that participants share, or the columns of --group-by."
+    },
+    "included": {
+        "Description": "Whether the scan counts in medians, adjustments and models.",
+        "Levels": {"yes": "it counts", "no": "--exclude leaves it out"},
+    },
+    "excluded_because": {"Description": "What of --exclude leaves the scan out."},
+    "scans": {"Description": "Included scans of the protocol that have a value."},
     "measure": {"Description": "Tissue or quality metric."},
     "value": {"Description": "The scan's value, in the unit of the measure."},
-    "median": {"Description": "Median of the contrast."},
+    "median": {"Description": "Median of the included scans of the protocol."},
     "expected": {
         "Description": "What the robust fit of --adjust-for gives for the scan; n/a without."
     },
     "robust_z": {
-        "Description": "(value - median) / (1.4826 MAD) within the contrast; after adjustment, of "
+        "Description": "(value - median) / (1.4826 MAD) within the protocol; after adjustment, of "
         "value - expected; an outlier if beyond +-3.5 (Iglewicz and Hoaglin, 1993). Where MAD is 0 "
         "the mean absolute deviation times 1.2533 stands for 1.4826 MAD.",
         "Units": "1",
@@ -97,6 +114,8 @@ class GroupTables:
         Names of the columns of `wide` that hold volumes inside the skull, and TIV.
     covariates
         Names of the columns from participants.tsv and sessions.tsv.
+    excluded
+        Scans that do not count, and why.
     """
 
     tidy: pd.DataFrame
@@ -107,12 +126,14 @@ class GroupTables:
     statistics: Statistics
     tissues: tuple[str, ...]
     covariates: tuple[str, ...]
+    excluded: Mapping[str, str] = field(default_factory=dict)
 
 
 def reserved(tissues: Collection[str]) -> set[str]:
     """Return the names of columns that are ours, whatever the tables of a dataset hold."""
-    shares = {f"{name}_{PERCENT}" for name in tissues}
-    return {*_DESCRIPTIONS, *tissues, *shares, INTRACRANIAL, "ICV", "flag"} - {"acq_time"}
+    more = {f"{name}_{kind}" for name in tissues for kind in (PERCENT, ADJUSTED, "voxels")}
+    ours = {*_DESCRIPTIONS, *ENTITY_COLUMNS, *tissues, *more, INTRACRANIAL, "ICV", "flag"}
+    return ours - {"acq_time"}
 
 
 def tidy_volumes(
@@ -129,7 +150,7 @@ def tidy_volumes(
 
     Returns
     -------
-    Columns of `keys`, then tissue, index, voxels, volume_mL and the head-size corrected volumes.
+    Columns of `keys`, then tissue, index, voxels, volume_mL and percent of TIV.
     """
     rows = [row for table in volumes for row in table]
     tidy = keys.loc[np.repeat(np.arange(len(keys)), [len(table) for table in volumes])]
@@ -138,35 +159,65 @@ def tidy_volumes(
     tidy["index"] = pd.array([row["index"] for row in rows], dtype="Int64")
     tidy["voxels"] = np.array([row["voxels"] for row in rows], dtype=np.int64)
     tidy["volume_mL"] = np.array([row["volume_mL"] for row in rows], dtype=np.float64)
-    return _with_head_size(tidy)
-
-
-def _with_head_size(tidy: pd.DataFrame) -> pd.DataFrame:
-    total = tidy.loc[tidy["tissue"] == INTRACRANIAL].set_index("scan")["volume_mL"]
-    own = tidy["scan"].map(total).to_numpy(dtype=np.float64)
+    own = _head_sizes(tidy)
     with np.errstate(divide="ignore", invalid="ignore"):
         share = 100 * tidy["volume_mL"].to_numpy() / own
     tidy[PERCENT] = np.where(own > 0, share, np.nan)
-    tidy[ADJUSTED] = np.nan
-    for _, part in tidy.groupby(["contrast", "tissue"], sort=False):
-        heads = own[part.index]
-        spread = heads - heads.mean()
-        if len(part) >= _FEWEST_FOR_SLOPE and (spread**2).sum() > 0:
-            volume = part["volume_mL"].to_numpy()
-            slope = (spread * volume).sum() / (spread**2).sum()
-            tidy.loc[part.index, ADJUSTED] = volume - slope * spread
     return tidy
 
 
+def _head_sizes(tidy: pd.DataFrame) -> npt.NDArray[np.float64]:
+    total = tidy.loc[tidy["tissue"] == INTRACRANIAL].set_index("scan")["volume_mL"]
+    return tidy["scan"].map(total).to_numpy(dtype=np.float64)
+
+
+def head_size_adjusted(
+    tidy: pd.DataFrame, excluded: Collection[str] = ()
+) -> npt.NDArray[np.float64]:
+    """Return volumes (mL) at the mean head size of their protocol, NaN below ten included scans.
+
+    The residual method (Buckner et al., NeuroImage 2004): volume - b (TIV - mean TIV), with slope b
+    and mean of the included scans.
+
+    Parameters
+    ----------
+    tidy
+        As `tidy_volumes` returns it, with the column protocol.
+    excluded
+        Scans that are adjusted as the others are, but do not count.
+    """
+    heads, volumes = _head_sizes(tidy), tidy["volume_mL"].to_numpy()
+    counted = ~tidy["scan"].isin(list(excluded)).to_numpy() & np.isfinite(heads)
+    adjusted = np.full(len(tidy), np.nan)
+    places = pd.Series(np.arange(len(tidy)), index=tidy.index)
+    for _, part in places.groupby([tidy["protocol"], tidy["tissue"]], sort=False):
+        rows = part.to_numpy()
+        own = rows[counted[rows]]
+        if len(own) < _FEWEST_FOR_SLOPE:
+            continue
+        spread = heads[own] - heads[own].mean()
+        if (spread**2).sum() > 0:
+            slope = (spread * volumes[own]).sum() / (spread**2).sum()
+            adjusted[rows] = volumes[rows] - slope * (heads[rows] - heads[own].mean())
+    return adjusted
+
+
 def wide_volumes(tidy: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
-    """Turn the long table to one row per scan: `GM` in mL, `GM_percent_TIV` in percent."""
-    order = list(dict.fromkeys(tidy["tissue"]))
+    """Turn the long table to one row per scan.
+
+    `GM` in mL, `GM_percent_TIV`, `GM_adjusted_mL` (where the long table has it), `GM_voxels`.
+    """
     known = {name: part.set_index("scan") for name, part in tidy.groupby("tissue", sort=False)}
-    both = pd.DataFrame(
-        {name: known[name]["volume_mL"] for name in order}
-        | {f"{name}_{PERCENT}": known[name][PERCENT] for name in order if name != INTRACRANIAL},
+    columns = {name: own["volume_mL"] for name, own in known.items()}
+    for column in (PERCENT, ADJUSTED, "voxels"):
+        columns |= {
+            f"{name!s}_{column}": own[column]
+            for name, own in known.items()
+            if column in own and (name != INTRACRANIAL or column == "voxels")
+        }
+    return keys.merge(
+        pd.DataFrame(columns), left_on="scan", right_index=True, validate="one_to_one"
     )
-    return keys.merge(both, left_on="scan", right_index=True, validate="one_to_one")
 
 
 def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
@@ -180,7 +231,8 @@ def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
     One row per pair and tissue: mL, percent, and both per year where the time between is known.
     """
     columns = (
-        "participant_id", "contrast", "scan", "session_from", "session_to", "years", "tissue",
+        "participant_id", "contrast", "protocol", "scan", "included", "excluded_because",
+        "session_from", "session_to", "years", "tissue",
         "volume_from_mL", "volume_to_mL", "change_mL", "change_percent", "change_mL_per_year",
         "change_percent_per_year",
     )  # fmt: skip
@@ -195,6 +247,7 @@ def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
     before = first.loc[later["_alike"]].reset_index()
     later = later.reset_index(drop=True)
     years = (later["_when"] - before["_when"]).where(lambda gap: gap > 0)
+    because = before["excluded_because"].fillna(later["excluded_because"])
     parts = []
     for tissue in tissues:
         start, end = before[tissue].astype(float), later[tissue].astype(float)
@@ -205,7 +258,10 @@ def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
                 {
                     "participant_id": later["participant_id"],
                     "contrast": later["contrast"],
+                    "protocol": later["protocol"],
                     "scan": later["scan"],
+                    "included": np.where(because.isna(), "yes", "no"),
+                    "excluded_because": because,
                     "session_from": before["session_id"],
                     "session_to": later["session_id"],
                     "years": years,
@@ -255,11 +311,21 @@ def dictionary(
     """
     described: dict[str, Any] = {}
     for column in columns:
-        tissue = column.removesuffix(f"_{PERCENT}")
+        tissue, kind = next(
+            (
+                (column.removesuffix(f"_{kind}"), kind)
+                for kind in (PERCENT, ADJUSTED, "voxels")
+                if column.endswith(f"_{kind}")
+            ),
+            (column, ""),
+        )
         if column in tissues:
             described[column] = {"Description": f"Volume: {tissues[column]}.", "Units": "mL"}
         elif tissue in tissues:
-            described[column] = {**_DESCRIPTIONS[PERCENT], "LongName": tissues[tissue]}
+            described[column] = {**_DESCRIPTIONS[kind], "LongName": tissues[tissue]}
+        elif column in ENTITY_COLUMNS:
+            entity = column.removesuffix("_id")
+            described[column] = {"Description": f"The entity {entity}- of the source image."}
         elif column in _DESCRIPTIONS:
             described[column] = _DESCRIPTIONS[column]
         else:
@@ -317,8 +383,8 @@ def _covariate(name: str, cells: Sequence[str | None], scans: Sequence[str]) -> 
 
 
 def missing_values(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Count, per contrast, the scans without a value of each column that lacks any."""
-    gaps = table[list(columns)].isna().groupby(table["contrast"]).sum().T
+    """Count, per protocol, the scans without a value of each column that lacks any."""
+    gaps = table[list(columns)].isna().groupby(table["protocol"]).sum().T
     return gaps.loc[gaps.sum(axis=1) > 0]
 
 

@@ -1,9 +1,9 @@
-"""Scans that stand apart from the others of their contrast, by median and MAD."""
+"""Scans that stand apart from the others of their protocol, by median and MAD."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,42 +15,54 @@ LIMIT = 3.5
 """|robust z| beyond this is an outlier (Iglewicz and Hoaglin, How to Detect Outliers, 1993)."""
 
 FEWEST = 5
-"""Scans of a contrast below which nothing is called an outlier."""
+"""Scans of a protocol below which nothing is called an outlier."""
 
 COLUMNS = (
-    "participant_id", "session_id", "contrast", "scan", "measure", "value", "median", "expected",
-    "robust_z", "reason",
+    "participant_id", "session_id", "contrast", "protocol", "scan", "measure", "value", "median",
+    "expected", "robust_z", "scans", "reason",
 )  # fmt: skip
 
 
-def robust_z(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return (values - median) / (1.4826 MAD), NaN for NaN; zeros if all values are the same.
+def robust_z(
+    values: npt.NDArray[np.float64], counted: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.float64]:
+    """Return (values - median) / (1.4826 MAD), NaN for NaN; zeros if all are the same.
 
     Where more than half of the values agree, so that MAD is 0, the mean absolute deviation times
-    sqrt(pi / 2) takes its place; both estimate the standard deviation of normal data.
+    sqrt(pi / 2) takes its place; both estimate the standard deviation of normal data. Median and
+    MAD are those of the values that are `counted` (all without).
     """
-    distance = values - np.nanmedian(values)
-    scale = 1.4826 * np.nanmedian(np.abs(distance))
+    among = values if counted is None else values[counted]
+    distance = values - np.nanmedian(among)
+    spread = np.abs(among - np.nanmedian(among))
+    scale = 1.4826 * np.nanmedian(spread)
     if scale == 0:
-        scale = np.sqrt(np.pi / 2) * np.nanmean(np.abs(distance))
+        scale = np.sqrt(np.pi / 2) * np.nanmean(spread)
     return np.asarray(distance / scale if scale > 0 else np.where(np.isnan(distance), np.nan, 0.0))
 
 
 def find_outliers(
-    table: pd.DataFrame, measures: Sequence[str], *, adjust: Sequence[str] = ()
+    table: pd.DataFrame,
+    measures: Sequence[str],
+    *,
+    adjust: Sequence[str] = (),
+    excluded: Collection[str] = (),
 ) -> pd.DataFrame:
-    """List every value that stands apart within its contrast, the farthest first.
+    """List every value that stands apart within its protocol, the farthest first.
 
     Parameters
     ----------
     table
-        One row per scan: participant_id, session_id, contrast, scan, the measures, covariates.
+        One row per scan: participant_id, session_id, contrast, protocol, scan, the measures,
+        covariates.
     measures
         Numeric columns to look at.
     adjust
         Columns regressed out first, by Huber's M-estimator so that outliers do not bend the fit
         (statsmodels RLM); text columns enter as categories. A covariate is not adjusted for itself,
-        and contrasts with too few scans are not adjusted, which the reason then does not claim.
+        and protocols with too few scans are not adjusted, which the reason then does not claim.
+    excluded
+        Scans that are compared with the others, but not the others with them.
 
     Raises
     ------
@@ -59,34 +71,34 @@ def find_outliers(
     """
     check_columns(table, adjust, "--adjust-for")
     found = []
-    for contrast, scans in table.groupby("contrast", sort=True):
-        if len(scans) < FEWEST:
-            continue
-        keys = scans[list(COLUMNS[:4])].to_dict("records")
+    for protocol, scans in table.groupby("protocol", sort=True):
+        counted = ~scans["scan"].isin(list(excluded)).to_numpy()
+        keys = scans[list(COLUMNS[:5])].to_dict("records")
         for measure in measures:
             values = scans[measure].to_numpy(dtype=np.float64)
-            if np.isfinite(values).sum() < FEWEST:
+            known = counted & np.isfinite(values)
+            if known.sum() < FEWEST:
                 continue
             used = [name for name in adjust if name != measure]
-            left = _residuals(values, scans[used]) if used else None
-            used = [] if left is None else used
-            score = robust_z(values if left is None else left)
+            expected = _expected(values, scans[used], known) if used else None
+            used = [] if expected is None else used
+            score = robust_z(values if expected is None else values - expected, known)
+            middle = float(np.median(values[known]))
             for place in np.flatnonzero(np.abs(score) > LIMIT):
-                middle = float(np.nanmedian(values))
                 side = "above" if score[place] > 0 else "below"
-                expected = np.nan if left is None else values[place] - left[place]
-                words = f"is far {side} the other {contrast} scans (median {middle:.4g}, "
-                if used:
-                    words = f"is far {side} the {expected:.4g} expected of a {contrast} scan "
-                    words += f"given {', '.join(used)} ("
+                words = f"is far {side} the other {protocol} scans (median {middle:.4g}, "
+                if expected is not None:
+                    words = f"is far {side} the {expected[place]:.4g} expected of a {protocol} "
+                    words += f"scan given {', '.join(used)} ("
                 found.append(
                     {
                         **keys[place],
                         "measure": measure,
                         "value": values[place],
                         "median": middle,
-                        "expected": expected,
+                        "expected": np.nan if expected is None else expected[place],
                         "robust_z": score[place],
+                        "scans": int(known.sum()),
                         "reason": f"{measure} {values[place]:.4g} {words}"
                         f"robust z {score[place]:+.1f}).",
                     }
@@ -96,40 +108,45 @@ def find_outliers(
     return listed.loc[order].reset_index(drop=True)
 
 
-def check_columns(table: pd.DataFrame, names: Sequence[str], where: str) -> None:
-    """Raise `UsageError` unless all `names` are columns of `table` with values in them."""
+def check_columns(
+    table: pd.DataFrame, names: Sequence[str], where: str, *, empty: bool = False
+) -> None:
+    """Raise `UsageError` unless all `names` are columns of `table`, with values or `empty`."""
     absent = [name for name in names if name not in table]
     if absent:
         raise UsageError(
             f"{where} names {', '.join(absent)}, but no table has such a column.",
             f"There are: {', '.join(map(str, table))}.",
         )
-    empty = [name for name in names if table[name].isna().all()]
-    if empty:
+    without = [name for name in names if table[name].isna().all()]
+    if without and not empty:
         raise UsageError(
-            f"{where} names {', '.join(empty)}, but no scan has a value of it.",
+            f"{where} names {', '.join(without)}, but no scan has a value of it.",
             "Fill the column in participants.tsv or sessions.tsv, or leave it out.",
         )
 
 
-def _residuals(
-    values: npt.NDArray[np.float64], covariates: pd.DataFrame
+def _expected(
+    values: npt.NDArray[np.float64], covariates: pd.DataFrame, counted: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64] | None:
-    """Return what a robust linear fit leaves; NaN where a value or covariate is missing.
+    """Return what a robust linear fit to the counted values gives; NaN without a covariate.
 
     None with fewer than ten complete scans beyond the number of coefficients, or nothing to fit.
     """
     import statsmodels.api as sm
 
     design = pd.get_dummies(covariates, drop_first=True, dummy_na=False).astype(np.float64)
-    design = design.loc[:, design.max() > design.min()]
-    complete = np.isfinite(values) & covariates.notna().all(axis=1).to_numpy()
-    matrix = sm.add_constant(design.to_numpy()[complete], has_constant="add")
-    if complete.sum() < matrix.shape[1] + 10 or np.ptp(values[complete]) == 0:
+    complete = covariates.notna().all(axis=1).to_numpy()
+    fitted = complete & counted
+    if not fitted.any():
         return None
-    left = np.full(len(values), np.nan)
-    model = sm.RLM(values[complete], matrix, M=sm.robust.norms.HuberT())
+    varies = (design[fitted].max() > design[fitted].min()).to_numpy()
+    same = (design.loc[:, ~varies] == design.loc[fitted, ~varies].iloc[0]).all(axis=1).to_numpy()
+    matrix = sm.add_constant(design.to_numpy()[:, varies], has_constant="add")
+    if fitted.sum() < matrix.shape[1] + 10 or np.ptp(values[fitted]) == 0:
+        return None
+    model = sm.RLM(values[fitted], matrix[fitted], M=sm.robust.norms.HuberT())
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of convergence: the last weights are good enough here
-        left[complete] = model.fit().resid
-    return left
+        expected = matrix @ model.fit().params
+    return np.where(complete & same, expected, np.nan)

@@ -20,7 +20,7 @@ from siam_bids.support.tsv import some
 logger = logging.getLogger(__name__)
 
 DICTIONARY: dict[str, dict[str, Any]] = {
-    "contrast": {"Description": "BIDS suffix of the scans that were modelled together."},
+    "protocol": {"Description": "The scans that were modelled together."},
     "tissue": {
         "Description": "What is explained: the volume of a tissue in mL, or the column that stands "
         "on the left side of the formula, in its unit."
@@ -33,7 +33,7 @@ DICTIONARY: dict[str, dict[str, Any]] = {
     "p": {"Description": "Two-sided p value: t for least squares, z for mixed models."},
     "q": {
         "Description": "p corrected for the false discovery rate over the tissues, for each "
-        "contrast and term (Benjamini and Hochberg, 1995)."
+        "protocol and term (Benjamini and Hochberg, 1995)."
     },
     "estimate_percent": {
         "Description": "Estimate in percent of the mean of what is explained.",
@@ -43,7 +43,7 @@ DICTIONARY: dict[str, dict[str, Any]] = {
     "ci_high_percent": {"Description": "ci_high in percent of that mean.", "Units": "%"},
     "scans": {"Description": "Scans in the model: those with all values."},
     "participants": {"Description": "Participants they belong to."},
-    "left_out": {"Description": "Scans of the contrast that are not in the model."},
+    "left_out": {"Description": "Scans of the protocol that are not in the model."},
     "formula": {"Description": "The model."},
     "method": {
         "Description": "How it was fitted.",
@@ -64,7 +64,7 @@ class Statistics:
     Attributes
     ----------
     table
-        Columns as in `DICTIONARY`, one row per contrast, tissue and term.
+        Columns as in `DICTIONARY`, one row per protocol, tissue and term.
     left_out
         Scans that no model has, and why.
     """
@@ -86,28 +86,35 @@ class Statistics:
 NO_STATISTICS = Statistics(table=pd.DataFrame(columns=list(DICTIONARY)))
 
 
-def fit_tissues(table: pd.DataFrame, formula: str, tissues: Sequence[str]) -> Statistics:
-    """Fit one model per contrast and tissue.
+def fit_tissues(
+    table: pd.DataFrame,
+    formula: str,
+    tissues: Sequence[str],
+    excluded: Mapping[str, str] | None = None,
+) -> Statistics:
+    """Fit one model per protocol and tissue.
 
     Parameters
     ----------
     table
-        One row per scan: participant_id, contrast, scan, volumes in mL by tissue, covariates.
+        One row per scan: participant_id, protocol, scan, volumes in mL by tissue, covariates.
     formula
         `~ age + C(sex) + TIV` in the language of `siam_bids.measures.formula`; ICV is read as TIV.
         On the left side stand the columns to explain; none means `tissues`.
     tissues
         Columns to explain without a left side. TIV is left out where the formula corrects for it.
+    excluded
+        Scans that do not count, and why.
 
     Returns
     -------
-    One row per contrast, tissue and term; the intercept is left out.
+    One row per protocol, tissue and term; the intercept is left out.
 
     Raises
     ------
     UsageError
         The formula cannot be read, or names columns that are absent, empty or no numbers, or no
-        contrast has enough scans for it.
+        protocol has enough scans for it.
     """
     asked = parse(formula)
     table = table.assign(ICV=table[INTRACRANIAL]) if INTRACRANIAL in table else table
@@ -119,19 +126,22 @@ def fit_tissues(table: pd.DataFrame, formula: str, tissues: Sequence[str]) -> St
     explained = asked.left or [name for name in tissues if not (name == INTRACRANIAL and corrected)]
     rows: list[dict[str, object]] = []
     left_out: dict[str, str] = {}
-    for contrast, scans in table.groupby("contrast", sort=True):
-        design = asked.design(scans)
-        left_out |= _left_out(scans, design, asked)
-        rows += _fit_contrast(scans, design, str(contrast), explained)
+    excluded = excluded or {}
+    for protocol, scans in table.groupby("protocol", sort=True):
+        design = asked.design(scans.loc[~scans["scan"].isin(list(excluded))])
+        left_out |= _left_out(scans, design, asked) | {
+            scan: why for scan, why in excluded.items() if scan in set(scans["scan"])
+        }
+        rows += _fit_protocol(scans, design, str(protocol), explained)
     if not rows:
         raise UsageError(
-            f"--formula {asked.text!r} can be fitted to no contrast: too few scans have all of "
+            f"--formula {asked.text!r} can be fitted to no protocol: too few scans have all of "
             f"{', '.join(asked.columns) or 'its columns'}, or they are too alike in them.",
         )
     found = pd.DataFrame(rows)
     found["formula"] = found["tissue"] + f" ~ {asked.right}"
     found["q"] = np.nan
-    for _, part in found.groupby(["contrast", "term"]):
+    for _, part in found.groupby(["protocol", "term"]):
         found.loc[part.index, "q"] = _false_discovery_rate(part["p"].to_numpy(dtype=np.float64))
     return Statistics(table=found[list(DICTIONARY)], formula=asked.text, left_out=left_out)
 
@@ -146,10 +156,10 @@ def _left_out(scans: pd.DataFrame, design: pd.DataFrame, asked: Formula) -> dict
     return reasons
 
 
-def _fit_contrast(
-    scans: pd.DataFrame, design: pd.DataFrame, contrast: str, explained: Sequence[str]
+def _fit_protocol(
+    scans: pd.DataFrame, design: pd.DataFrame, protocol: str, explained: Sequence[str]
 ) -> list[dict[str, object]]:
-    """Fit all models of one contrast; what could not be, in one warning."""
+    """Fit all models of one protocol; what could not be, in one warning."""
     rows, impossible, doubtful = [], [], []
     for tissue in explained:
         volume = scans.loc[design.index, tissue].dropna().astype(float)
@@ -161,17 +171,17 @@ def _fit_contrast(
             impossible.append(tissue)
         elif not sound:
             doubtful.append(tissue)
-        about = {"contrast": contrast, "tissue": tissue, "left_out": len(scans) - len(volume)}
+        about = {"protocol": protocol, "tissue": tissue, "left_out": len(scans) - len(volume)}
         rows += [about | row for row in own]
     if design.empty:
-        logger.warning("%s: no scans for the formula, or a category of one level.", contrast)
+        logger.warning("%s: no scans for the formula, or a category of one level.", protocol)
     elif impossible:
         logger.warning(
             "%s: too few scans for the formula, or its terms say the same: %s is left out.",
-            contrast, some(impossible),
+            protocol, some(impossible),
         )  # fmt: skip
     if doubtful:
-        logger.warning("%s: the mixed model did not converge: %s.", contrast, some(doubtful))
+        logger.warning("%s: the mixed model did not converge: %s.", protocol, some(doubtful))
     return rows
 
 

@@ -21,16 +21,19 @@ from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.group_tables import (
-    KEYS,
+    ADJUSTED,
+    ENTITY_COLUMNS,
     GroupTables,
     changes,
     covariates_of,
     dictionary,
+    head_size_adjusted,
     join_covariates,
     reserved,
     tidy_volumes,
     wide_volumes,
 )
+from siam_bids.measures.inclusion import PROTOCOL, exclusions, protocols, with_inclusion
 from siam_bids.measures.outliers import find_outliers
 from siam_bids.measures.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
@@ -113,29 +116,59 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         ratings, on="scan", how="left"
     )
     joined = _with_covariates(described, results, quality, config)
+    covariates = tuple(str(name) for name in joined if name not in described)
+    protocol = protocols(joined, config.group_by)
+    for table in (joined, quality):
+        table.insert(list(table).index("contrast") + 1, PROTOCOL, protocol)
     tidy = tidy_volumes(joined, [result.volumes for result in results])
+    excluded = exclusions(_measured(wide_volumes(tidy, joined), quality), config.exclude)
+    _say_what_counts(joined, excluded)
+    joined, tidy, quality = (with_inclusion(each, excluded) for each in (joined, tidy, quality))
+    tidy[ADJUSTED] = head_size_adjusted(tidy, excluded)
     wide = wide_volumes(tidy, joined)
     inside = (
         INTRACRANIAL,
         *(label.name for label in labels.foreground if label.role in ("", *INTRACRANIAL_ROLES)),
     )
     tissues = tuple(name for name in inside if name in wide)
-    covariates = tuple(str(name) for name in joined if name not in described)
-    measured = wide.merge(quality.drop(columns=list({*quality} & {*wide} - {"scan"})), on="scan")
+    measured = _measured(wide, quality)
     observed = [*tissues, *(metric.name for metric in metrics() if metric.name in quality)]
     adjust = tuple(INTRACRANIAL if name == "ICV" else name for name in config.adjust)
     return GroupTables(
         tidy=tidy,
         wide=wide,
         quality=quality,
-        outliers=find_outliers(measured, list(dict.fromkeys(observed)), adjust=adjust),
+        outliers=find_outliers(
+            measured, list(dict.fromkeys(observed)), adjust=adjust, excluded=excluded
+        ),
         changes=changes(wide, tissues),
-        statistics=fit_tissues(measured, config.formula, tissues)
+        statistics=fit_tissues(measured, config.formula, tissues, excluded)
         if config.formula
         else NO_STATISTICS,
         tissues=tissues,
         covariates=covariates,
+        excluded=excluded,
     )
+
+
+def _measured(wide: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
+    """Return all that is known of each scan."""
+    again = list({*quality} & {*wide} - {"scan"})
+    return wide.merge(quality.drop(columns=again), on="scan", validate="one_to_one")
+
+
+def _say_what_counts(scans: pd.DataFrame, excluded: Mapping[str, str]) -> None:
+    """Say how many scans are left out, or how many that someone or something calls bad are in."""
+    if excluded:
+        logger.warning("%d of %d scans are left out by --exclude.", len(excluded), len(scans))
+    included = scans.loc[~scans["scan"].isin(list(excluded))]
+    for column, done in (("rating", "rated"), ("flag", "flagged")):
+        bad = int((included[column] == "fail").sum()) if column in included else 0
+        if bad:
+            logger.warning(
+                "Scans %s fail count in all numbers: %d of %d; --exclude %s=fail leaves them out.",
+                done, bad, len(included), column,
+            )  # fmt: skip
 
 
 def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
@@ -154,7 +187,7 @@ def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
         "group_qc": (
             group.quality,
             {
-                **dictionary(list(KEYS), {}, {}),
+                **described(group.quality),
                 **quality_dictionary(tuple(map(str, group.quality))),
             },
         ),
@@ -178,12 +211,19 @@ def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
 
 
 def _keys(results: Sequence[ScanResult]) -> pd.DataFrame:
+    entities = [result.names.identity.labels for result in results]
+    columns = {column: column.removesuffix("_id") for column in ENTITY_COLUMNS}
     return pd.DataFrame(
         {
             "participant_id": [f"sub-{result.names.subject}" for result in results],
             "session_id": _texts([result.names.session_id for result in results]),
             "contrast": [result.names.suffix for result in results],
             "scan": [result.names.name for result in results],
+        }
+        | {
+            column: _texts([f"{key}-{own[key]}" if key in own else "" for own in entities])
+            for column, key in columns.items()
+            if any(key in own for own in entities)
         }
     )
 

@@ -12,7 +12,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Distribution of a tissue over the scans of one contrast, in mL."""
+    """Distribution of a tissue over the scans of one protocol, in mL."""
 
     scans: int
     least: float
@@ -110,12 +110,16 @@ class GroupReport:
         Subjects without results.
     failed
         Scans that failed, with the reason.
+    excluded
+        Scans that do not count, with the reason.
     contrasts
-        Per contrast the number of scans, and the sessions of the study that lack it.
+        Per protocol (`contrast`) the number of scans and of those included, and the sessions of the
+        study that lack it.
     gaps
-        Covariates with missing values: name, then scans without it per contrast.
+        Covariates with missing values: name, then scans without it per protocol.
     changes
-        Rows of tissue, contrast, pairs, median change in percent, the same per year (or None).
+        Rows of tissue, protocol (`contrast`), pairs, median change in percent, the same per year
+        (or None).
     statistics
         Rows of the table of `siam_bids.measures.regression`, None for NaN, and their formula.
     """
@@ -129,6 +133,7 @@ class GroupReport:
     boilerplate: str
     missing: tuple[str, ...] = ()
     failed: Pairs = ()
+    excluded: Pairs = ()
     contrasts: tuple[Mapping[str, Any], ...] = ()
     gaps: tuple[tuple[str, Mapping[str, int]], ...] = ()
     changes: tuple[Mapping[str, Any], ...] = ()

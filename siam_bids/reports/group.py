@@ -13,7 +13,7 @@ import pandas as pd
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
-from siam_bids.measures.group_tables import GroupTables, missing_values, numeric
+from siam_bids.measures.group_tables import ENTITY_COLUMNS, GroupTables, missing_values, numeric
 from siam_bids.measures.quality import metrics
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.reports.build import REFERENCE, data_url, if_there, origin_of
@@ -58,6 +58,7 @@ def write_group_page(
             subjects=tables.wide["participant_id"].nunique(),
             missing=tuple(missing),
             failed=tuple((names.name, str(read_json(names.record)["error"])) for names in failed),
+            excluded=tuple(tables.excluded.items()),
             contrasts=tuple(_contrasts(tables.wide)),
             gaps=tuple(_gaps(tables)),
             changes=tuple(_changes(tables.changes)),
@@ -79,16 +80,18 @@ def _records(table: pd.DataFrame) -> Iterable[dict[str, Any]]:
 
 
 def write_reference(root: Path, tables: GroupTables) -> None:
-    """Write the five-number summary (mL) of every tissue by contrast, for the subjects' pages."""
+    """Write the five-number summary (mL) of every tissue by protocol, for the subjects' pages."""
     names = ("least", "quarter", "median", "three_quarters", "most")
     spreads: dict[str, Any] = {}
-    for (contrast, tissue), values in tables.tidy.groupby(["contrast", "tissue"])["volume_mL"]:
+    included = tables.tidy.loc[tables.tidy["included"] == "yes"]
+    for (protocol, tissue), values in included.groupby(["protocol", "tissue"])["volume_mL"]:
         five = values.quantile([0, 0.25, 0.5, 0.75, 1]).round(4).tolist()
-        spreads.setdefault(str(contrast), {})[str(tissue)] = {
+        spreads.setdefault(str(protocol), {})[str(tissue)] = {
             "scans": len(values),
             **dict(zip(names, five, strict=True)),
         }
-    write_json(root / REFERENCE, spreads)
+    protocols = dict(zip(tables.wide["scan"], tables.wide["protocol"], strict=True))
+    write_json(root / REFERENCE, {"protocols": protocols, "spreads": spreads})
 
 
 def _group_data(
@@ -99,8 +102,8 @@ def _group_data(
     measures, values = _measures(root, tables)
     categories = {
         name: [_text(value) for value in wide[name]]
-        for name in tables.covariates
-        if name not in measures and 1 < wide[name].nunique() <= _CATEGORIES
+        for name in (*ENTITY_COLUMNS, *tables.covariates, "included")
+        if name in wide and name not in measures and 1 < wide[name].nunique() <= _CATEGORIES
     }
     thumbnails = [if_there(result.names.figure("thumbnail"), root) for result in results]
     outlines = [if_there(result.names.figure("outline"), root) for result in results]
@@ -123,7 +126,8 @@ def _group_data(
             "name": wide["scan"].tolist(),
             "subject": wide["participant_id"].tolist(),
             "session": [_text(value) for value in wide["session_id"]],
-            "contrast": wide["contrast"].tolist(),
+            "contrast": wide["protocol"].tolist(),
+            "excluded": [_text(value) for value in wide["excluded_because"]],
             "flag": [_text(value) for value in quality["flag"]],
             "reasons": [_text(value) for value in quality["reasons"]],
             "page": [
@@ -191,12 +195,18 @@ def _known_ratings(wide: pd.DataFrame) -> dict[str, dict[str, str]]:
 
 
 def _contrasts(wide: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    """Say for each contrast how many scans there are and which visits have none of it."""
+    """Say for each protocol how many scans there are and which visits have none of it."""
     visits = wide["participant_id"].str.cat(wide["session_id"].fillna(""), sep=" ").str.strip()
     everyone = set(visits)
-    for contrast, own in visits.groupby(wide["contrast"]):
-        lacking = sorted(everyone - set(own))
-        yield {"contrast": contrast, "scans": len(own), "visits": own.nunique(), "lacking": lacking}
+    included = (wide["included"] == "yes").groupby(wide["protocol"]).sum()
+    for protocol, own in visits.groupby(wide["protocol"]):
+        yield {
+            "contrast": protocol,
+            "scans": len(own),
+            "included": int(included[protocol]),
+            "visits": own.nunique(),
+            "lacking": sorted(everyone - set(own)),
+        }
 
 
 def _gaps(tables: GroupTables) -> Iterable[tuple[str, dict[str, int]]]:
@@ -206,10 +216,11 @@ def _gaps(tables: GroupTables) -> Iterable[tuple[str, dict[str, int]]]:
 
 
 def _changes(changes: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    """Summarise change between sessions by contrast and tissue, as medians."""
-    for (contrast, tissue), part in changes.groupby(["contrast", "tissue"], sort=False):
+    """Summarise change between sessions by protocol and tissue, as medians of what is included."""
+    included = changes.loc[changes["included"] == "yes"]
+    for (protocol, tissue), part in included.groupby(["protocol", "tissue"], sort=False):
         yield {
-            "contrast": contrast,
+            "contrast": protocol,
             "tissue": tissue,
             "pairs": len(part),
             "percent": _number(part["change_percent"].median()),

@@ -66,7 +66,7 @@ def _scan_report(
 ) -> ScanReport:
     names = result.names
     rows = {row["name"]: row for row in result.volumes}
-    spreads = reference.get(names.suffix, {})
+    spreads = reference.get("spreads", {}).get(reference.get("protocols", {}).get(names.name), {})
     flag, reasons = judge(result.quality) if result.quality else ("", ())
     return ScanReport(
         name=names.name,

@@ -106,7 +106,7 @@ def as_numbers_or_words(cells: Sequence[str | None], rows: Sequence[str]) -> Col
     """
     known = [(place, cell) for place, cell in enumerate(cells) if cell not in (None, *MISSING)]
     texts = {place: str(cell) for place, cell in known}
-    meant = {place: _number(cell) for place, cell in texts.items()}
+    meant = {place: as_number(cell) for place, cell in texts.items()}
     numbers = {place: number for place, number in meant.items() if math.isfinite(number)}
     odd = {place: cell for place, cell in texts.items() if place not in numbers}
     wrong = {place for place, cell in odd.items() if cell.lower() not in _NO_VALUE}
@@ -132,8 +132,8 @@ def as_numbers_or_words(cells: Sequence[str | None], rows: Sequence[str]) -> Col
     return Column(values=values, words=False, remarks=tuple(remarks))
 
 
-def _number(text: str) -> float:
-    """Return the number that a cell means, NaN for none."""
+def as_number(text: str) -> float:
+    """Return the number that a cell means, NaN for none; 89+ is 89, 34,5 is 34.5."""
     if _NUMBER.fullmatch(text):
         return float(text)
     if found := _OR_MORE.fullmatch(text):

@@ -77,7 +77,7 @@ class Plot {
 
   describe(points) {
     const parts = contrasts.map((contrast) => {
-      const values = points.filter(([, , i]) => scans.contrast[i] === contrast).map(([, y]) => y).sort((a, b) => a - b);
+      const values = points.filter(([, , i]) => scans.contrast[i] === contrast && !scans.excluded[i]).map(([, y]) => y).sort((a, b) => a - b);
       return values.length ? `${contrast}: ${values.length} scans, median ${show(quantile(values, 0.5))}` : null;
     });
     return `${this.title}. ${parts.filter(Boolean).join("; ")}`;
@@ -140,7 +140,7 @@ const axis = (more) => ({
 function distribution(name) {
   const { units, title } = data.measures[name];
   const values = data.values[name];
-  const boxes = contrasts.map((contrast) => box(everyone.filter((i) => scans.contrast[i] === contrast && values[i] != null).map((i) => values[i])));
+  const boxes = contrasts.map((contrast) => box(everyone.filter((i) => scans.contrast[i] === contrast && values[i] != null && !scans.excluded[i]).map((i) => values[i])));
   const spread = Math.min(0.7, 0.3 + total / 2000);
   const points = everyone.filter((i) => values[i] != null)
     .map((i) => [contrasts.indexOf(scans.contrast[i]) + jitter(i) * spread, values[i], i]);

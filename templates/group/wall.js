@@ -87,7 +87,7 @@ let opened = null;
 
 function rank(name, i) {
   const own = data.values[name][i];
-  const peers = everyone.filter((j) => scans.contrast[j] === scans.contrast[i] && data.values[name][j] != null);
+  const peers = everyone.filter((j) => !scans.excluded[j] && scans.contrast[j] === scans.contrast[i] && data.values[name][j] != null);
   if (own == null || peers.length < 5) return "";
   const below = peers.filter((j) => data.values[name][j] < own).length;
   const equal = peers.filter((j) => data.values[name][j] === own).length;
@@ -98,7 +98,7 @@ function drawDetail() {
   if (opened == null) return;
   const i = opened;
   $("detail-title").textContent = scans.name[i];
-  $("detail-facts").replaceChildren(badge(scans.flag[i]), ` ${scans.contrast[i]}`);
+  $("detail-facts").replaceChildren(badge(scans.flag[i]), ` ${scans.contrast[i]}${scans.excluded[i] ? `, left out: ${scans.excluded[i]}` : ""}`);
   $("detail-picture").replaceChildren(picture(i, true));
   const reasons = [...scans.reasons[i].split("; ").filter(Boolean), ...outliers[i].map((o) => o.reason)];
   $("detail-reasons").replaceChildren(reasons.length
@@ -110,7 +110,7 @@ function drawDetail() {
   link.hidden = !scans.page[i];
   if (scans.page[i]) link.href = `${encodeURIComponent(scans.page[i])}#${scans.name[i].replace(/[^A-Za-z0-9_-]/g, "-")}`;
   $("detail-numbers").replaceChildren(
-    make("thead", {}, make("tr", {}, ...["Measure", "Value", "Unit", "Percentile of its contrast"].map(
+    make("thead", {}, make("tr", {}, ...["Measure", "Value", "Unit", "Percentile of its protocol"].map(
       (text, place) => make("th", { scope: "col", class: place % 2 ? "number" : "" }, text)))),
     make("tbody", {}, ...Object.keys(data.measures).map((name) => make("tr", {},
       make("th", { scope: "row", title: data.measures[name].title }, name),

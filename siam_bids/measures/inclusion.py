@@ -1,0 +1,157 @@
+"""Which scans count, and which are compared with each other."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from siam_bids.errors import UsageError
+from siam_bids.measures.outliers import check_columns
+from siam_bids.support.tsv import MISSING, as_number
+
+INCLUDED = "included"
+EXCLUDED_BECAUSE = "excluded_because"
+PROTOCOL = "protocol"
+
+SHARED = ("sample", "acq", "ce", "rec", "dir", "mod", "echo", "flip", "inv", "mt", "part", "desc")
+"""Entities that may tell protocols apart; `run` repeats one, `chunk` is a piece of one."""
+
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exclusion:
+    """One rule of `--exclude`: a column, a comparison, a value."""
+
+    column: str
+    sign: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Exclusion:
+        """Take `rating=fail`, `age<18` apart.
+
+        Raises
+        ------
+        UsageError
+            It is no comparison.
+        """
+        found = re.fullmatch(r"\s*(.+?)\s*(<=|>=|!=|==|=|<|>)\s*(.+?)\s*", text)
+        if not found:
+            raise UsageError(
+                f"--exclude {text!r} is no comparison.",
+                "For example rating=fail, flag!=pass, 'snr_WM<5'.",
+            )
+        return cls(column=found[1], sign=found[2].replace("==", "="), value=found[3])
+
+    def __str__(self) -> str:
+        return f"{self.column} {self.sign} {self.value}"
+
+    def applies(self, table: pd.DataFrame) -> pd.Series[bool]:
+        """Tell for each row whether the rule excludes it; a missing value only equals `n/a`."""
+        values = table[self.column]
+        if self.value in MISSING and self.sign in ("=", "!="):
+            return values.isna() if self.sign == "=" else values.notna()
+        wanted: float | str = self.value
+        if pd.api.types.is_numeric_dtype(values):
+            wanted = as_number(self.value)
+            if math.isnan(wanted):
+                raise UsageError(f"--exclude {self}: {self.column} holds numbers.")
+        elif self.sign not in ("=", "!="):
+            raise UsageError(f"--exclude {self}: {self.column} holds words.", "Use = or !=.")
+        applied: pd.Series[bool] = _COMPARISONS[self.sign](values, wanted).astype(bool)
+        return values.notna() & applied
+
+
+def exclusions(table: pd.DataFrame, rules: Sequence[str]) -> dict[str, str]:
+    """Return the scans that rules exclude, and why.
+
+    Parameters
+    ----------
+    table
+        One row per scan with the columns that rules name.
+    rules
+        As `Exclusion.parse` reads them; one that applies is enough.
+
+    Raises
+    ------
+    UsageError
+        A rule cannot be read or names no column, or no scan is left.
+    """
+    parsed = [Exclusion.parse(rule) for rule in rules]
+    check_columns(table, [rule.column for rule in parsed], "--exclude", empty=True)
+    excluded: dict[str, str] = {}
+    for rule in parsed:
+        for scan in table.loc[rule.applies(table), "scan"]:
+            excluded[scan] = f"{excluded[scan]}; {rule}" if scan in excluded else str(rule)
+    if len(excluded) == len(table):
+        raise UsageError(f"--exclude {' '.join(map(str, rules))} leaves no scan.")
+    return excluded
+
+
+def with_inclusion(table: pd.DataFrame, excluded: dict[str, str]) -> pd.DataFrame:
+    """Say after the name of each scan whether it counts: `included` (yes, no), and why not."""
+    reasons = table["scan"].map(excluded)
+    place = list(table).index("scan") + 1
+    marked = table.copy()
+    marked.insert(place, INCLUDED, np.where(reasons.isna(), "yes", "no"))
+    marked.insert(place + 1, EXCLUDED_BECAUSE, reasons.astype("str"))
+    return marked
+
+
+def protocols(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.Series[str]:
+    """Name what scans are compared with each other.
+
+    Parameters
+    ----------
+    table
+        One row per scan: participant_id, contrast, and `acq_id` and the like of their entities.
+    by
+        Columns that tell groups apart. Without any: the contrast, and the entities of `SHARED`
+        unless no two people share a label of it (as where it holds a date or a number).
+
+    Raises
+    ------
+    UsageError
+        No such column.
+    """
+    check_columns(table, by, "--group-by", empty=True)
+    columns = list(by) or [*_shared(table), "contrast"]
+    named = [(name, table[name].map(_text, na_action="ignore").astype("str")) for name in columns]
+    plain = [
+        values.fillna("") if name in ("contrast", "session_id") or name.endswith("_id")
+        else name + "-" + values.fillna("n/a")
+        for name, values in named
+    ]  # fmt: skip
+    rows = zip(*plain, strict=True)
+    names = ["_".join(filter(None, row)) or "all" for row in rows]
+    return pd.Series(names, index=table.index, dtype="str")
+
+
+def _shared(table: pd.DataFrame) -> list[str]:
+    columns = [f"{entity}_id" for entity in SHARED if f"{entity}_id" in table]
+    kept = []
+    for name in columns:
+        people = table.groupby(["contrast", name])["participant_id"].nunique()
+        everyone = table.loc[table[name].notna(), "participant_id"].nunique()
+        if everyone < 2 or people.max() > 1:
+            kept.append(name)
+    return kept
+
+
+def _text(value: object) -> str:
+    return f"{value:.15g}" if isinstance(value, (int, float, np.number)) else str(value)
