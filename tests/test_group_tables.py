@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 import statsmodels.formula.api as smf
-from documentation import blocks
+from documentation import blocks, fenced
 from statsmodels.stats.multitest import multipletests
 
 from siam_bids import cli
@@ -317,10 +318,25 @@ def test_changes_per_year_recover_rates_that_were_put_in():
     assert found.loc[found["included"] == "no", "scan"].tolist() == ["sub-00_ses-b_T1w"]
 
 
-def test_the_recipe_of_the_documentation_reads_the_tables(config, monkeypatch, capsys):
+@pytest.fixture
+def outputs(config, monkeypatch) -> Path:
+    """A folder with the output as the documentation calls it."""
     run_group(replace(config, exclude=("flag=fail",)))
-    config.output_dir.rename(config.output_dir.with_name("OUT"))
-    monkeypatch.chdir(config.output_dir.parent)
+    place = config.output_dir.parent
+    config.output_dir.rename(place / "OUT")
+    monkeypatch.chdir(place)
+    return place
+
+
+def test_the_recipe_in_python_reads_the_tables(outputs, capsys):
     (recipe,) = (block for block in blocks("docs/outputs.md") if "read_csv" in block)
     exec(recipe)
-    assert "T1w   11.0" in capsys.readouterr().out
+    assert re.search(r"T1w +11\.0 ", capsys.readouterr().out)
+
+
+@pytest.mark.skipif(not shutil.which("Rscript"), reason="needs R")
+def test_the_recipe_in_r_reads_the_tables(outputs):
+    (outputs / "recipe.R").write_text(
+        fenced("docs/outputs.md")["In R:"] + "stopifnot(nrow(kept) == 11)\n"
+    )
+    subprocess.run(["Rscript", "recipe.R"], check=True)

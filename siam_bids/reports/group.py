@@ -101,9 +101,11 @@ def _group_data(
     wide, quality = tables.wide, tables.quality
     measures, values = _measures(root, tables)
     categories = {
-        name: [_text(value) for value in wide[name]]
+        name: [_text(value) or "n/a" for value in wide[name]]
         for name in (*ENTITY_COLUMNS, *tables.covariates, "included")
-        if name in wide and name not in measures and 1 < wide[name].nunique() <= _CATEGORIES
+        if name in wide
+        and name not in measures
+        and 1 < wide[name].nunique(dropna=False) <= _CATEGORIES
     }
     thumbnails = [if_there(result.names.figure("thumbnail"), root) for result in results]
     outlines = [if_there(result.names.figure("outline"), root) for result in results]
