@@ -19,10 +19,11 @@ from siam_bids.nnunet.checkpoints import convert_checkpoints, load_weights, mirr
 from siam_bids.nnunet.model import NnunetModel
 from siam_bids.synthesis.label_maps import source_table
 from siam_bids.training.config import TrainingConfig
-from siam_bids.training.loop import _Log, train
+from siam_bids.training.loop import train
 from siam_bids.training.loss import TargetGroups, marginal_loss, mixed_precision
 from siam_bids.training.patches import PatchSource, load_anatomies, z_score
 from siam_bids.training.state import load_state, save_state, shape_of
+from siam_bids.training.step_log import StepLog
 from siam_bids.training.trainer import Trainer
 from siam_bids.training.validation import Validation
 
@@ -179,7 +180,7 @@ def test_validation_leaves_the_network_as_it_was_and_able_to_learn(tmp_path, lab
 
 
 def test_a_log_goes_on_where_a_leg_began_to_validate(tmp_path):
-    log = _Log(tmp_path / "log.csv")
+    log = StepLog(tmp_path / "log.csv")
     for step, score in ((100, None), (200, 0.5)):
         log.add(1.0, torch.ones(18))
         log.write(step, 1.0, 1e-3, 1.0, score)

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from siam_bids.cli.arguments import words
 from siam_bids.cli.command_line import CommandLine
@@ -23,42 +24,11 @@ def _run(argv: list[str]) -> int:
     start_logging()
 
     with quick_imports():
-        from siam_bids.models.folder import search_path
-        from siam_bids.models.registry import find_model
         from siam_bids.training.config import TrainingConfig
         from siam_bids.training.loop import train as run
-        from siam_bids.training.state import shape_of
 
-    if bool(arguments.maps) != bool(arguments.table):
-        raise UsageError("--maps and --table belong together.", "Give both or neither.")
-    maps = [(path, "synthseg") for path in arguments.synthseg]
-    maps += [(path, "siam") for path in arguments.siam]
-    maps += [(path, str(arguments.table)) for path in arguments.maps]
-    for path in arguments.hold_out:
-        if path not in [given for given, _ in maps]:
-            raise UsageError(f"--hold-out {path} is none of the maps.", "Name it there as well.")
-    start = None
-    if arguments.start:
-        parts = find_model(arguments.start, search_path(os.environ)).parts()
-        if len(parts) > 1:
-            names = ", ".join(part.name for part in parts)
-            raise UsageError(f"{arguments.start} consists of {names}.", "Start from one of them.")
-        start = parts[0].folder
-    resumes = (arguments.folder / "progress.json").exists()
-    network = arguments.folder / "model" if resumes else start
-    chosen = shape_of(network) if network else {}
-    for name in ("features", "patch", "voxel"):
-        given = getattr(arguments, name)
-        if resumes and given and given != chosen[name]:
-            raise UsageError(
-                f"{arguments.folder} holds a run with --{name} {_text(chosen[name])}, "
-                f"not {_text(given)}.",
-                f"Train into another folder, --from {network}.",
-            )
-        if given:
-            chosen[name] = given
-    if arguments.learning_rate:
-        chosen["learning_rate"] = arguments.learning_rate
+    maps = _maps(arguments)
+    start = _start(arguments)
     trainer = run(
         TrainingConfig(
             maps=tuple(each for each in maps if each[0] not in arguments.hold_out),
@@ -75,11 +45,60 @@ def _run(argv: list[str]) -> int:
             dice_weight=arguments.dice_weight,
             contrasts=arguments.contrasts,
             lesion_share=arguments.lesion_share,
-            **chosen,
+            **_shape(arguments, start),
         )
     )
     print(f"step {trainer.step}: {arguments.folder / 'model'}")
     return 0
+
+
+def _maps(arguments: argparse.Namespace) -> list[tuple[Path, str]]:
+    """Return all label maps, those held out too, each with the name or path of its coding."""
+    if bool(arguments.maps) != bool(arguments.table):
+        raise UsageError("--maps and --table belong together.", "Give both or neither.")
+    maps = [(path, "synthseg") for path in arguments.synthseg]
+    maps += [(path, "siam") for path in arguments.siam]
+    maps += [(path, str(arguments.table)) for path in arguments.maps]
+    for path in arguments.hold_out:
+        if path not in [given for given, _ in maps]:
+            raise UsageError(f"--hold-out {path} is none of the maps.", "Name it there as well.")
+    return maps
+
+
+def _start(arguments: argparse.Namespace) -> Path | None:
+    """Return the folder of the model to begin from, if one is named."""
+    from siam_bids.models.folder import search_path
+    from siam_bids.models.registry import find_model
+
+    if not arguments.start:
+        return None
+    parts = find_model(arguments.start, search_path(os.environ)).parts()
+    if len(parts) > 1:
+        names = ", ".join(part.name for part in parts)
+        raise UsageError(f"{arguments.start} consists of {names}.", "Start from one of them.")
+    return parts[0].folder
+
+
+def _shape(arguments: argparse.Namespace, start: Path | None) -> dict[str, Any]:
+    """Return what describes the network: as typed, else as in the run or model it goes on from."""
+    from siam_bids.training.state import shape_of
+
+    resumes = (arguments.folder / "progress.json").exists()
+    network = arguments.folder / "model" if resumes else start
+    chosen: dict[str, Any] = shape_of(network) if network else {}
+    for name in ("features", "patch", "voxel"):
+        given = getattr(arguments, name)
+        if resumes and given and given != chosen[name]:
+            raise UsageError(
+                f"{arguments.folder} holds a run with --{name} {_text(chosen[name])}, "
+                f"not {_text(given)}.",
+                f"Train into another folder, --from {network}.",
+            )
+        if given:
+            chosen[name] = given
+    if arguments.learning_rate:
+        chosen["learning_rate"] = arguments.learning_rate
+    return chosen
 
 
 def parser() -> CommandLine:

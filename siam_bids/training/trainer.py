@@ -26,6 +26,9 @@ from siam_bids.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
 
+MAX_NORM = 5.0
+"""Gradients longer than this are shortened to it."""
+
 
 class Trainer:
     """Network, optimiser, averaged weights and step count; saves and resumes."""
@@ -142,6 +145,24 @@ class Trainer:
         }
         state = self.network.state_dict()
         return {name: halves[value.data_ptr()] for name, value in state.items()}
+
+    def update(self, loss: torch.Tensor, rate: float) -> None:
+        """Take one step of the optimiser down the gradient of a loss, and average the weights."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), MAX_NORM)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(self.config.ema, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, value in self.network.named_parameters():
+                self.average[name].lerp_(value, 1 - keep)
+
+    def difficulty(self) -> float:
+        """Return how far contrasts, shapes and artefacts vary at this step, 0 to 1."""
+        return 1.0 if self.pretrained else min(1.0, self.step / self.config.ramp_steps)
 
     def learning_rate(self, elapsed: float) -> float:
         """Warm-up, plateau, and linear fall over a cooldown leg; `elapsed` is its share done."""
