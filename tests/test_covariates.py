@@ -249,7 +249,7 @@ class TestGroupNeverDies:
     def test_of_a_column_with_a_name_of_ours(self, config, column):
         path = config.bids_dir / "participants.tsv"
         path.write_text(f"participant_id\t{column}\nsub-01\t7\nsub-02\t8\n")
-        wide = run_group(replace(config, formula="~ GM", adjust=("ICV",))).set_index("scan")
+        wide = run_group(replace(config, formula="~ GM", adjust=("ICV",))).wide.set_index("scan")
         assert 500 < wide.loc["sub-01_T1w", "GM"] < 800
         assert wide.loc["sub-01_T1w", "TIV"] > 1000
 
@@ -260,7 +260,7 @@ class TestGroupNeverDies:
         path = config.bids_dir / "participants.tsv"
         value = value if isinstance(value, bytes) else value.encode()
         path.write_bytes(b"participant_id\tx\nsub-01\t" + value + b"\nsub-02\t2\n")
-        wide = run_group(config).set_index("scan")
+        wide = run_group(config).wide.set_index("scan")
         assert wide["x"].notna().sum() == 2
 
     @pytest.mark.parametrize(
@@ -271,19 +271,19 @@ class TestGroupNeverDies:
     @pytest.mark.parametrize("name", ["participants.json", "dataset_description.json"])
     def test_of_json(self, config, content, name):
         (config.bids_dir / name).write_text(content)
-        assert len(run_group(config)) == 6
+        assert len(run_group(config).wide) == 6
 
     def test_of_a_missing_raw_dataset_and_keeps_what_was_known(self, config, caplog, capsys):
         path = config.bids_dir / "participants.tsv"
         path.write_text(path.read_text().replace("sub-03\t29", "sub-03\t89+"))
         (config.bids_dir / "participants.json").write_text('{"age": {"Units": "year"}}')
-        before = run_group(config)
+        before = run_group(config).wide
         mistyped = config.bids_dir / "mistyped"
         assert cli.main([str(mistyped), str(config.output_dir), "group"]) == 0
         assert f"{mistyped}/participants.tsv was not found" in caplog.text
         assert "Covariates are those of the earlier run: age, sex." in caplog.text
         for _ in range(2):
-            after = run_group(replace(config, bids_dir=mistyped))
+            after = run_group(replace(config, bids_dir=mistyped)).wide
             pd.testing.assert_frame_equal(after, before)
         assert after.set_index("scan").loc["sub-03_T1w", "age"] == 89
         wide = json.loads((config.output_dir / "group_desc-wide_volumes.json").read_text())

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import os
@@ -47,8 +48,24 @@ from siam_bids.errors import UsageError
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable, siam_labels
 from siam_bids.measures.quality import judge
-from siam_bids.measures.volumes import DICTIONARY, tissue_volumes
-from siam_bids.support.atomic_files import SCRATCH, read_json, write_json
+from siam_bids.measures.volumes import tissue_volumes
+from siam_bids.support.atomic_files import SCRATCH, read_json, together, write_json
+
+NOTHING = hashlib.sha256().hexdigest()
+
+ABOUT = {
+    "Sources": ["bids:raw:sub-01/anat/x.nii"],
+    "Model": {"Title": "tiny", "Version": "1", "SHA256": "0" * 64, "Citation": ""},
+    "Software": {"siam-bids": "0"},
+    "Grid": {"Shape": [9, 8, 7], "VoxelSize": [1, 1.0, 1], "Orientation": "RAS"},
+    "InputSHA256": "0" * 64,
+}
+"""Of a sidecar as much as tables and pages take from it."""
+
+
+def volumes() -> pd.DataFrame:
+    data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
+    return tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), siam_labels()))
 
 
 @pytest.mark.parametrize(
@@ -190,13 +207,13 @@ def test_a_preview_is_its_voxels_on_its_grid_and_the_same_bytes_every_time(tmp_p
 
 
 def test_volume_tables_come_back_and_every_column_is_explained(tmp_path):
-    data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
-    table = tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), siam_labels()))
+    table = volumes()
     names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     path = names.volumes
     save_volumes(path, table, siam_labels())
     save_quality(names.quality, {"TIV": 1500.25, "snr_WM": math.nan})
-    again = read_result(names)
+    write_json(sidecar(names.segmentation), ABOUT)
+    again = read_result(names, siam_labels())
     assert [row["voxels"] for row in again.volumes] == table["voxels"].tolist()
     assert [row["index"] for row in again.volumes] == [*range(1, 18), None]
     assert [row["name"] for row in again.volumes] == table["name"].tolist()
@@ -263,17 +280,18 @@ def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
 def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
     names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     declared = sidecar(names.segmentation)
-    outputs = [names.segmentation, names.brain_mask, names.figure("mosaic")]
-    written = [*outputs, sidecar(names.brain_mask)]
+    written = [names.segmentation, names.brain_mask, names.figure("mosaic")]
+    written += [sidecar(names.brain_mask)]
+    checksums = dict.fromkeys(written, NOTHING)
     for gone in written:
         for path in written:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        finish_scan(names, {"InputSHA256": "a"}, outputs)
+        finish_scan(names, {"InputSHA256": "a"}, checksums)
         assert declared.exists()
         gone.unlink()
         with pytest.raises(FileNotFoundError, match=gone.name):
-            finish_scan(names, {"InputSHA256": "a"}, outputs)
+            finish_scan(names, {"InputSHA256": "a"}, checksums)
         assert not declared.exists()
 
 
@@ -301,10 +319,10 @@ def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path
     assert row == f"100\t25\t{flag}\t{'; '.join(reasons)}"
     meaning = json.loads(sidecar(names.quality).read_text())
     assert list(meaning) == header.split("\t")
-    save_volumes(names.volumes, pd.DataFrame(columns=list(DICTIONARY)), siam_labels())
-    write_json(sidecar(names.segmentation), {"Sources": ["bids:raw:sub-01/x"]})
-    result = read_result(names)
-    assert (result.names, result.source, result.quality) == (names, "sub-01/x", values)
+    save_volumes(names.volumes, volumes(), siam_labels())
+    write_json(sidecar(names.segmentation), ABOUT)
+    result = read_result(names, siam_labels())
+    assert (result.names, result.source, result.quality) == (names, "sub-01/anat/x.nii", values)
 
 
 def made(root, *stems) -> list[ScanNames]:
@@ -348,13 +366,15 @@ def test_a_table_comes_with_dictionary_and_parquet_and_goes_with_them(tmp_path):
     )
     described = {"scan": {"Description": "x"}}
     for name in ("group_qc", "group_more"):
-        save_table(tmp_path, name, table, described)
+        with together() as batch:
+            save_table(batch, tmp_path, name, table, described)
     text = (tmp_path / "group_qc.tsv").read_text()
     assert text == "scan\tsite\tGM\na\tx\t1.23456\nb\tn/a\tn/a\n"
     assert json.loads((tmp_path / "group_qc.json").read_text()) == {"scan": {"Description": "x"}}
     packed = pd.read_parquet(tmp_path / "group_qc.parquet")
     pd.testing.assert_frame_equal(packed, table.reset_index(drop=True))
-    remove_table(tmp_path, "group_qc")
+    with together() as batch:
+        remove_table(batch, tmp_path, "group_qc")
     assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"group_more"}
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -363,7 +383,8 @@ def test_phenotype_holds_one_table_per_kind_of_scan_and_no_old_ones(tmp_path):
     table = pd.DataFrame({"participant_id": ["sub-01"], "GM": [600.0]})
     described = {"participant_id": {"Description": "who"}}
     for kinds in (("T1w", "ses-a_T2w"), ("T1w",)):
-        save_phenotype(tmp_path, dict.fromkeys(kinds, (table, described)))
+        with together() as batch:
+            save_phenotype(batch, tmp_path, dict.fromkeys(kinds, (table, described)))
         found = sorted(path.name for path in (tmp_path / "phenotype").iterdir())
         assert found == [f"siam_{kind}.{end}" for kind in kinds for end in ("json", "tsv")]
     about = json.loads((tmp_path / "phenotype/siam_T1w.json").read_text())
@@ -374,14 +395,16 @@ def test_phenotype_holds_one_table_per_kind_of_scan_and_no_old_ones(tmp_path):
 
 def test_what_scans_took_is_one_table(tmp_path):
     one, two, three = made(tmp_path, "sub-01", "sub-02", "sub-03")
-    save_resources(tmp_path)
+    with together() as batch:
+        save_resources(batch, tmp_path)
     assert not (tmp_path / "logs").exists()
     write_json(
         one.record, {"seconds": 3.5, "stages": {"read": 1, "write": 2.5}, "peak_memory_MB": 900}
     )
     write_json(two.record, {"seconds": 2})  # of a version that did not measure
     write_json(three.record, {"seconds": 1, "stages": {"read": 1}, "peak_memory_MB": 800})
-    save_resources(tmp_path)
+    with together() as batch:
+        save_resources(batch, tmp_path)
     assert (tmp_path / "logs/resources.tsv").read_text() == (
         "scan\tseconds\tpeak_memory_MB\tread_s\twrite_s\nsub-01_T1w\t3.5\t900\t1\t2.5\n"
         "sub-03_T1w\t1.0\t800\t1\tn/a\n"

@@ -42,7 +42,7 @@ def page_data(config: RunConfig) -> dict:
 
 
 def test_long_and_wide_tables_agree_and_join_the_participants(config):
-    wide = run_group(config).set_index("scan")
+    wide = run_group(config).wide.set_index("scan")
     assert wide.loc["sub-05_T1w", ["age", "sex"]].tolist() == [35, "M"]
     tidy = read(config, "group_desc-tidy_volumes")
     assert len(tidy) == 12 * 18
@@ -135,7 +135,7 @@ def test_repeated_sessions_get_a_mixed_model(visits):
 
 
 def test_change_between_sessions_is_per_year_of_age(visits):
-    wide = run_group(visits).set_index("scan")
+    wide = run_group(visits).wide.set_index("scan")
     changes = read(visits, "group_changes")
     row = changes[(changes["scan"] == "sub-03_ses-b_T1w") & (changes["tissue"] == "GM")].iloc[0]
     before, after = wide.loc["sub-03_ses-a_T1w", "GM"], wide.loc["sub-03_ses-b_T1w", "GM"]
@@ -162,7 +162,7 @@ def test_dates_of_scans_come_before_ages(visits):
 def test_ratings_are_joined_and_go_back_to_the_page(config):
     path = config.output_dir / "group_ratings.tsv"
     path.write_text("scan\trating\tnote\nsub-02_T1w\tfail\tmoved a lot\nsub-03_T1w\tpass\tn/a\n")
-    wide = run_group(config).set_index("scan")
+    wide = run_group(config).wide.set_index("scan")
     assert wide.loc["sub-02_T1w", ["rating", "rating_note"]].tolist() == ["fail", "moved a lot"]
     assert page_data(config)["ratings"] == {
         "sub-02_T1w": {"rating": "fail", "note": "moved a lot"},
@@ -196,7 +196,7 @@ def test_a_partial_dataset_says_what_is_missing(config, caplog):
     for path in config.output_dir.glob("sub-05/figures/*"):
         path.unlink()
     with caplog.at_level("WARNING"):
-        wide = run_group(config).set_index("scan")
+        wide = run_group(config).wide.set_index("scan")
     assert "1 participants have no result yet: sub-13" in caplog.text
     assert pd.isna(wide.loc["sub-04_T1w", "flag"])
     page = (config.output_dir / "group.html").read_text()
@@ -226,7 +226,7 @@ def test_subject_pages_show_the_group_behind_the_volumes(config):
 def test_clashing_and_broken_participants_tables(config):
     path = config.bids_dir / "participants.tsv"
     path.write_text("participant_id\tcontrast\tsuffix\tGM\tflag\nsub-01\tx\ty\t5\tred\n")
-    wide = run_group(config).set_index("scan")
+    wide = run_group(config).wide.set_index("scan")
     assert wide.loc["sub-01_T1w", "contrast"] == "T1w"
     assert wide.loc["sub-01_T1w", "participants_contrast"] == "x"
     assert wide.loc["sub-01_T1w", "participants_suffix"] == "y"
@@ -234,9 +234,9 @@ def test_clashing_and_broken_participants_tables(config):
     assert wide.loc["sub-01_T1w", "participants_flag"] == "red"
     for content in (b"", b"participant\nsub-01\n", b"participant_id\n\xff\xfe\n"):
         path.write_bytes(content)
-        assert len(run_group(config)) == 12
+        assert len(run_group(config).wide) == 12
     path.unlink()
-    assert len(run_group(config)) == 12
+    assert len(run_group(config).wide) == 12
 
 
 def test_pybids_reads_the_group_tables_whatever_the_columns_are_called(visits):

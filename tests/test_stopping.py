@@ -190,7 +190,7 @@ def test_many_writers_share_one_folder(config, tmp_path):
     shared = checksums(config.output_dir, timeless=True)
     assert checksums(alone.output_dir, timeless=True).items() <= shared.items()
     assert len(list(finished_scans(config.output_dir))) == WRITERS
-    assert len(run_group(config)) == WRITERS
+    assert len(run_group(config).wide) == WRITERS
     table = (config.output_dir / "logs" / "resources.tsv").read_text().splitlines()
     assert len(table) == WRITERS + 1
     assert table[0].split("\t")[:3] == ["scan", "seconds", "peak_memory_MB"]

@@ -26,7 +26,7 @@ from siam_bids.inference.cascade import ChainSegmenter
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.group import run_group
 from siam_bids.pipelines.participant import rebuild_reports, run_participant, save_results
-from siam_bids.support.atomic_files import sha256
+from siam_bids.support.atomic_files import sha256, together
 
 
 @pytest.fixture
@@ -75,7 +75,8 @@ def test_what_each_scan_took_is_on_record_and_in_a_table(run):
         assert 100 < record["peak_memory_MB"] < 10_000
         assert (record["device"], record["threads"]) == ("cpu", 1)
         assert record["command"] == config.command
-    save_resources(config.output_dir)
+    with together() as batch:
+        save_resources(batch, config.output_dir)
     table = pd.read_csv(config.output_dir / "logs" / "resources.tsv", sep="\t")
     assert table["scan"].tolist() == GOOD
     assert [*table] == [
@@ -169,7 +170,7 @@ def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
 
     def waiting_save(task, prediction):
         assert task.scan.subject == "02" or begun.wait(20)
-        save_results(task, prediction)
+        return save_results(task, prediction)
 
     monkeypatch.setattr(ChainSegmenter, "segment", watched_segment)
     monkeypatch.setattr("siam_bids.pipelines.participant.save_results", waiting_save)
@@ -284,7 +285,7 @@ def test_reports_can_be_written_anew(run):
     page = config.output_dir / "sub-02.html"
     before = page.read_text()
     page.unlink()
-    assert rebuild_reports(config) == ["01", "02", "03"]
+    assert rebuild_reports(config) == (["01", "02", "03"], {})
     assert page.read_text() == before
     assert "sub-02_ses-b_run-1_FLAIR" in before
 

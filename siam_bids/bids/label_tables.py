@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from siam_bids.errors import DatasetError, LabelError
 from siam_bids.image.labels import Label, LabelTable, known_labels
 from siam_bids.support.atomic_files import write_text
 from siam_bids.support.tsv import read_rows
@@ -31,10 +32,14 @@ def for_freesurfer(labels: LabelTable) -> str:
     return "\n".join(rows) + "\n"
 
 
-def save_label_table(path: Path, labels: LabelTable) -> None:
+def save_label_table(path: Path, labels: LabelTable) -> dict[Path, str]:
     """Write a label table as BIDS wants it: index, name, abbreviation, color, mapping; and role.
 
     A further column `parent` names what a label refines, where there are such labels.
+
+    Returns
+    -------
+    The path with the SHA-256 of what was written.
     """
     columns = {
         "index": [str(label.index) for label in labels],
@@ -47,18 +52,24 @@ def save_label_table(path: Path, labels: LabelTable) -> None:
     if any(label.parent for label in labels):
         columns["parent"] = [label.parent or "n/a" for label in labels]
     rows = [tuple(columns), *zip(*columns.values(), strict=True)]
-    write_text(path, "".join("\t".join(row) + "\n" for row in rows))
+    return {path: write_text(path, "".join("\t".join(row) + "\n" for row in rows))}
 
 
 def read_label_table(root: Path) -> LabelTable:
     """Read back the label table of a derivative dataset.
 
     Those of versions before 0.13 have no column `role`: what SIAM names has its role.
+
+    Raises
+    ------
+    DatasetError
+        It is absent, cut or of another form.
     """
-    rows = read_rows(root / LABEL_TABLE)
-    known = known_labels([row["abbreviation"] for row in rows])
-    return LabelTable(
-        tuple(
+    path = root / LABEL_TABLE
+    try:
+        rows = read_rows(path)
+        known = known_labels([row["abbreviation"] for row in rows])
+        labels = tuple(
             Label(
                 index=int(row["index"]),
                 name=row["abbreviation"],
@@ -70,7 +81,13 @@ def read_label_table(root: Path) -> LabelTable:
             )
             for row in rows
         )
-    )
+        _ = [label.rgb for label in labels]  # colours are no colours if this fails
+        return LabelTable(labels)
+    except (OSError, ValueError, KeyError, LabelError) as error:
+        raise DatasetError(
+            f"{path} cannot be read as a label table: {error}.",
+            "Remove it and run the participant level, which writes it anew.",
+        ) from error
 
 
 def _role_of(row: Mapping[str, str], known: Mapping[str, Label]) -> str:

@@ -148,7 +148,9 @@ def finished_scans(root: Path, subject: str = "*") -> Iterator[ScanNames]:
 
 def stray_results(root: Path) -> Iterator[Path]:
     """Yield what looks like a result and is none: a copied folder, a renamed file."""
-    yield from (path for path, names in _declared(root, "*") if names is None)
+    for path, names in _declared(root, "*"):
+        if names is None and not path.name.startswith("."):
+            yield path
 
 
 def _declared(root: Path, subject: str) -> Iterator[tuple[Path, ScanNames | None]]:

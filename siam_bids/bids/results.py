@@ -1,13 +1,53 @@
-"""Reading back what lies on disk of a finished scan."""
+"""Reading back what lies on disk of a finished scan: validated like any input.
+
+Files of results are copied, edited, cut and replaced by others while we read.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from siam_bids.bids.names import ScanNames, sidecar
-from siam_bids.support.atomic_files import read_json
+from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.names import ScanNames, finished_scans, sidecar
+from siam_bids.bids.status import OUTPUTS
+from siam_bids.errors import DatasetError
+from siam_bids.image.labels import LabelTable
+from siam_bids.measures.quality import dictionary as quality_dictionary
+from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.support.atomic_files import sha256
+from siam_bids.support.json_kinds import misfit
+from siam_bids.support.text import load_json
 from siam_bids.support.tsv import read_rows
+
+_LARGEST = 4_000_000
+"""Bytes above which a file is none of ours; a table of a scan has a few thousand."""
+
+_TRIES = 5
+"""How often a result is read again that was replaced meanwhile."""
+
+_SIDECAR = {
+    "Sources": [str],
+    "Model": {
+        "Title": str,
+        "Version": str,
+        "SHA256": str,
+        "Citation": str,
+        "Members?": [{}],
+        "Upright?": {"TurnedByMoreDegreesThan": float, "OfSizeFactorMoreThan": float},
+    },
+    "Software": {"*": str},
+    "Options?": {"volume?": int},
+    "Grid": {"Shape": [int], "VoxelSize": [float], "Orientation": str},
+    "Pose?": {"TurnedByDegrees": float, "RelativeSize": float},
+    "InputSHA256": str,
+    f"{OUTPUTS}?": {"*": str},
+}
+"""What the tables and pages take from the sidecar of a segmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +59,8 @@ class ScanResult:
     about
         Sidecar of the segmentation.
     volumes
-        Rows of the volume table: index (None for sums), name, voxels, volume_mL.
+        Rows of the volume table: index (None for sums), name, voxels, volume_mL. There is one for
+        each label of the dataset, and one of the total intracranial volume where it is known.
     quality
         Metrics by name, those that could be measured; empty for results of versions without them.
     """
@@ -40,22 +81,177 @@ class ScanResult:
         return str(self.about["Sources"][0]).removeprefix("bids:raw:")
 
 
-def read_result(names: ScanNames) -> ScanResult:
-    """Read the tables and the sidecar of one scan, each once."""
-    volumes = tuple(
-        {
-            "index": None if row["index"] == "n/a" else int(row["index"]),
-            "name": row["name"],
-            "voxels": int(row["voxels"]),
-            "volume_mL": float(row["volume_mL"]),
-        }
-        for row in read_rows(names.volumes)
-    )
-    rows = read_rows(names.quality) if names.quality.exists() else [{}]
-    quality = {
-        name: float(value)
-        for name, value in rows[0].items()
-        if value != "n/a" and name not in ("flag", "reasons")
+@dataclass(frozen=True)
+class Results:
+    """All results of a dataset or subject, by path.
+
+    Attributes
+    ----------
+    usable
+        Those that are whole.
+    unusable
+        For each other one the reason, in one line.
+    """
+
+    usable: tuple[ScanResult, ...]
+    unusable: dict[ScanNames, str]
+
+
+def read_results(root: Path, subject: str = "*") -> Results:
+    """Read every result of a derivative dataset, or of one subject.
+
+    Raises
+    ------
+    DatasetError
+        The label table of the dataset cannot be read.
+    """
+    scans = tuple(finished_scans(root, subject))
+    labels = read_label_table(root) if scans else None
+    usable, unusable = [], {}
+    for names in scans:
+        result, reason = _result_or_reason(names, labels)
+        if result:
+            usable.append(result)
+        else:
+            unusable[names] = reason
+    return Results(tuple(usable), unusable)
+
+
+def _result_or_reason(names: ScanNames, labels: LabelTable | None) -> tuple[ScanResult | None, str]:
+    try:
+        return read_result(names, labels), ""
+    except DatasetError as error:
+        return None, str(error)
+
+
+def read_result(names: ScanNames, labels: LabelTable | None = None) -> ScanResult:
+    """Read the tables and the sidecar of one scan.
+
+    Parameters
+    ----------
+    labels
+        Of the dataset; None reads them.
+
+    Raises
+    ------
+    DatasetError
+        Something is missing, cut, of another form, or not what the sidecar records.
+    """
+    labels = labels or read_label_table(names.root)
+    for _ in range(_TRIES):
+        before = _stamp(names)
+        try:
+            result, reason = _read(names, labels), ""
+        except OSError as error:
+            reason = f"{Path(error.filename or '').name} cannot be read: {error.strerror or error}"
+        except ValueError as error:
+            reason = str(error)
+        if before and before == _stamp(names):
+            break
+    else:
+        reason = "its sidecar is gone or replaced again and again: the scan is being segmented"
+    if reason:
+        raise DatasetError(f"{names.name} has no usable result: {reason}.")
+    return result
+
+
+def misplaced(path: Path) -> str:
+    """Say what a sidecar is that lies where this app puts none, see `stray_results`."""
+    place = Path(*path.parts[-3:]).as_posix()
+    return f"{place} is not named or placed as siam-bids does it: a copied or renamed file?"
+
+
+def _stamp(names: ScanNames) -> tuple[int, ...]:
+    """Tell one sidecar from its successor; empty if there is none."""
+    with suppress(OSError):
+        found = sidecar(names.segmentation).stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return ()
+
+
+def _read(names: ScanNames, labels: LabelTable) -> ScanResult:
+    """Read one result; ValueError says in words what is wrong with it."""
+    path = sidecar(names.segmentation)
+    try:
+        about = load_json(_small(path))
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+    if said := misfit(about, _SIDECAR, path.name):
+        raise ValueError(said)
+    if not about["Sources"] or not _stays_below(about["Sources"][0].removeprefix("bids:raw:")):
+        raise ValueError(f"{path.name} names no source within the dataset")
+    recorded = {
+        table: about.get(OUTPUTS, {}).get(table.relative_to(names.root).as_posix(), "")
+        for table in (names.volumes, names.quality)
     }
-    about = read_json(sidecar(names.segmentation))
+    volumes = tuple(_volumes(names.volumes, labels))
+    quality = _quality(names.quality, recorded=bool(recorded[names.quality]))
+    for table, checksum in recorded.items():
+        if checksum and checksum != f"sha256:{sha256(table)}":
+            raise ValueError(f"{table.name} is not the one that the sidecar records")
     return ScanResult(names=names, about=about, volumes=volumes, quality=quality)
+
+
+def _small(path: Path) -> Path:
+    """Return a path whose file may be read: of a result's size."""
+    if (size := path.stat().st_size) > _LARGEST:
+        raise ValueError(f"it has {size / 1e6:.0f} MB, as no file of ours")
+    return path
+
+
+def _stays_below(place: str) -> bool:
+    path = PurePosixPath(place)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        return read_rows(_small(path))
+    except ValueError as error:
+        raise ValueError(f"{path.name} cannot be read: {error}") from error
+
+
+def _volumes(path: Path, labels: LabelTable) -> Iterable[dict[str, Any]]:
+    rows = {row.get("name", ""): row for row in _rows(path)}
+    wanted = {label.name: str(label.index) for label in labels.foreground}
+    if labels.intracranial or INTRACRANIAL in rows:
+        wanted[INTRACRANIAL] = "n/a"
+    missing = [name for name in wanted if name not in rows]
+    if missing:
+        raise ValueError(f"{path.name} has no row for {missing[0]}")
+    for name, row in rows.items():
+        if row.get("index") != wanted.get(name):
+            raise ValueError(f"{path.name} holds {name or 'a row without name'}, no such label")
+        yield {
+            "index": None if row["index"] == "n/a" else int(row["index"]),
+            "name": name,
+            "voxels": int(_number(path, row, "voxels", whole=True)),
+            "volume_mL": _number(path, row, "volume_mL"),
+        }
+
+
+def _quality(path: Path, *, recorded: bool) -> dict[str, float]:
+    if not recorded and not path.exists():
+        return {}
+    rows = _rows(path)
+    if not rows:
+        raise ValueError(f"{path.name} has no row of values")
+    known = quality_dictionary(tuple(rows[0]))
+    return {
+        name: _number(path, rows[0], name)
+        for name, value in rows[0].items()
+        if name in known and name not in ("flag", "reasons") and value != "n/a"
+    }
+
+
+def _number(path: Path, row: Mapping[str, str], column: str, *, whole: bool = False) -> float:
+    """Return a number of a table, finite and with a decimal point."""
+    text = row.get(column, "")
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"{column} in {path.name} is '{text}', not a {kind}")
+    return value

@@ -6,13 +6,15 @@ import errno
 import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from siam_bids.bids.names import FIGURES, PREVIEWS, ScanNames, finished_scans, sidecar
+from siam_bids.bids.names import PREVIEWS, ScanNames, finished_scans, sidecar
+from siam_bids.bids.records import read_record
 from siam_bids.bids.scan import BidsName
 from siam_bids.errors import DatasetError
-from siam_bids.support.atomic_files import read_json, sweep, write_json
+from siam_bids.models.record import WORDS
+from siam_bids.support.atomic_files import read_json, sha256, sweep, write_json
 
 RESULTS_VERSION = 2
 """Raised when labels or tables of the same scan, model and options change, and only then.
@@ -26,22 +28,81 @@ IDENTITY = {
     "Options": "the options changed",
     "ResultsVersion": "a version of siam-bids that gives other results made it",
 }
-"""Sidecar entries that must be unchanged for a result to count as done, and what a change means."""
+"""Sidecar entries that must be unchanged for a result to count as done, and what a change means.
+
+Of the model only what labels depend on, see `siam_bids.models.record.WORDS`.
+"""
+
+OUTPUTS = "Outputs"
+"""Sidecar entry that holds the checksum of every file of a result, by its path from the root."""
 
 
 def to_do(names: ScanNames, provenance: Mapping[str, Any], outputs: Sequence[Path]) -> str:
     """Say why a scan must be segmented (anew); empty if it is done.
 
     Done means: all outputs exist, from the same input, model and options. The sidecar of the
-    segmentation is written last of all, so its presence means a whole result.
+    segmentation is written last of all, so its presence means a whole result. What the outputs
+    hold is not looked at, see `changed_outputs`.
     """
     known = read_json(sidecar(names.segmentation))
     if not known:
         return "not segmented yet"
-    changes = [why for key, why in IDENTITY.items() if known.get(key) != provenance[key]]
+    changes = [
+        why
+        for key, why in IDENTITY.items()
+        if _without_words(known.get(key)) != _without_words(provenance[key])
+    ]
     if not changes:
-        changes = [f"{path.name} is missing" for path in outputs if not path.exists()]
+        gone = [path.name for path in outputs if not path.is_file()]
+        gone += [Path(place).name for place in missing_outputs(names.root, known)]
+        changes = [f"{name} is missing" for name in dict.fromkeys(gone)]
     return ", ".join(changes[:2])
+
+
+def _without_words(entry: Any) -> Any:
+    """Leave out of a model's description, and of those of its parts, what no label depends on."""
+    if isinstance(entry, Mapping):
+        return {key: _without_words(value) for key, value in entry.items() if key not in WORDS}
+    return [_without_words(part) for part in entry] if isinstance(entry, list) else entry
+
+
+def changed_outputs(root: Path, known: Mapping[str, Any]) -> list[str]:
+    """Return the files of a result that are there but not as its sidecar records them.
+
+    Parameters
+    ----------
+    known
+        The sidecar. One without checksums is of an earlier version: nothing can be told.
+
+    Returns
+    -------
+    Paths from the root.
+    """
+    recorded = known.get(OUTPUTS, {})
+    if not isinstance(recorded, Mapping):
+        return []
+    return [
+        place
+        for place, checksum in recorded.items()
+        if (path := _within(root, place)) and path.is_file() and checksum != _checksum(path)
+    ]
+
+
+def missing_outputs(root: Path, known: Mapping[str, Any]) -> list[str]:
+    """Return the files of a result that its sidecar records and that are gone."""
+    recorded = known.get(OUTPUTS, {})
+    places = recorded if isinstance(recorded, Mapping) else {}
+    return [place for place in places if not (path := _within(root, place)) or not path.is_file()]
+
+
+def _within(root: Path, place: str) -> Path | None:
+    """Return where a recorded file lies; None if that is no place below the root."""
+    parts = PurePosixPath(place)
+    return None if parts.is_absolute() or ".." in parts.parts else root / parts
+
+
+def _checksum(path: Path) -> str:
+    return f"sha256:{sha256(path)}"
 
 
 def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
@@ -60,27 +121,53 @@ def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
             sidecar(path).unlink(missing_ok=True)
 
 
-def finish_scan(names: ScanNames, about: Mapping[str, Any], outputs: Sequence[Path]) -> None:
-    """Declare a scan done, unless something of it is gone.
+def declare(path: Path, root: Path, about: Mapping[str, Any], written: Mapping[Path, str]) -> None:
+    """Declare a result done, unless what lies on the disk is not what was written.
+
+    Another process may have replaced a file meanwhile, for example a run of another model.
 
     Parameters
     ----------
+    path
+        The sidecar that declares it.
+    root
+        Folder that the recorded paths start from.
     about
-        What the sidecar of the segmentation says.
+        What else the sidecar says.
+    written
+        Every other file of the result, with the SHA-256 of what was written.
 
     Raises
     ------
     FileNotFoundError
-        An output or its sidecar was removed while the scan was written.
+        A file was removed while the others were written.
+    DatasetError
+        A file was replaced while the others were written.
     """
-    declared = sidecar(names.segmentation)
-    write_json(declared, about)
-    pictures = {names.figure(kind) for kind in FIGURES}
-    beside = [sidecar(path) for path in outputs if path not in pictures]
-    for path in (*outputs, *beside):
-        if not path.exists():
-            declared.unlink(missing_ok=True)
-            raise FileNotFoundError(errno.ENOENT, "Removed while the scan was written", str(path))
+    checksums = {
+        file.relative_to(root).as_posix(): f"sha256:{checksum}"
+        for file, checksum in sorted(written.items())
+    }
+    declaration = {**about, OUTPUTS: checksums}
+    write_json(path, declaration)
+    gone, changed = missing_outputs(root, declaration), changed_outputs(root, declaration)
+    if not gone and not changed:
+        return
+    if read_json(path).get(OUTPUTS) == checksums:
+        path.unlink(missing_ok=True)
+    if gone:
+        raise FileNotFoundError(
+            errno.ENOENT, "Removed while the scan was written", str(root / gone[0])
+        )
+    raise DatasetError(
+        f"{Path(changed[0]).name} was replaced while the scan was written.",
+        "Another run writes into this folder: let it end, then run again.",
+    )
+
+
+def finish_scan(names: ScanNames, about: Mapping[str, Any], written: Mapping[Path, str]) -> None:
+    """Declare a scan done by the sidecar of its segmentation, see `declare`."""
+    declare(sidecar(names.segmentation), names.root, about, written)
 
 
 def sweep_subject(root: Path, subject: str) -> None:
@@ -108,7 +195,7 @@ def subject_state(root: Path, subject: str) -> list[tuple[str, int]]:
 def failed_scans(root: Path, subject: str = "*") -> Iterator[ScanNames]:
     """Yield every scan whose last attempt failed."""
     for path in sorted(root.glob(f"logs/sub-{subject}/*.json")):
-        if read_json(path).get("error"):
+        if read_record(path).get("error"):
             with suppress(DatasetError):  # no log of ours
                 names = ScanNames(root, BidsName.parse(path.stem))
                 if names.record == path:

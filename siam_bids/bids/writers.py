@@ -1,8 +1,12 @@
-"""Writing images, masks and tables with their sidecars."""
+"""Writing images, masks and tables with their sidecars.
+
+What writes outputs of a scan returns `Written`, for the sidecar that declares the scan done.
+"""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,26 +19,48 @@ import pandas as pd
 
 from siam_bids.bids.description import PIPELINE
 from siam_bids.bids.names import finished_scans, sidecar
+from siam_bids.bids.records import read_record
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable
 from siam_bids.measures.quality import dictionary as quality_dictionary, judge
 from siam_bids.measures.volumes import dictionary as volumes_dictionary
-from siam_bids.support.atomic_files import atomic, read_json, write_json, write_text
+from siam_bids.support.atomic_files import (
+    Batch,
+    atomic,
+    sha256,
+    write_json,
+    write_text,
+)
+
+Written = dict[Path, str]
+"""Files with the SHA-256 of what was written, whatever became of them since."""
 
 
-def save_segmentation(path: Path, segmentation: Segmentation) -> None:
+def save_segmentation(path: Path, segmentation: Segmentation) -> Written:
     """Write a label map as uint8 NIfTI on exactly its grid."""
-    _save(path, segmentation.data, segmentation.grid)
+    return _save(path, segmentation.data, segmentation.grid)
 
 
-def save_mask(path: Path, mask: npt.NDArray[np.bool_], grid: Grid) -> None:
+def save_mask(path: Path, mask: npt.NDArray[np.bool_], grid: Grid) -> Written:
     """Write a mask (I, J, K) as uint8 NIfTI, 1 inside."""
-    _save(path, mask.astype(np.uint8), grid)
+    return _save(path, mask.astype(np.uint8), grid)
 
 
-def save_probability(path: Path, probability: npt.NDArray[np.float32], grid: Grid) -> None:
+def save_probability(path: Path, probability: npt.NDArray[np.float32], grid: Grid) -> Written:
     """Write probabilities (I, J, K) in [0, 1] as float32 NIfTI."""
-    _save(path, probability, grid)
+    return _save(path, probability, grid)
+
+
+def save_picture(path: Path, content: bytes) -> Written:
+    """Write an encoded picture as it is."""
+    with atomic(path) as scratch:
+        scratch.write_bytes(content)
+    return {path: hashlib.sha256(content).hexdigest()}
+
+
+def save_sidecar(path: Path, about: Mapping[str, Any]) -> Written:
+    """Write the JSON beside an image or table."""
+    return {sidecar(path): write_json(sidecar(path), about)}
 
 
 def save_preview(path: Path, data: npt.NDArray[np.uint8], grid: Grid) -> None:
@@ -61,15 +87,16 @@ def nifti_image(data: npt.NDArray[Any], grid: Grid) -> nib.Nifti1Image:
     return image
 
 
-def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> None:
+def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> Written:
     with atomic(path) as scratch:
         nib.save(nifti_image(data, grid), scratch)
+        return {path: sha256(scratch)}
 
 
-def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> None:
+def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> Written:
     """Write a volume table as TSV with its data dictionary beside it."""
-    write_text(path, _as_tsv(table))
-    write_json(sidecar(path), volumes_dictionary(labels))
+    meaning = volumes_dictionary(labels)
+    return {path: write_text(path, _as_tsv(table)), **save_sidecar(path, meaning)}
 
 
 def _as_tsv(table: pd.DataFrame) -> str:
@@ -93,24 +120,27 @@ def _one_line(cell: object) -> object:
     return " ".join(re.split(r"[\t\r\n]+", cell)) if isinstance(cell, str) else cell
 
 
-def save_quality(path: Path, values: Mapping[str, float]) -> None:
+def save_quality(path: Path, values: Mapping[str, float]) -> Written:
     """Write one scan's metrics as a TSV of one row, its flag and reasons last, and a dictionary."""
     flag, reasons = judge(values)
     table = pd.DataFrame([{**values, "flag": flag, "reasons": "; ".join(reasons) or None}])
-    write_text(path, _as_tsv(table))
-    write_json(sidecar(path), quality_dictionary(tuple(map(str, table))))
+    meaning = quality_dictionary(tuple(map(str, table)))
+    return {path: write_text(path, _as_tsv(table)), **save_sidecar(path, meaning)}
 
 
-def save_table(root: Path, name: str, table: pd.DataFrame, described: Mapping[str, Any]) -> None:
+def save_table(
+    batch: Batch, root: Path, name: str, table: pd.DataFrame, described: Mapping[str, Any]
+) -> None:
     """Write a table of all scans as `NAME.tsv` with its dictionary `NAME.json`, and as Parquet."""
     path = root / f"{name}.tsv"
-    write_text(path, _as_tsv(table))
-    write_json(sidecar(path), described)
-    with atomic(path.with_suffix(".parquet")) as scratch:
-        table.to_parquet(scratch, index=False)
+    batch.write_text(path, _as_tsv(table))
+    batch.write_json(sidecar(path), described)
+    table.to_parquet(batch.scratch(path.with_suffix(".parquet")), index=False)
 
 
-def save_phenotype(root: Path, kinds: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]) -> None:
+def save_phenotype(
+    batch: Batch, root: Path, kinds: Mapping[str, tuple[pd.DataFrame, Mapping[str, Any]]]
+) -> None:
     """Write the wide volumes where BIDS keeps measurements, one file per kind of scan.
 
     Parameters
@@ -122,29 +152,29 @@ def save_phenotype(root: Path, kinds: Mapping[str, tuple[pd.DataFrame, Mapping[s
     folder = root / "phenotype"
     for path in folder.glob("siam_*"):
         if path.stem.removeprefix("siam_") not in kinds:
-            path.unlink()
+            batch.remove(path)
     for kind, (table, described) in kinds.items():
         path = folder / f"siam_{kind}.tsv"
-        write_text(path, _as_tsv(table))
+        batch.write_text(path, _as_tsv(table))
         tool = {"Description": f"Volumes of head tissues on {kind} images by {PIPELINE}."}
-        write_json(sidecar(path), {"MeasurementToolMetadata": tool, **described})
+        batch.write_json(sidecar(path), {"MeasurementToolMetadata": tool, **described})
 
 
-def remove_table(root: Path, name: str) -> None:
+def remove_table(batch: Batch, root: Path, name: str) -> None:
     """Remove what `save_table` wrote earlier and what no longer holds."""
     for ending in ("tsv", "json", "parquet"):
-        (root / f"{name}.{ending}").unlink(missing_ok=True)
+        batch.remove(root / f"{name}.{ending}")
 
 
-def save_resources(root: Path) -> None:
+def save_resources(batch: Batch, root: Path) -> None:
     """Write `logs/resources.tsv`: what each scan took, as a table to size jobs with."""
     rows = []
     for names in finished_scans(root):
-        past = read_json(names.record)
+        past = read_record(names.record)
         if "peak_memory_MB" in past:
-            stages = {f"{stage}_s": seconds for stage, seconds in past["stages"].items()}
+            stages = {f"{stage}_s": seconds for stage, seconds in past.get("stages", {}).items()}
             plain = {key: value for key, value in past.items() if key != "stages"}
             rows.append({"scan": names.name, **plain, **stages})
     if rows:
         text = pd.DataFrame(rows).to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-        write_text(root / "logs" / "resources.tsv", text)
+        batch.write_text(root / "logs" / "resources.tsv", text)

@@ -47,6 +47,8 @@ def _run(argv: list[str]) -> int:
     start_logging(arguments.verbose)
     place_caches(arguments.work_dir)
     config = run_config(arguments, shlex.join(["siam-bids", *argv]))
+    if arguments.verify:
+        return _verify(config)
     if arguments.boilerplate_only or config.dry_run:
         return _participant(config, arguments)
     codes = [
@@ -60,9 +62,11 @@ def _group(config: RunConfig) -> int:
     with quick_imports():
         from siam_bids.pipelines.group import run_group
 
-    wide = run_group(replace(config, level="group"))
-    print(f"{len(wide)} scans. Open {config.output_dir / 'group.html'} in a browser.")
-    return 0
+    group = run_group(replace(config, level="group"))
+    print(f"{len(group.wide)} scans. Open {config.output_dir / 'group.html'} in a browser.")
+    for line in group.lines():
+        print(line)
+    return 0 if group.complete else EXIT_SOME_SCANS_FAILED
 
 
 def _participant(config: RunConfig, arguments: argparse.Namespace) -> int:
@@ -75,16 +79,19 @@ def _participant(config: RunConfig, arguments: argparse.Namespace) -> int:
     if config.dry_run:
         return _dry_run(config)
     if config.reports_only:
-        for label in rebuild_reports(config):
+        written, unwritten = rebuild_reports(config)
+        for label in written:
             print(config.output_dir / f"sub-{label}.html")
-        return 0
+        for name, reason in unwritten.items():
+            print(f"FAILED {name}: {reason}")
+        return EXIT_SOME_SCANS_FAILED if unwritten else 0
     summary = run_participant(config)
     for line in summary.lines():
         print(line)
     if "group" not in arguments.analysis_level:
         folders = shlex.join([str(config.bids_dir), str(config.output_dir)])
         print(f"Pages: {config.output_dir}/sub-*.html. Next: siam-bids {folders} group")
-    return EXIT_SOME_SCANS_FAILED if summary.failed else 0
+    return 0 if summary.complete else EXIT_SOME_SCANS_FAILED
 
 
 def _dry_run(config: RunConfig) -> int:
@@ -99,6 +106,15 @@ def _dry_run(config: RunConfig) -> int:
         raise nothing_matches(config)
     print(summary(steps), file=sys.stderr)
     return 0
+
+
+def _verify(config: RunConfig) -> int:
+    from siam_bids.pipelines.verify import verify
+
+    found = verify(config)
+    for line in found.lines():
+        print(line)
+    return EXIT_SOME_SCANS_FAILED if found.wrong else 0
 
 
 def parser() -> CommandLine:
@@ -203,6 +219,11 @@ def parser() -> CommandLine:
         "--dry-run",
         action="store_true",
         help="list what would be done, why, and what it takes; write nothing",
+    )
+    what.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare every output with its recorded checksum; exit code 1 if one was changed",
     )
     what.add_argument("--reports-only", action="store_true", help="write the pages anew")
     what.add_argument("--boilerplate-only", action="store_true", help="print the methods text")

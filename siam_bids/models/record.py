@@ -9,6 +9,9 @@ from typing import Any
 from siam_bids.config import Inference
 from siam_bids.models.settings import Focus, Intensities, Upright
 
+WORDS = ("Name", "Title", "Version", "License", "Citation")
+"""Entries of `ModelRecord.describe` that tell of a model in words; no label depends on them."""
+
 
 @dataclass(frozen=True)
 class Region:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from siam_bids.bids.names import ScanNames
+from siam_bids.bids.records import read_record
 from siam_bids.errors import ModelError, SiamError, out_of_memory
-from siam_bids.support.atomic_files import read_json, write_json
+from siam_bids.support.atomic_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +38,32 @@ def record_failure(names: ScanNames, error: Exception, *, source: str, command: 
 
 def forget_failure(names: ScanNames) -> None:
     """Remove the record of a failed attempt on an input that is whole again."""
-    if read_json(names.record).get("error"):
+    if read_record(names.record).get("error"):
         names.record.unlink(missing_ok=True)
+
+
+def write_page(name: str, write: Callable[..., None], *arguments: Any) -> dict[str, str]:
+    """Write a page by calling `write`; its trouble ends no run.
+
+    Returns
+    -------
+    Name and reason of the page if it could not be written, else nothing.
+
+    Raises
+    ------
+    OSError
+        The disk takes nothing more.
+    """
+    try:
+        write(*arguments)
+    except Exception as error:
+        if disk_refuses(error):
+            raise
+        reason = reason_of(error)
+        logger.error("%s cannot be written: %s", name, reason)
+        logger.debug("Traceback:", exc_info=error)
+        return {name: reason}
+    return {}
 
 
 def disk_refuses(error: Exception) -> bool:

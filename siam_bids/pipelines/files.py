@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from siam_bids.bids.label_tables import save_label_table
+from siam_bids.bids.status import declare
 from siam_bids.bids.writers import save_segmentation, save_volumes
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, SiamError, UsageError
@@ -21,7 +22,6 @@ from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
-from siam_bids.support.atomic_files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -131,15 +131,15 @@ def _segment_file(
     checksum = image_checksum(image)
     volume = load_volume(image, index=segmenter.options.volume)
     found = segmenter.segment(volume)
-    segmentation = found.segmentation
-    save_segmentation(output.segmentation, segmentation)
-    save_label_table(output.beside(".tsv"), segmentation.labels)
-    save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation), segmentation.labels)
-    write_json(
-        output.beside(".json"),
-        {
-            "Source": str(image),
-            **made_from(checksum, record, folds=segmenter.chain.folds, options=segmenter.options),
-            **found_in(volume, found, segmenter.precisions),
-        },
-    )
+    segmentation, labels = found.segmentation, found.segmentation.labels
+    written = {
+        **save_segmentation(output.segmentation, segmentation),
+        **save_label_table(output.beside(".tsv"), labels),
+        **save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation), labels),
+    }
+    about = {
+        "Source": str(image),
+        **made_from(checksum, record, folds=segmenter.chain.folds, options=segmenter.options),
+        **found_in(volume, found, segmenter.precisions),
+    }
+    declare(output.beside(".json"), output.segmentation.parent, about, written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import pandas as pd
 from siam_bids.bids.covariates import acquisition_times, read_covariates
 from siam_bids.bids.index import subjects
 from siam_bids.bids.label_tables import read_label_table
-from siam_bids.bids.names import finished_scans
-from siam_bids.bids.results import ScanResult, read_result
+from siam_bids.bids.names import stray_results
+from siam_bids.bids.results import ScanResult, misplaced, read_results
 from siam_bids.bids.status import sweep_root
 from siam_bids.bids.writers import remove_table, save_phenotype, save_resources, save_table
 from siam_bids.config import RunConfig
@@ -38,9 +39,10 @@ from siam_bids.measures.outliers import find_outliers
 from siam_bids.measures.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
+from siam_bids.pipelines.failures import write_page
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
-from siam_bids.support.atomic_files import read_json
+from siam_bids.support.atomic_files import Batch, read_json, together
 from siam_bids.support.text import is_listed
 from siam_bids.support.tsv import MISSING, read_rows, some
 
@@ -56,12 +58,39 @@ RATINGS = "group_ratings.tsv"
 """Where ratings exported from the group page are looked for."""
 
 
-def run_group(config: RunConfig) -> pd.DataFrame:
+@dataclass(frozen=True, kw_only=True)
+class GroupSummary:
+    """What the group level made of an output folder.
+
+    Attributes
+    ----------
+    wide
+        The wide table: one row per scan.
+    left_out
+        Results that are in no table, with the reason of each in one line.
+    pages
+        Subjects' pages that could not be written, with the reason of each.
+    """
+
+    wide: pd.DataFrame
+    left_out: dict[str, str]
+    pages: dict[str, str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was left out."""
+        return not self.left_out and not self.pages
+
+    def lines(self) -> list[str]:
+        """Return the summary in words."""
+        lines = [f"LEFT OUT {reason}" for reason in self.left_out.values()]
+        return lines + [f"FAILED {name}: {reason}" for name, reason in self.pages.items()]
+
+
+def run_group(config: RunConfig) -> GroupSummary:
     """Gather all scans of the output folder into tables and one page.
 
-    Returns
-    -------
-    The wide table: one row per scan.
+    The tables and the page of the group appear together: if the disk fills up, the old ones stay.
 
     Raises
     ------
@@ -69,42 +98,60 @@ def run_group(config: RunConfig) -> pd.DataFrame:
         The output folder holds no results.
     UsageError
         A formula or an adjustment names columns that are absent or empty.
+    OSError
+        The tables cannot be written.
     """
     root = config.output_dir
-    results = [read_result(names) for names in finished_scans(root)]
+    found = read_results(root)
+    results = found.usable
+    left_out = {names.name: reason for names, reason in found.unusable.items()}
+    left_out |= {path.as_posix(): misplaced(path) for path in stray_results(root)}
+    for reason in left_out.values():
+        logger.warning("Left out: %s", reason)
     if not results:
+        several = f", {len(left_out)} that cannot be used" if left_out else ""
         raise DatasetError(
-            f"{root} holds no segmentations.", "Run the participant level on it first."
+            f"{root} holds no segmentations{several}.", "Run the participant level on it first."
         )
     labels = read_label_table(root)
-    if config.formula and not config.reports_only:
-        remove_table(root, STATISTICS)  # it answers an earlier formula, should this one fail
-    group = gather(results, labels, config)
-    if not config.reports_only:
-        save(group, labels, config)
+    try:
+        group = gather(results, labels, config)
+    except UsageError:
+        if config.formula and not config.reports_only:
+            with together() as batch:  # the table there answers an earlier formula
+                remove_table(batch, root, STATISTICS)
+        raise
     seen = {result.names.subject for result in results}
     missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
     if missing:
         logger.warning("%d participants have no result yet: %s", len(missing), some(missing))
     sweep_root(root)
-    save_resources(root)
-    write_reference(root, group)
-    people = sorted(seen)
-    if len(people) <= SUBJECT_PAGES:
-        for subject in people:
-            write_subject_page(root, subject, config.command)
-    else:
+    people = sorted(seen | {names.subject for names in found.unusable})
+    with_pages = len(people) <= SUBJECT_PAGES
+    with together() as batch:
+        if not config.reports_only:
+            save(batch, group, labels, config)
+        save_resources(batch, root)
+        write_reference(batch, root, group)
+        write_group_page(
+            batch,
+            root,
+            results,
+            group,
+            title=_dataset_name(config.bids_dir),
+            missing=missing,
+            left_out=left_out,
+            pages=people if with_pages else (),
+            formula=config.formula,
+            command=config.command,
+        )
+    if not with_pages:
         logger.info("The subjects' pages show the group after: participant --reports-only")
-    write_group_page(
-        root,
-        results,
-        group,
-        title=_dataset_name(config.bids_dir),
-        missing=missing,
-        formula=config.formula,
-        command=config.command,
-    )
-    return group.wide
+    pages: dict[str, str] = {}
+    for subject in people if with_pages else ():
+        page = f"sub-{subject}.html"
+        pages |= write_page(page, write_subject_page, root, subject, config.command)
+    return GroupSummary(wide=group.wide, left_out=left_out, pages=pages)
 
 
 def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig) -> GroupTables:
@@ -171,7 +218,7 @@ def _say_what_counts(scans: pd.DataFrame, excluded: Mapping[str, str]) -> None:
             )  # fmt: skip
 
 
-def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
+def save(batch: Batch, group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
     """Write every table with its dictionary; tables that have become empty are removed."""
     root = config.output_dir
     known = read_json(root / f"{WIDE}.json") | read_json(config.bids_dir / "participants.json")
@@ -197,11 +244,12 @@ def save(group: GroupTables, labels: LabelTable, config: RunConfig) -> None:
     }
     for name, (table, about) in written.items():
         if table.empty and name != "group_outliers":
-            remove_table(root, name)
+            remove_table(batch, root, name)
         else:
-            save_table(root, name, table, about)
+            save_table(batch, root, name, table, about)
     kinds = group.wide["scan"].str.partition("_")[2]  # a measure has one row per participant
     save_phenotype(
+        batch,
         root,
         {
             str(kind): (part, described(part))

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from siam_bids.bids.description import begin_dataset
-from siam_bids.bids.names import ScanNames, finished_scans, sidecar
+from siam_bids.bids.names import ScanNames, finished_scans
 from siam_bids.bids.scan import Scan
 from siam_bids.bids.status import (
     begin_scan,
@@ -26,13 +26,15 @@ from siam_bids.bids.status import (
     finish_scan,
     subject_state,
     sweep_subject,
-    to_do,
 )
 from siam_bids.bids.writers import (
+    Written,
     save_mask,
+    save_picture,
     save_probability,
     save_quality,
     save_segmentation,
+    save_sidecar,
     save_volumes,
 )
 from siam_bids.config import RunConfig
@@ -46,14 +48,14 @@ from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.quality import scan_quality
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.registry import find_model
-from siam_bids.pipelines.failures import fatal, forget_failure, record_failure
+from siam_bids.pipelines.failures import fatal, forget_failure, record_failure, write_page
 from siam_bids.pipelines.provenance import found_in
 from siam_bids.pipelines.todo import Checklist, nothing_matches, prepare
 from siam_bids.reports.methods_text import methods_text, model_line
 from siam_bids.reports.mosaics import draw
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.reports.viewer_volumes import save_previews
-from siam_bids.support.atomic_files import atomic, write_json
+from siam_bids.support.atomic_files import write_json
 from siam_bids.support.background import WriteBehind, read_ahead
 from siam_bids.support.memory import reset_peak_memory
 from siam_bids.support.timing import Meter
@@ -63,17 +65,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Summary:
-    """What became of the scans of a run, by name; `failed` maps to one-line reasons."""
+    """What became of the scans of a run, by name, with one-line reasons of what failed.
+
+    Attributes
+    ----------
+    pages
+        Subjects' pages that could not be written, with their reasons.
+    """
 
     done: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    pages: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for exists."""
+        return not self.failed and not self.pages
 
     def lines(self) -> list[str]:
         """Return the summary in words."""
         head = f"{len(self.done)} segmented, {len(self.skipped)} already done, "
         lines = [head + f"{len(self.failed)} failed."]
-        return lines + [f"FAILED {name}: {reason}" for name, reason in self.failed.items()]
+        return lines + [
+            f"FAILED {name}: {reason}" for name, reason in (self.failed | self.pages).items()
+        ]
 
 
 def run_participant(config: RunConfig) -> Summary:
@@ -109,14 +125,23 @@ def boilerplate(config: RunConfig) -> str:
     return methods_text([record.describe()], Chain.open(record, config.inference.folds).labels)
 
 
-def rebuild_reports(config: RunConfig) -> list[str]:
-    """Write the subjects' pages anew from the results on disk; return the subjects' labels."""
+def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:
+    """Write the subjects' pages anew from the results on disk.
+
+    Returns
+    -------
+    written
+        Labels of the subjects.
+    failed
+        Name and reason of each page that could not be written.
+    """
     known = [*finished_scans(config.output_dir), *failed_scans(config.output_dir)]
     wanted = set(config.query.participants)
     labels = sorted({names.subject for names in known if not wanted or names.subject in wanted})
+    failed: dict[str, str] = {}
     for subject in labels:
-        _write_page(config, subject)
-    return labels
+        failed |= write_page(f"sub-{subject}.html", _write_page, config, subject)
+    return [label for label in labels if f"sub-{label}.html" not in failed], failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +181,7 @@ class _ScanLoop:
                 for scan, reading in own:
                     with _shown(bar, scan.name) as progress:
                         self._process(scan, reading, writer, progress)
-                writer.submit(_write_newest_page, self.config, subject)
+                writer.submit(self._write_page, subject)
             writer.wait()
         return self.summary
 
@@ -197,7 +222,7 @@ class _ScanLoop:
     def _finish(self, task: Task, prediction: Prediction) -> None:
         try:
             with task.meter.stage("write"):
-                save_results(task, prediction)
+                written = save_results(task, prediction)
             cost = task.meter.record()
             where = {
                 "device": str(choose_device(self.config.device)),
@@ -206,11 +231,15 @@ class _ScanLoop:
             }
             write_json(task.names.record, {**cost, **where})
             found = found_in(task.volume, prediction, self._segmenter.precisions)
-            finish_scan(task.names, {**task.provenance, **found}, task.outputs)
+            finish_scan(task.names, {**task.provenance, **found}, written)
             self.summary.done.append(task.scan.name)
             logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])
         except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
             self._fail(task.scan, error)
+
+    def _write_page(self, subject: str) -> None:
+        page = f"sub-{subject}.html"
+        self.summary.pages |= write_page(page, _write_newest_page, self.config, subject)
 
     def _fail(self, scan: Scan, error: Exception) -> None:
         if fatal(error) or self.config.stop_on_first_crash:
@@ -228,46 +257,52 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
     ------
     ImageError
         It is no head scan that can be segmented.
+    DatasetError
+        One of its outputs was changed since.
     OSError
         It cannot be read.
     """
-    config, meter = checklist.config, Meter()
+    meter = Meter()
     with meter.stage("read"):
         names = checklist.names(scan)
-        outputs = checklist.outputs(names)
         provenance = checklist.provenance(scan, image_checksum(scan.path))
-        why = to_do(names, provenance, outputs)
-        if not why and not config.overwrite:
+        why = checklist.compare(names, provenance)
+        if not why:
             return None
-        volume = load_volume(scan.path, index=config.inference.volume)
-    logger.info("%s: %s", scan.name, why or "to be overwritten")
+        volume = load_volume(scan.path, index=checklist.config.inference.volume)
+    logger.info("%s: %s", scan.name, why)
     return Task(
-        scan=scan, names=names, outputs=outputs, provenance=provenance, volume=volume, meter=meter
+        scan=scan,
+        names=names,
+        outputs=checklist.outputs(names),
+        provenance=provenance,
+        volume=volume,
+        meter=meter,
     )
 
 
-def save_results(task: Task, prediction: Prediction) -> None:
+def save_results(task: Task, prediction: Prediction) -> Written:
     """Write all of a scan but the sidecar that declares it done."""
     names, volume, segmentation = task.names, task.volume, prediction.segmentation
     begin_scan(names, task.outputs)
-    save_segmentation(names.segmentation, segmentation)
-    about = {"Sources": task.provenance["Sources"]}
+    sources = {"Sources": task.provenance["Sources"]}
+    written = save_segmentation(names.segmentation, segmentation)
     if brain := segmentation.labels.brain:
         mask = np.isin(segmentation.data, [label.index for label in brain])
-        save_mask(names.brain_mask, mask, volume.grid)
-        write_json(sidecar(names.brain_mask), {"Type": "Brain", **about})
+        written |= save_mask(names.brain_mask, mask, volume.grid)
+        written |= save_sidecar(names.brain_mask, {"Type": "Brain", **sources})
     for tissue, probability in prediction.probabilities.items():
         path = names.probability(tissue)
-        save_probability(path, probability, volume.grid)
-        write_json(sidecar(path), about)
-    save_volumes(names.volumes, tissue_volumes(segmentation), segmentation.labels)
+        written |= save_probability(path, probability, volume.grid)
+        written |= save_sidecar(path, sources)
+    written |= save_volumes(names.volumes, tissue_volumes(segmentation), segmentation.labels)
     quality = scan_quality(
         volume, segmentation, confidence=prediction.confidence, entropy=prediction.entropy
     )
-    save_quality(names.quality, quality)
+    written |= save_quality(names.quality, quality)
     for kind, picture in draw(volume, segmentation).items():
-        with atomic(names.figure(kind)) as scratch:
-            scratch.write_bytes(picture)
+        written |= save_picture(names.figure(kind), picture)
+    return written
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from siam_bids.bids.names import finished_scans
+from siam_bids.bids.records import read_record
 from siam_bids.bids.scan import Scan
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError
@@ -23,7 +24,7 @@ from siam_bids.image.nifti import read_grid
 from siam_bids.inference.cascade import Chain
 from siam_bids.inference.cost import Size
 from siam_bids.pipelines.todo import unfinished
-from siam_bids.support.atomic_files import atomic, read_json
+from siam_bids.support.atomic_files import atomic
 from siam_bids.support.package_data import resource
 
 logger = logging.getLogger(__name__)
@@ -193,8 +194,9 @@ def _size(config: ArrayConfig, chain: Chain, scans: Sequence[Scan]) -> Size:
             grids.append(read_grid(scan.path, index=config.run.inference.volume))
     device = torch.device("cuda" if config.gpu else "cpu")
     size = chain.estimate(grids, device, config.run.inference, cpus=config.cpus)
-    records = [read_json(n.record) for n in finished_scans(config.run.output_dir)]
-    past = pd.DataFrame([record for record in records if "peak_memory_MB" in record])
+    needed = {"peak_memory_MB", "seconds", "threads", "device"}
+    records = [read_record(n.record) for n in finished_scans(config.run.output_dir)]
+    past = pd.DataFrame([record for record in records if needed <= {*record}])
     if len(past):
         past = past[(past["threads"] == config.cpus) & (past["device"].eq("cuda") == config.gpu)]
     if len(past) >= 3:

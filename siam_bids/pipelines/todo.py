@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from siam_bids.bids.dataset import Selection, find_scans
 from siam_bids.bids.names import FIGURES, ScanNames, sidecar
+from siam_bids.bids.results import read_result
 from siam_bids.bids.scan import Scan
-from siam_bids.bids.status import to_do
+from siam_bids.bids.status import changed_outputs, to_do
 from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
 from siam_bids.image.grid import Grid
@@ -141,11 +143,45 @@ class Checklist:
             Take its content for unchanged, without reading it.
         """
         names = self.names(scan)
-        checksum = read_json(sidecar(names.segmentation)).get("InputSHA256")
-        if checksum and not trusting:
-            checksum = image_checksum(scan.path)
-        why = to_do(names, self.provenance(scan, checksum or ""), self.outputs(names))
-        return why or ("to be overwritten" if self.config.overwrite else "")
+        known = read_json(sidecar(names.segmentation))
+        if trusting:
+            checksum = str(known.get("InputSHA256", ""))
+            return self._missing(names, self.provenance(scan, checksum)) or self._again
+        checksum = image_checksum(scan.path) if known else ""
+        return self.compare(names, self.provenance(scan, checksum))
+
+    def compare(self, names: ScanNames, provenance: Mapping[str, Any]) -> str:
+        """Say why results do not do for this provenance, empty if they do.
+
+        Raises
+        ------
+        DatasetError
+            An output was changed since, by hand or by another run, and is not to be overwritten.
+        """
+        why = self._missing(names, provenance) or self._again
+        if self.config.overwrite:
+            return why
+        changed = changed_outputs(names.root, read_json(sidecar(names.segmentation)))
+        if changed:
+            raise DatasetError(
+                f"{Path(changed[0]).name} was changed since its scan was segmented, by hand or by "
+                "another run.",
+                "Keep it elsewhere; --overwrite replaces it.",
+            )
+        return why
+
+    def _missing(self, names: ScanNames, provenance: Mapping[str, Any]) -> str:
+        if why := to_do(names, provenance, self.outputs(names)):
+            return why
+        try:
+            read_result(names, self.chain.labels)
+        except DatasetError as error:
+            return str(error).removesuffix(".")
+        return ""
+
+    @property
+    def _again(self) -> str:
+        return "to be overwritten" if self.config.overwrite else ""
 
     def prospect(self, scan: Scan) -> Prospect:
         """Say what would become of a scan."""

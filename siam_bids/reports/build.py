@@ -16,19 +16,19 @@ REFERENCE = "group_reference.json"
 
 def if_there(path: Path, root: Path) -> str:
     """Return a path from the root, empty if there is no such file."""
-    return path.relative_to(root).as_posix() if path.exists() else ""
+    return path.relative_to(root).as_posix() if path.is_file() else ""
 
 
 def data_url(path: Path) -> str:
     """Return a picture as a data URL: scripts may read its pixels, and it needs no file beside."""
-    if not path.exists():
+    if not path.is_file():
         return ""
     return f"data:image/{path.suffix.removeprefix('.')};base64,{as_base64(path)}"
 
 
 def as_base64(path: Path) -> str:
     """Return the content of a file in base64, empty if there is none."""
-    return base64.b64encode(path.read_bytes()).decode() if path.exists() else ""
+    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
 
 
 def origin_of(

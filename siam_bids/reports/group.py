@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.records import read_record
 from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
 from siam_bids.measures.group_tables import ENTITY_COLUMNS, GroupTables, missing_values, numeric
@@ -19,7 +20,7 @@ from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.reports.build import REFERENCE, data_url, if_there, origin_of
 from siam_bids.reports.content import GroupReport
 from siam_bids.reports.render import render_group
-from siam_bids.support.atomic_files import read_json, write_json, write_text
+from siam_bids.support.atomic_files import Batch
 
 EMBED_LIMIT = 16_000_000
 """Bytes of thumbnails up to which the group page holds them; more of them stay beside it."""
@@ -30,12 +31,15 @@ _CATEGORIES = 12
 
 
 def write_group_page(
+    batch: Batch,
     root: Path,
     results: Sequence[ScanResult],
     tables: GroupTables,
     *,
     title: str,
     missing: Sequence[str],
+    left_out: Mapping[str, str],
+    pages: Sequence[str],
     formula: str,
     command: str,
 ) -> None:
@@ -47,17 +51,23 @@ def write_group_page(
         In the order of the tables' rows.
     missing
         Subjects without results.
+    left_out
+        Results that cannot be used, with their reasons.
+    pages
+        Subjects whose pages are about to be written; pages that are there need no mention.
     formula
         What `regression.fit_tissues` answers, or empty.
     """
-    failed = list(failed_scans(root))
+    failed = {
+        names.name: read_record(names.record).get("error", "") for names in failed_scans(root)
+    }
     page = render_group(
         GroupReport(
             title=title,
-            data=_group_data(root, results, tables, title),
+            data=_group_data(root, results, tables, title=title, pages=pages),
             subjects=tables.wide["participant_id"].nunique(),
             missing=tuple(missing),
-            failed=tuple((names.name, str(read_json(names.record)["error"])) for names in failed),
+            failed=tuple({**left_out, **failed}.items()),
             excluded=tuple(tables.excluded.items()),
             contrasts=tuple(_contrasts(tables.wide)),
             gaps=tuple(_gaps(tables)),
@@ -70,7 +80,7 @@ def write_group_page(
             **origin_of([result.about for result in results], read_label_table(root)),
         )
     )
-    write_text(root / "group.html", page)
+    batch.write_text(root / "group.html", page)
 
 
 def _records(table: pd.DataFrame) -> Iterable[dict[str, Any]]:
@@ -79,7 +89,7 @@ def _records(table: pd.DataFrame) -> Iterable[dict[str, Any]]:
         yield dict(zip(map(str, table), row, strict=True))
 
 
-def write_reference(root: Path, tables: GroupTables) -> None:
+def write_reference(batch: Batch, root: Path, tables: GroupTables) -> None:
     """Write the five-number summary (mL) of every tissue by protocol, for the subjects' pages."""
     names = ("least", "quarter", "median", "three_quarters", "most")
     spreads: dict[str, Any] = {}
@@ -91,11 +101,16 @@ def write_reference(root: Path, tables: GroupTables) -> None:
             **dict(zip(names, five, strict=True)),
         }
     protocols = dict(zip(tables.wide["scan"], tables.wide["protocol"], strict=True))
-    write_json(root / REFERENCE, {"protocols": protocols, "spreads": spreads})
+    batch.write_json(root / REFERENCE, {"protocols": protocols, "spreads": spreads})
 
 
 def _group_data(
-    root: Path, results: Sequence[ScanResult], tables: GroupTables, title: str
+    root: Path,
+    results: Sequence[ScanResult],
+    tables: GroupTables,
+    *,
+    title: str,
+    pages: Sequence[str],
 ) -> dict[str, Any]:
     """Return what the group page's script shows: scans by column, measures and their values."""
     wide, quality = tables.wide, tables.quality
@@ -115,7 +130,7 @@ def _group_data(
             [data_url(root / name) if name else "" for name in names]
             for names in (thumbnails, outlines)
         )
-    pages = {path.name for path in root.glob("sub-*.html")}
+    there = {path.name for path in root.glob("sub-*.html")} | {f"sub-{own}.html" for own in pages}
     found: dict[str, list[dict[str, Any]]] = {}
     for row in _records(tables.outliers):
         found.setdefault(row["scan"], []).append(
@@ -133,7 +148,7 @@ def _group_data(
             "flag": [_text(value) for value in quality["flag"]],
             "reasons": [_text(value) for value in quality["reasons"]],
             "page": [
-                result.names.report.name if result.names.report.name in pages else ""
+                result.names.report.name if result.names.report.name in there else ""
                 for result in results
             ],
             "thumbnail": thumbnails,

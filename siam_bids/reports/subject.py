@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from siam_bids.bids.label_tables import read_label_table
-from siam_bids.bids.names import ScanNames, finished_scans
-from siam_bids.bids.results import ScanResult, read_result
+from siam_bids.bids.names import ScanNames
+from siam_bids.bids.records import read_record
+from siam_bids.bids.results import ScanResult, read_results
 from siam_bids.bids.status import failed_scans
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.quality import judge, metrics
@@ -18,22 +19,26 @@ from siam_bids.reports.build import REFERENCE, as_base64, data_url, if_there, or
 from siam_bids.reports.content import Reading, ScanReport, Spread, SubjectReport, TissueVolume
 from siam_bids.reports.render import render_subject
 from siam_bids.support.atomic_files import read_json, write_text
+from siam_bids.support.json_kinds import misfit
 
 
 def write_subject_page(root: Path, subject: str, command: str) -> None:
     """Write one subject's page; `command` is named where no record tells what made the scans."""
-    good = {n.name: n for n in finished_scans(root, subject)}
+    found = read_results(root, subject)
     bad = {n.name: n for n in failed_scans(root, subject)}
-    done = [read_result(names) for name, names in good.items() if name not in bad]
-    reference = read_json(root / REFERENCE)
-    records = {name: read_json(n.record) for name, n in (good | bad).items()}
-    commands = dict.fromkeys(str(r["command"]) for r in records.values() if "command" in r)
+    done = [result for result in found.usable if result.names.name not in bad]
+    broken = {n: why for n, why in found.unusable.items() if n.name not in bad}
+    everyone = [*(result.names for result in done), *broken, *bad.values()]
+    records = {names.name: read_record(names.record) for names in everyone}
+    commands = dict.fromkeys(r["command"] for r in records.values() if "command" in r)
+    reference = _reference(root)
     labels = read_label_table(root) if done else None
     scans = [
         _scan_report(result, labels, reference, records[result.names.name])
         for result in done
         if labels
     ]
+    scans += [_failed_report(names, {"error": why}) for names, why in broken.items()]
     scans += [_failed_report(names, records[name]) for name, names in bad.items()]
     page = render_subject(
         SubjectReport(
@@ -47,13 +52,33 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
     write_text(root / f"sub-{subject}.html", page)
 
 
+def _reference(root: Path) -> dict[str, dict[str, Spread]]:
+    """Read how each tissue is distributed in the protocol of each scan, by scan and tissue.
+
+    Empty if the group level has not run, or left something of another form.
+    """
+    content = read_json(root / REFERENCE)
+    five = {each.name: int if each.name == "scans" else float for each in fields(Spread)}
+    kinds = {"protocols": {"*": str}, "spreads": {"*": {"*": five}}}
+    if misfit(content, kinds, REFERENCE):
+        return {}
+    spreads = {
+        protocol: {
+            tissue: Spread(**{key: values[key] for key in five})
+            for tissue, values in tissues.items()
+        }
+        for protocol, tissues in content["spreads"].items()
+    }
+    return {scan: spreads.get(own, {}) for scan, own in content["protocols"].items()}
+
+
 def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> ScanReport:
     return ScanReport(
         name=names.name,
         suffix=names.suffix,
         session=names.session_id,
         source=str(past.get("source", "")),
-        error=str(past["error"]),
+        error=str(past.get("error", "")),
         log=str(past.get("traceback", "")),
     )
 
@@ -61,12 +86,12 @@ def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> ScanReport:
 def _scan_report(
     result: ScanResult,
     labels: LabelTable,
-    reference: Mapping[str, Any],
+    reference: Mapping[str, Mapping[str, Spread]],
     past: Mapping[str, Any],
 ) -> ScanReport:
     names = result.names
     rows = {row["name"]: row for row in result.volumes}
-    spreads = reference.get("spreads", {}).get(reference.get("protocols", {}).get(names.name), {})
+    spreads = reference.get(names.name, {})
     flag, reasons = judge(result.quality) if result.quality else ("", ())
     return ScanReport(
         name=names.name,
@@ -90,7 +115,7 @@ def _scan_report(
                 voxels=rows[label.name]["voxels"],
                 volume_ml=rows[label.name]["volume_mL"],
                 inside=label.role in INTRACRANIAL_ROLES if label.role else None,
-                spread=Spread(**spreads[label.name]) if label.name in spreads else None,
+                spread=spreads.get(label.name),
             )
             for label in labels.foreground
         ),
@@ -126,5 +151,5 @@ def _facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tuple[
     yield "Model", f"{model['Title']} {model['Version']}"
     yield "Model SHA-256", model["SHA256"]
     yield "Input SHA-256", about["InputSHA256"]
-    if "seconds" in past:
+    if "seconds" in past and "device" in past:
         yield "Time", f"{past['seconds']:g} s on {past['device']}"

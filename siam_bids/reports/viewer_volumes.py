@@ -12,7 +12,7 @@ from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import PREVIEWS, finished_scans
 from siam_bids.bids.results import read_result
 from siam_bids.bids.writers import save_preview
-from siam_bids.errors import ImageError
+from siam_bids.errors import SiamError
 from siam_bids.image.grid import Grid, Segmentation, Volume
 from siam_bids.image.nifti import load_labels, load_volume
 from siam_bids.reports.mosaics import to_grey
@@ -31,18 +31,18 @@ def save_previews(root: Path, subject: str, bids_dir: Path) -> None:
     for names in finished_scans(root, subject):
         if all(names.preview(kind).exists() for kind in PREVIEWS):
             continue
-        result = read_result(names)
-        index = result.about.get("Options", {}).get("volume")
         try:
+            table = read_label_table(root)
+            result = read_result(names, table)
+            index = result.about.get("Options", {}).get("volume")
             volume = load_volume(bids_dir / result.source, index=index)
             labels, grid = load_labels(names.segmentation)
-        except (ImageError, OSError) as error:
+        except (SiamError, OSError) as error:
             logger.warning("%s has no viewer: %s", names.name, error)
             continue
         if not volume.grid.same_as(grid):
             logger.warning("%s has no viewer: the scan is not the segmented one.", names.name)
             continue
-        table = read_label_table(root)
         image, coarse = shrink(volume, Segmentation(labels.astype(np.uint8), grid, table))
         save_preview(names.preview("image"), image, coarse.grid)
         save_preview(names.preview("labels"), coarse.data, coarse.grid)

@@ -33,22 +33,84 @@ def atomic(path: Path) -> Iterator[Path]:
     format by name work, and nobody mistakes it for a result. Its content is on the disk before it
     takes its name, so a node that loses power leaves no empty result.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f"{SCRATCH}{_host()}-{os.getpid()}-",
-        suffix="." + path.name.split(".", 1)[-1],
-        dir=path.parent,
-    )
-    os.close(handle)
-    scratch = Path(name)
+    with together() as batch:
+        yield batch.scratch(path)
+
+
+@contextmanager
+def together() -> Iterator[Batch]:
+    """Yield a batch of files that all take their names when the block ends without error.
+
+    All of them are on the disk before the first one takes its name: a disk that fills up leaves
+    every old file as it was.
+    """
+    batch = Batch()
     try:
-        yield scratch
-        scratch.chmod(0o666 & ~_umask())
-        with scratch.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        scratch.replace(path)
+        yield batch
+        batch.finish()
     finally:
-        scratch.unlink(missing_ok=True)
+        batch.drop()
+
+
+class Batch:
+    """Files that are written beside their places and take their names together."""
+
+    def __init__(self) -> None:
+        self._scratch: dict[Path, Path] = {}
+        self._outdated: list[Path] = []
+
+    def scratch(self, path: Path) -> Path:
+        """Return an empty scratch file that will replace `path`."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f"{SCRATCH}{_host()}-{os.getpid()}-",
+            suffix="." + path.name.split(".", 1)[-1],
+            dir=path.parent,
+        )
+        os.close(handle)
+        self._scratch[path] = Path(name)
+        return Path(name)
+
+    def write_text(self, path: Path, text: str) -> str:
+        """Write UTF-8 text; a file that already says just that is left alone.
+
+        What has no UTF-8 (half a pair of surrogates, as JSON allows) becomes a question mark.
+
+        Returns
+        -------
+        SHA-256 of what the file says, in hexadecimal.
+        """
+        content = text.encode(errors="replace")
+        same = False
+        with suppress(OSError):  # absent, or replaced on another NFS client while we read
+            same = path.is_file() and path.read_bytes() == content
+        if not same:
+            self.scratch(path).write_bytes(content)
+        return hashlib.sha256(content).hexdigest()
+
+    def write_json(self, path: Path, content: Mapping[str, Any]) -> str:
+        """Write indented JSON, as `write_text` does."""
+        return self.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, if it is there, after the others have taken their names."""
+        self._outdated.append(path)
+
+    def finish(self) -> None:
+        """Let every file take its name."""
+        for scratch in self._scratch.values():
+            scratch.chmod(0o666 & ~_umask())
+            with scratch.open("rb+") as stream:
+                os.fsync(stream.fileno())
+        for path, scratch in self._scratch.items():
+            scratch.replace(path)
+        for path in self._outdated:
+            path.unlink(missing_ok=True)
+
+    def drop(self) -> None:
+        """Remove the scratch files that did not take their names."""
+        for scratch in self._scratch.values():
+            scratch.unlink(missing_ok=True)
 
 
 @cache
@@ -99,22 +161,16 @@ def _umask() -> int:
     return mask
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically; a file that already says just that is left alone.
-
-    What has no UTF-8 (half a pair of surrogates, as JSON allows) becomes a question mark.
-    """
-    content = text.encode(errors="replace")
-    with suppress(OSError):  # absent, or replaced on another NFS client while we read
-        if path.read_bytes() == content:
-            return
-    with atomic(path) as scratch:
-        scratch.write_bytes(content)
+def write_text(path: Path, text: str) -> str:
+    """Write UTF-8 text atomically, see `Batch.write_text`; return the SHA-256 of what it says."""
+    with together() as batch:
+        return batch.write_text(path, text)
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write indented JSON atomically."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> str:
+    """Write indented JSON atomically; return the SHA-256 of what it says."""
+    with together() as batch:
+        return batch.write_json(path, content)
 
 
 def sha256(path: Path) -> str:

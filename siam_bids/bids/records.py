@@ -1,0 +1,36 @@
+"""Records of the last attempt on each scan, `logs/sub-01/sub-01_T1w.json`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from siam_bids.support.atomic_files import read_json
+from siam_bids.support.json_kinds import misfit
+
+_ENTRIES = {
+    "error": str,
+    "source": str,
+    "traceback": str,
+    "seconds": float,
+    "stages": {"*": float},
+    "peak_memory_MB": float,
+    "device": str,
+    "threads": int,
+    "command": str,
+}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a record; entries that are not of our names and types are left out.
+
+    Returns
+    -------
+    `error`, `source`, `traceback` and `command` of a failed attempt; else `seconds` (in all),
+    `stages` (seconds by name), `peak_memory_MB`, `device`, `threads` and `command`.
+    """
+    return {
+        key: value
+        for key, value in read_json(path).items()
+        if key in _ENTRIES and not misfit(value, _ENTRIES[key], key)
+    }

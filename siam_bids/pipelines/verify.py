@@ -1,0 +1,88 @@
+"""Comparing every output with the checksum that its sidecar records: `--verify`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.names import ScanNames, finished_scans, sidecar, stray_results
+from siam_bids.bids.results import misplaced, read_result
+from siam_bids.bids.status import OUTPUTS, changed_outputs, missing_outputs
+from siam_bids.config import RunConfig
+from siam_bids.errors import DatasetError
+from siam_bids.image.labels import LabelTable
+from siam_bids.support.atomic_files import read_json
+
+
+@dataclass
+class Verification:
+    """What became of the results in an output folder since they were written.
+
+    Attributes
+    ----------
+    whole
+        Scans whose files are all as recorded.
+    unrecorded
+        Scans of a version of siam-bids that recorded no checksums.
+    wrong
+        For each other scan what is wrong with it, one line each.
+    """
+
+    whole: list[str] = field(default_factory=list)
+    unrecorded: list[str] = field(default_factory=list)
+    wrong: dict[str, list[str]] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return the findings in words, the count last."""
+        found = [f"WRONG {name}: {what}" for name, each in self.wrong.items() for what in each]
+        count = f"{len(self.whole)} scans as recorded, {len(self.wrong)} not"
+        if self.unrecorded:
+            count += f", {len(self.unrecorded)} of an earlier version without checksums"
+        return [*found, f"{count}."]
+
+
+def verify(config: RunConfig) -> Verification:
+    """Read every file of every finished scan of the query's participants and sessions.
+
+    Neither the input nor the model is needed.
+
+    Raises
+    ------
+    DatasetError
+        The output folder holds no results, or its label table cannot be read.
+    """
+    root, query = config.output_dir, config.query
+    scans = [
+        names
+        for names in finished_scans(root)
+        if (not query.participants or names.subject in query.participants)
+        and (not query.sessions or names.session in query.sessions)
+    ]
+    if not scans:
+        raise DatasetError(
+            f"{root} holds no segmentations.", "Run the participant level on it first."
+        )
+    labels, found = read_label_table(root), Verification()
+    if not query.participants and not query.sessions:
+        found.wrong |= {path.name: [misplaced(path)] for path in stray_results(root)}
+    for names in scans:
+        wrong = list(_wrong(names, labels))
+        if wrong:
+            found.wrong[names.name] = wrong
+        elif OUTPUTS in read_json(sidecar(names.segmentation)):
+            found.whole.append(names.name)
+        else:
+            found.unrecorded.append(names.name)
+    return found
+
+
+def _wrong(names: ScanNames, labels: LabelTable) -> list[str]:
+    known = read_json(sidecar(names.segmentation))
+    wrong = [f"{place} is missing" for place in missing_outputs(names.root, known)]
+    wrong += [f"{place} was changed" for place in changed_outputs(names.root, known)]
+    if not wrong:
+        try:
+            read_result(names, labels)
+        except DatasetError as error:
+            wrong.append(str(error))
+    return wrong
