@@ -187,7 +187,7 @@ def test_group_leaves_odd_results_out_and_names_them(study, tmp_path, capsys):
         assert "has no usable result" in own
     assert "has no usable result" not in (out / "sub-06.html").read_text()
     resources = (out / "logs" / "resources.tsv").read_text()
-    assert resources == "scan\tseconds\tpeak_memory_MB\nsub-09_T1w\t3.0\t900.0\n"
+    assert resources == "scan\tseconds\tpeak_memory_MB\nsub-09_T1w\t3\t900\n"
     assert list(failed_scans(out)) == []
 
 

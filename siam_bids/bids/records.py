@@ -29,8 +29,9 @@ def read_record(path: Path) -> dict[str, Any]:
     `error`, `source`, `traceback` and `command` of a failed attempt; else `seconds` (in all),
     `stages` (seconds by name), `peak_memory_MB`, `device`, `threads` and `command`.
     """
+    content = read_json(path)
     return {
-        key: value
-        for key, value in read_json(path).items()
-        if key in _ENTRIES and not misfit(value, _ENTRIES[key], key)
+        key: content[key]
+        for key, kind in _ENTRIES.items()
+        if key in content and not misfit(content[key], kind, key)
     }

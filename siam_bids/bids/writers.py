@@ -171,7 +171,7 @@ def save_resources(batch: Batch, root: Path) -> None:
     rows = []
     for names in finished_scans(root):
         past = read_record(names.record)
-        if "peak_memory_MB" in past:
+        if {"seconds", "peak_memory_MB"} <= {*past}:
             stages = {f"{stage}_s": seconds for stage, seconds in past.get("stages", {}).items()}
             plain = {key: value for key, value in past.items() if key != "stages"}
             rows.append({"scan": names.name, **plain, **stages})
