@@ -130,7 +130,7 @@ def test_a_model_of_unknown_labels_gives_volumes_without_tiv_and_brain_mask(tmp_
     missing = ["TIV", "brain_share", "brain_cut_top", "left_right_dice", "confidence"]
     assert quality[missing].isna().all()
     assert run_participant(config).skipped == ["sub-01_T1w"]
-    wide = run_group(replace(config, level="group"))
+    wide = run_group(replace(config, level="group")).wide
     assert {"lobe", "GM"} <= {*wide}
     assert "TIV" not in wide
     page = (config.output_dir / "sub-01.html").read_text(encoding="utf-8")
