@@ -112,7 +112,7 @@ class TestProtocols:
     def test_two_protocols_are_never_pooled(self, config):
         """What people say pooled: one median, one slope, one model for scans 1.3 times as large."""
         add_protocol(config.output_dir, "acq-ce", 1.3)
-        wide = run_group(replace(config, formula="GM ~ age")).set_index("scan")
+        wide = run_group(replace(config, formula="GM ~ age")).wide.set_index("scan")
         assert len(wide) == 24
         assert wide["acq_id"].value_counts().to_dict() == {"acq-ce": 12}
         assert wide["protocol"].value_counts().to_dict() == {"T1w": 12, "acq-ce_T1w": 12}
@@ -133,7 +133,7 @@ class TestProtocols:
         data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
         assert set(data["scans"]["contrast"]) == {"T1w", "acq-ce_T1w"}
         assert data["categories"]["acq_id"].count("acq-ce") == 12
-        pooled = run_group(replace(config, group_by=("contrast",)))
+        pooled = run_group(replace(config, group_by=("contrast",))).wide
         assert pooled["protocol"].unique().tolist() == ["T1w"]
 
 
