@@ -24,6 +24,7 @@ from siam_bids.measures.inclusion import Exclusion, exclusions, protocols
 from siam_bids.measures.outliers import find_outliers
 from siam_bids.measures.regression import fit_tissues
 from siam_bids.pipelines.group import run_group
+from siam_bids.support.atomic_files import together
 from siam_bids.support.tsv import read_rows
 
 
@@ -61,7 +62,8 @@ def test_no_digit_is_lost_and_parquet_says_the_same(tmp_path):
             "note": [None, "a\tb\nc", '5" scar', "n/a", "None"] * 40,
         }
     )
-    save_table(tmp_path, "group_x", table, {})
+    with together() as batch:
+        save_table(batch, tmp_path, "group_x", table, {})
     rows = read_rows(tmp_path / "group_x.tsv")
     assert len(rows) == 200
     parquet = pd.read_parquet(tmp_path / "group_x.parquet")
@@ -77,7 +79,8 @@ def test_no_digit_is_lost_and_parquet_says_the_same(tmp_path):
     [(5.2e-13, "5.2e-13"), (0.00012345678, "0.00012345678"), (1234567.5, "1234567.5"), (2.0, "2")],
 )
 def test_numbers_are_written_as_people_read_them(tmp_path, value, text):
-    save_table(tmp_path, "group_x", pd.DataFrame({"x": [value]}), {})
+    with together() as batch:
+        save_table(batch, tmp_path, "group_x", pd.DataFrame({"x": [value]}), {})
     assert (tmp_path / "group_x.tsv").read_text() == f"x\n{text}\n"
 
 
