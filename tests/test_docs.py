@@ -199,6 +199,7 @@ def shell(tmp_path, monkeypatch, head, small_sample, tiny_model, server) -> Shel
     _published_model(server, tiny_model, monkeypatch, tmp_path)
     shutil.copytree(tiny_model, tmp_path / "NAME")
     write_model(tmp_path / "path/of/layers", names=("background", "one", "two"), channels=2)
+    write_model(tmp_path / "path/of/nuclei", names=("background", "core", "shell"), channels=2)
     write_model(tmp_path / "path/of/another")
     chain, pair, *_ = (block for block in blocks("docs/siam.md") if block.startswith("{"))
     (tmp_path / "chain.json").write_text(chain)
