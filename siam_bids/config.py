@@ -116,6 +116,8 @@ class RunConfig:
         Write those of all tissues.
     viewer
         Put a viewer of scan and labels into the subjects' pages.
+    force_output
+        Write into the output folder whatever it holds.
     formula
         Model of every tissue at the group level, for example `~ age + C(sex) + TIV`, or empty.
     adjust
@@ -146,6 +148,7 @@ class RunConfig:
     overwrite: bool = False
     dry_run: bool = False
     reports_only: bool = False
+    force_output: bool = False
     stop_on_first_crash: bool = False
     progress: bool = False
     viewer: bool = False

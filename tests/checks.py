@@ -75,14 +75,14 @@ _READERS = {
 }  # fmt: skip
 
 
-def validator_errors(root: Path) -> list[str]:
-    """What the BIDS validator calls errors, headers of images included."""
+def validator_errors(root: Path, severity="error") -> list[str]:
+    """What the BIDS validator calls errors or warnings, headers of images included."""
     validator = Path(sys.executable).with_name("bids-validator-deno")
     done = subprocess.run(
         [str(validator), str(root), "--format", "json"], capture_output=True, text=True, check=False
     )
     issues = json.loads(done.stdout)["issues"]["issues"]
-    return [f"{i['code']} {i['location']}" for i in issues if i["severity"] == "error"]
+    return [f"{i['code']} {i['location']}" for i in issues if i["severity"] == severity]
 
 
 def check_derivative(root: Path, raw: Path) -> None:

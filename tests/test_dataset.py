@@ -2,12 +2,16 @@
 
 import json
 import logging
+from pathlib import Path
 
 import pytest
+from bidsschematools.schema import load_schema
 from conftest import describe
 
 from siam_bids.bids.dataset import find_scans
 from siam_bids.bids.filters import read_filter_file
+from siam_bids.bids.names import KEPT
+from siam_bids.bids.scan import ENTITIES, BidsName
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 
@@ -80,6 +84,166 @@ ALL = [
 )  # fmt: skip
 def test_queries(tree, query, names):
     assert [scan.name for scan in find_scans(tree, query).scans] == names
+
+
+@pytest.mark.parametrize(
+    ("name", "entities", "suffix"),
+    [
+        ("sub-01_T1w", {"sub": "01"}, "T1w"),
+        ("sub-01_ses-a_acq-x+y_run-02_FLAIR",
+         {"sub": "01", "ses": "a", "acq": "x+y", "run": "02"}, "FLAIR"),
+        ("sub-01_run-1_acq-a_T1w", {"sub": "01", "acq": "a", "run": "1"}, "T1w"),
+        ("sub-01_inv-2_part-mag_MP2RAGE", {"sub": "01", "inv": "2", "part": "mag"}, "MP2RAGE"),
+    ],
+)  # fmt: skip
+def test_names(name, entities, suffix):
+    parsed = BidsName.parse(name)
+    assert list(parsed.entities) == list(entities.items())
+    assert parsed.suffix == suffix
+    assert BidsName.parse(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("sub-WMH_MRI_21_01H_T1w", "'MRI' in the name is no entity (key-label)"),
+        ("sub-A-01_T1w", "The label of 'sub-A-01' is not of letters, digits and + alone"),
+        ("sub-Müller_T1w", "The label of 'sub-Müller' is not"),
+        ("sub-1²_T1w", "The label of 'sub-1²' is not"),
+        ("sub-_T1w", "The label of 'sub-' is not"),
+        ("Copy of sub-01_T1w", "'Copy of sub-' in the name is no entity of BIDS."),
+        ("SUB-02_T1w", "'SUB-' in the name is no entity of BIDS. Did you mean sub-?"),
+        ("T1w", "The name has no sub- entity."),
+        ("acq-a_T1w", "The name has no sub- entity."),
+        ("sub-01_foo-1_T1w", "'foo-' in the name is no entity of BIDS."),
+        ("sub-01_run-a_T1w", "'run-a' in the name is not a number, as BIDS demands of run-."),
+        ("sub-01_acq-a_acq-a_T1w", "The name has acq- twice."),
+        ("sub-01_T1w (1)", "The suffix 'T1w (1)' is not of letters and digits."),
+        ("sub-01_", "The suffix '' is not"),
+        ("sub-01_acq-a\nb_T1w", "The label of 'acq-a?b' is not"),
+        ("sub-01_acq-\udcff_T1w", "The label of 'acq-?' is not"),
+        ("sub-01__T1w", "'' in the name is no entity"),
+        ("", "The suffix '' is not"),
+    ],
+)
+def test_names_that_bids_does_not_allow(name, why):
+    with pytest.raises(DatasetError) as error:
+        BidsName.parse(name)
+    assert str(error.value).startswith(why)
+    assert str(error.value).isprintable()
+
+
+def test_entities_are_those_of_the_standard_in_its_order():
+    schema = load_schema()
+    known = schema.objects.entities
+    assert [known[name]["name"] for name in schema.rules.entities] == list(ENTITIES)
+    rules = schema.rules.files.deriv.imaging
+    for kind in ("discrete_segmentation", "probabilistic_segmentation", "mask"):
+        allowed = {known[name]["name"] for name in rules[f"anat_{kind}"].entities}
+        assert set(KEPT) <= allowed
+        ours = {"seg", "label", "res", "space", "desc", "atlas", "scale"}
+        assert allowed - ours == set(KEPT)
+
+
+def test_every_file_is_taken_refused_or_skipped(tree):
+    files = {
+        "sub-01/anat/Copy of sub-01_T1w.nii.gz": "refused",
+        "sub-01/anat/sub-01_acq-0.8_T1w.nii.gz": "refused",
+        "sub-01/anat/notes (1).txt": "no .nii.gz or .nii file",
+        "sub-01/anat/sub-01_T1w_old.nii.gz": "--suffix does not list old",
+        "sub-01/ses-x/anat/sub-01_T2w.nii.gz": "refused",
+        "sub-02_old/ses-a/anat/sub-02_ses-a_T1w.nii.gz": "refused",
+    }
+    for name in files:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).touch()
+    found = find_scans(tree, Query())
+    assert [scan.name for scan in found.scans] == ALL
+    assert {name for name, what in files.items() if what == "refused"} == set(found.refused)
+    assert {k: v for k, v in found.skipped.items() if k in files} == {
+        name: what for name, what in files.items() if what != "refused"
+    }
+    some = find_scans(tree, Query(participants=("01",), sessions=("x",)))
+    assert list(some.refused) == ["sub-01/ses-x/anat/sub-01_T2w.nii.gz"]
+
+
+def test_a_folder_that_cannot_be_read_stops_no_other(tree, monkeypatch):
+    listed = Path.iterdir
+
+    def iterdir(path):
+        if path == tree / "sub-011/anat":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    found = find_scans(tree, Query())
+    assert [scan.name for scan in found.scans] == [name for name in ALL if "011" not in name]
+    assert found.refused == {"sub-011/anat": "The folder cannot be read: Permission denied."}
+
+
+def test_two_images_of_one_output_are_refused(tree):
+    """Where entities are folded into one label, a plus can make two names equal."""
+    for name in ("sub-01_dir-AP+flip1_MPM", "sub-01_dir-AP_flip-1_MPM"):
+        (tree / f"sub-01/anat/{name}.nii.gz").touch()
+    found = find_scans(tree, Query(participants=("01",), suffixes=("MPM",)))
+    assert found.scans == []
+    assert found.refused == {
+        "sub-01/anat/sub-01_dir-AP+flip1_MPM.nii.gz":
+            "It has the same outputs as sub-01_dir-AP_flip-1_MPM.nii.gz. Rename one.",
+        "sub-01/anat/sub-01_dir-AP_flip-1_MPM.nii.gz":
+            "It has the same outputs as sub-01_dir-AP+flip1_MPM.nii.gz. Rename one.",
+    }  # fmt: skip
+    (tree / "sub-01/anat/sub-01_ct.nii.gz").touch()
+    (tree / "sub-01/anat/sub-01_CT.nii.gz").touch()
+    found = find_scans(tree, Query(participants=("01",), suffixes=("ct", "CT")))
+    assert len(found.refused) == 2
+
+
+@pytest.mark.parametrize("root", ["link", "ds/../ds", "ds/"])
+def test_the_root_may_be_written_in_any_way(tree, root, monkeypatch):
+    (tree.parent / "link").symlink_to("ds")
+    monkeypatch.chdir(tree.parent)
+    assert [scan.name for scan in find_scans(Path(root), Query()).scans] == ALL
+
+
+def test_a_bidsignore_is_not_read_and_this_is_said(tree, caplog):
+    (tree / ".bidsignore").write_text("*_T1w.nii.gz\n")
+    with caplog.at_level(logging.WARNING):
+        assert [scan.name for scan in find_scans(tree, Query()).scans] == ALL
+    assert "is not read: images that it lists are taken too" in caplog.text
+
+
+def test_a_derivative_dataset_is_taken_if_asked_for(tree):
+    describe(tree, DatasetType="derivative", GeneratedBy=[{"Name": "defacing"}])
+    (tree / "sub-01/anat/sub-01_desc-filled_T1w.nii.gz").touch()
+    with pytest.raises(DatasetError, match=r"type derivative, not raw.*--derivative-input"):
+        find_scans(tree, Query())
+    found = find_scans(tree, Query(derivative=True)).scans
+    assert [s.name for s in found if s.name not in ALL] == ["sub-01_desc-filled_T1w"]
+    only = Query(derivative=True, suffixes=("T1w",), filters={"t1w": {"desc": "filled"}})
+    assert [scan.name for scan in find_scans(tree, only).scans] == ["sub-01_desc-filled_T1w"]
+
+
+@pytest.mark.parametrize(
+    ("wishes", "why"),
+    [
+        *(({name: "x"}, f"'{name}', which is no entity") for name in (
+            "target", "scope", "return_type", "regex_search", "absolute_paths", "invalid_filters",
+            "filters", "drop_invalid_filters", "self")),
+        ({"acq": "a"}, "Did you mean acquisition?"),
+        ({"ses": "a"}, "Did you mean session?"),
+        ({"aquisition": "a"}, "Did you mean acquisition?"),
+        ({"run": {"a": 1}}, "Give text, a number, null, or a list of these."),
+        ({"run": [True]}, "Give text, a number, null, or a list of these."),
+        ({"run": [[1], {}]}, "Give text, a number, null, or a list of these."),
+    ],
+)  # fmt: skip
+def test_filters_take_entities_alone(tree, wishes, why):
+    for kind in ("t1w", "T1w", "anat"):
+        with pytest.raises(DatasetError) as error:
+            find_scans(tree, Query(filters={kind: wishes}))
+        assert why in str(error.value)
+    find_scans(tree, Query(filters={"bold": wishes, "fmap": wishes}))
 
 
 def test_a_scan_knows_its_place(tree):

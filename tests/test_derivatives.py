@@ -379,6 +379,37 @@ def test_a_table_comes_with_dictionary_and_parquet_and_goes_with_them(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_what_people_add_to_the_dataset_stays(tmp_path):
+    root, raw = tmp_path / "out", tmp_path / "raw"
+    raw.mkdir()
+    write_json(raw / "dataset_description.json", {"Name": "Raw", "Authors": ["A", "B"]})
+    begin_dataset(root, raw, siam_labels())
+    about = read_json(root / "dataset_description.json")
+    assert about["Authors"] == ["A", "B"]
+    write_json(root / "dataset_description.json", {**about, "License": "CC0", "Authors": ["C"]})
+    (root / "README").write_text("Our study.\n")
+    (root / ".bidsignore").write_text("mine\n")
+    begin_dataset(root, raw, siam_labels())
+    again = read_json(root / "dataset_description.json")
+    assert again == {**about, "License": "CC0", "Authors": ["C"]}
+    assert (root / "README").read_text() == "Our study.\n"
+    assert (root / ".bidsignore").read_text().split()[:2] == ["mine", "*.html"]
+
+
+def test_measurements_of_others_stay_in_phenotype(tmp_path):
+    table = pd.DataFrame({"participant_id": ["sub-01"], "GM": [600.0]})
+    save_phenotype(tmp_path, {"T1w": (table, {})})
+    own = tmp_path / "phenotype"
+    for name in ("siam_mynotes.tsv", "siam_mynotes.json", "siam_T9w.tsv", "siam_x.txt", "moca.tsv"):
+        (own / name).write_text("{}")
+    (own / "siam_copy.json").write_bytes((own / "siam_T1w.json").read_bytes())
+    before = {path.name for path in own.iterdir()}
+    save_phenotype(tmp_path, {"T2w": (table, {})})
+    after = {path.name for path in own.iterdir()}
+    assert before - after == {"siam_T1w.tsv", "siam_T1w.json"}
+    assert after - before == {"siam_T2w.tsv", "siam_T2w.json"}
+
+
 def test_phenotype_holds_one_table_per_kind_of_scan_and_no_old_ones(tmp_path):
     table = pd.DataFrame({"participant_id": ["sub-01"], "GM": [600.0]})
     described = {"participant_id": {"Description": "who"}}
@@ -420,7 +451,7 @@ def test_a_broken_object_is_an_unfinished_result(tmp_path, text, content):
 
 
 def test_half_written_files_are_swept_where_they_can_lie(tmp_path):
-    dead = f"{SCRATCH}elsewhere0-1-x.json"
+    dead = f"{SCRATCH}0123456789-1-abcdefg_.json"
     of_subject = ["logs/sub-01", "sub-01/anat", "sub-01/ses-a/anat", "sub-01/figures"]
     places = {name: tmp_path / name / dead for name in (".", "logs", "sub-02/anat", *of_subject)}
     for path in places.values():

@@ -1,8 +1,10 @@
 import hashlib
+import os
+import time
 
 import pytest
 
-from siam_bids.support.atomic_files import atomic, sha256, write_json, write_text
+from siam_bids.support.atomic_files import SCRATCH, atomic, sha256, sweep, write_json, write_text
 
 
 def test_a_failing_writer_leaves_the_old_file_and_no_scratch(tmp_path):
@@ -35,3 +37,49 @@ def test_what_says_the_same_is_not_written_again(tmp_path):
 def test_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"head")
     assert sha256(tmp_path / "a") == hashlib.sha256(b"head").hexdigest()
+
+
+OLD = f"{SCRATCH}0123456789-1-abcdefg_.json"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"{SCRATCH}x",
+        f"{SCRATCH}notes.txt",
+        f"{SCRATCH}my-1-results.tsv",
+        f"{SCRATCH}0123456789-{'9' * 40}-abcdefg_.json",
+        f"{SCRATCH}0123456789-x-abcdefg_.json",
+        f"{SCRATCH}0123456789--abcdefg_.json",
+        f"{SCRATCH}0123456789-1-ABCDEFGH.json",
+        f"{SCRATCH}0123456789-²-abcdefg_.json",
+        os.fsdecode(b".tmp-\xff"),
+    ],
+)
+def test_scratch_of_others_is_not_swept(name, tmp_path):
+    for path in (tmp_path / name, tmp_path / OLD):
+        path.touch()
+        os.utime(path, (0, 0))
+    (tmp_path / f"{name}.d").mkdir()
+    sweep([tmp_path])
+    assert {path.name for path in tmp_path.iterdir()} == {name, f"{name}.d"}
+
+
+def test_a_folder_named_as_our_scratch_is_not_swept(tmp_path):
+    (tmp_path / OLD).mkdir()
+    os.utime(tmp_path / OLD, (0, 0))
+    sweep([tmp_path])
+    assert (tmp_path / OLD).is_dir()
+
+
+@pytest.mark.parametrize("wrong", [-86400, 86400])
+def test_the_clock_of_this_machine_does_not_decide_what_is_swept(wrong, tmp_path, monkeypatch):
+    """The file system dates its files; a host a day ahead would take new ones for old."""
+    (tmp_path / OLD).touch()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + wrong)
+    sweep([tmp_path])
+    assert (tmp_path / OLD).exists()
+    os.utime(tmp_path / OLD, (now() - 7200,) * 2)
+    sweep([tmp_path])
+    assert not (tmp_path / OLD).exists()

@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import write_model, write_scan
+from conftest import checksums, write_model, write_scan
 
 import siam_bids
 from siam_bids.cli import segment as segment_command
@@ -20,6 +20,7 @@ from siam_bids.inference.sliding_window import predict_tiled
 from siam_bids.models.folder import CHECKPOINT, CONVERTED
 from siam_bids.nnunet.checkpoints import convert_checkpoints, mirror_axes
 from siam_bids.nnunet.model import NnunetModel, empty_network
+from siam_bids.support.atomic_files import sha256
 
 CPU = torch.device("cpu")
 
@@ -54,6 +55,62 @@ def test_a_file_a_folder_and_an_image_give_the_same(tmp_path, head, tiny_model, 
     np.testing.assert_allclose(one.affine, direct.grid.affine)
     assert json.loads((tmp_path / "one.json").read_text())["Options"] == {}
     assert (tmp_path / "one.tsv").read_text().splitlines()[2].startswith("1\tCerebral cortex\tGM")
+
+
+def whole(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["scan.nii.gz", "link.nii.gz", "hard.nii.gz", "d/../scan.nii.gz"])
+def test_the_input_is_no_output(name, tmp_path, head, tiny_model, capsys):
+    scan = write_scan(tmp_path / "in" / "scan.nii.gz", head)
+    (tmp_path / "in/link.nii.gz").symlink_to("scan.nii.gz")
+    (tmp_path / "in/hard.nii.gz").hardlink_to(scan)
+    (tmp_path / "in/d").mkdir()
+    before = checksums(tmp_path / "in")
+    words = [str(scan), str(tmp_path / "in" / name), "--model", str(tiny_model)]
+    assert segment_command.main(words) == 1
+    assert "would replace an input" in capsys.readouterr().err
+    assert checksums(tmp_path / "in") == before
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.json", "a.tsv", "a_volumes.tsv", "a_volumes.json"])
+def test_files_of_others_are_not_replaced(name, tmp_path, head, tiny_model, capsys):
+    scan = write_scan(tmp_path / "in" / "scan.nii.gz", head)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"EchoTime": 0.003}')
+    assert segment_command.main([str(scan), str(out / "a.nii.gz"), "-m", str(tiny_model)]) == 1
+    assert f"{name} is there and was not made by siam-bids" in capsys.readouterr().err
+    assert whole(out) == {name: b'{"EchoTime": 0.003}'}
+
+
+def test_own_outputs_are_replaced_but_are_no_inputs(tmp_path, head, tiny_model, capsys):
+    """Output folder = input folder, twice; hidden files of macOS are no images."""
+    write_scan(tmp_path / "scan.nii.gz", head)
+    (tmp_path / "._scan.nii.gz").write_bytes(b"Mac OS X")
+    words = [str(tmp_path), str(tmp_path), "--model", str(tiny_model), "--n-cpus", "1"]
+    for _ in range(2):
+        assert segment_command.main(words) == 0
+        assert capsys.readouterr().out == f"{tmp_path / 'scan_dseg.nii.gz'}\n"
+    assert json.loads((tmp_path / "scan_dseg.json").read_text())["InputSHA256"] == sha256(
+        tmp_path / "scan.nii.gz"
+    )
+    own = str(tmp_path / "scan_dseg.nii.gz")
+    assert segment_command.main([own, own, "-m", str(tiny_model)]) == 1
+    assert "would replace an input" in capsys.readouterr().err
+
+
+def test_two_images_of_one_output_fail_and_others_go_on(tmp_path, head, tiny_model, capsys):
+    for name in ("a.nii", "a.nii.gz", "b.nii.gz"):
+        write_scan(tmp_path / "in" / name, head)
+    words = [str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(tiny_model)]
+    assert segment_command.main([*words, "--n-cpus", "1"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'out/b_dseg.nii.gz'}\n"
+    for name in ("a.nii", "a.nii.gz"):
+        said = f"FAILED {name}: Other images have the same output a_dseg.nii.gz. Rename or move"
+        assert said in printed.err
 
 
 def test_wrong_words_are_one_line(tmp_path, capsys):

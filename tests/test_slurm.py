@@ -190,6 +190,48 @@ def test_tasks_get_the_index_and_paths_that_hold_elsewhere(
         assert f"{tmp_path}/image.sif {study}" in script
 
 
+def test_names_that_cannot_be_used_cost_no_other_task(study, tmp_path, tiny_model, capsys):
+    """`sub-03 (copy)` would add words to a line of the list of jobs."""
+    shutil.copytree(study / "sub-b", study / "sub-b (copy)")
+    shutil.copytree(study / "sub-d", study / "sub-D_old")
+    words = [str(study), str(tmp_path / "out"), "--model", str(tiny_model), "--per-task", "9"]
+    assert slurm_command.main(words) == 1
+    said = capsys.readouterr().err
+    assert "FAILED sub-b (copy)/anat/sub-b_T1w.nii.gz: The name says sub-b, but the file" in said
+    assert "FAILED sub-D_old/ses-1/anat/sub-d_ses-1_T1w.nii.gz: " in said
+    jobs = (tmp_path / "out/code/slurm/jobs.txt").read_text()
+    assert jobs == "--participant-label a b c d\n"
+
+
+@pytest.mark.parametrize(
+    ("folder", "written"),
+    [
+        ("out", "{}/out/logs"),
+        ("my out", '"{}/my out/logs"'),
+        ("50% done", '"{}/50%% done/logs"'),
+        ('a "b" c', '"{}/a \\"b\\" c/logs"'),
+        ("it's", '"{}/it\'s/logs"'),
+        ("no#1", '"{}/no#1/logs"'),
+        ("脳", "{}/脳/logs"),
+    ],
+)
+def test_paths_in_directives_are_quoted(folder, written, study, tmp_path, tiny_model):
+    scripts = write(study, tmp_path / folder, tiny_model)
+    start = written.format(tmp_path).replace("/logs", "/logs/slurm")
+    asked = directives(scripts / "participant.sbatch")["output"]
+    assert asked == f"{start}/participant-%A_%a.out"
+    assert directives(scripts / "group.sbatch")["output"] == f"{start}/group-%j.out"
+
+
+def test_a_line_break_is_no_part_of_a_directive(study, tmp_path, tiny_model, capsys):
+    words = [str(study), str(tmp_path / "o"), "--model", str(tiny_model)]
+    for more in (["--sbatch=--account=a\nrm -rf x"], []):
+        out = str(tmp_path / "o") if more else str(tmp_path / "o\nrm -rf x")
+        assert slurm_command.main([words[0], out, *words[2:], *more]) == 2
+        assert "that #SBATCH lines cannot hold" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"study"}
+
+
 def test_dry_run_prints_and_writes_nothing(study, tmp_path, tiny_model, capsys):
     out = tmp_path / "out"
     words = [str(study), str(out), "--model", str(tiny_model), "--dry-run"]

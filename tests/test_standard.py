@@ -10,15 +10,23 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from bidsschematools.schema import load_schema
 from checks import check_derivative, check_whole, validator_errors
 from conftest import run_config, write_dataset, write_model, write_raw, write_scan
 from jsonschema import ValidationError
 
+from siam_bids.bids.description import begin_dataset
 from siam_bids.bids.label_tables import FREESURFER_TABLE, ITKSNAP_TABLE, read_label_table
+from siam_bids.bids.names import ScanNames, finished_scans, sidecar
+from siam_bids.bids.scan import ENTITIES, BidsName
+from siam_bids.bids.writers import save_mask, save_probability, save_segmentation, save_volumes
 from siam_bids.config import Inference, Query
+from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable, siam_labels
+from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.pipelines.group import run_group
 from siam_bids.pipelines.participant import run_participant
+from siam_bids.support.atomic_files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +94,57 @@ def dataset(request):
 
 def test_the_validator_finds_no_error(dataset):
     assert validator_errors(dataset[1]) == []
+
+
+def test_the_validator_warns_of_tables_of_measurements_alone(inside):
+    """Descriptions of phenotype are MeasurementToolMetadata; Authors are those of the raw data."""
+    raw, out = inside
+    warnings = validator_errors(out, "warning")
+    allowed = ("TOO_FEW_AUTHORS /dataset_description.json", "SIDECAR_KEY_RECOMMENDED /phenotype/")
+    assert [warning for warning in warnings if not warning.startswith(allowed)] == []
+    assert "Authors" not in json.loads((raw / "dataset_description.json").read_text())
+
+
+def all_names() -> list[str]:
+    """Every suffix of anatomical images of BIDS, and of CT, with all entities that it may have."""
+    schema = load_schema()
+    keys = {name: about["name"] for name, about in schema.objects.entities.items()}
+    values = {"sub": "01", "ses": "a", "part": "mag", "mt": "on"}
+    names = []
+    for rule in schema.rules.files.raw.anat.values():
+        for suffix in rule["suffixes"]:
+            allowed = [key for name, key in keys.items() if name in rule.entities]
+            for chosen in (["sub", "ses"], allowed):
+                ordered = [key for key in ENTITIES if key in chosen]
+                parts = [f"{key}-{values.get(key, '1')}" for key in ordered]
+                names.append("_".join([*parts, suffix]))
+    some = ["dir-AP", "flip-1", "inv-1", "inv-2", "mt-off", "mt-on", "acq-a+b_run-1_inv-2_part-mag"]
+    names += [f"sub-01_ses-a_{entities}_MPM" for entities in some]
+    names += [f"sub-01_ses-a_{entities}_T1w" for entities in ("desc-filled", "space-x_res-2")]
+    return [*names, "sub-01_ses-a_ct", "sub-01_ses-b_CT", "sub-01_ses-a_acq-bone_ct"]
+
+
+def test_outputs_of_every_name_that_is_accepted_are_valid(tmp_path):
+    labels = siam_labels()
+    begin_dataset(tmp_path, tmp_path / "raw", labels)
+    data = np.zeros((4, 4, 4), np.uint8)
+    grid = Grid(data.shape, np.diag([4.0, 4.0, 4.0, 1.0]))
+    written = set()
+    every = [ScanNames(tmp_path, BidsName.parse(name)) for name in all_names()]
+    for names in every:
+        images = [names.segmentation, names.brain_mask, names.probability("GM")]
+        save_segmentation(images[0], Segmentation(data, grid, labels))
+        save_mask(images[1], data > 0, grid)
+        save_probability(images[2], data.astype(np.float32), grid)
+        for path in images:
+            kind = {"Type": "Brain"} if path == names.brain_mask else {}
+            write_json(sidecar(path), {"Description": "x", "SpatialReference": "orig", **kind})
+        save_volumes(names.volumes, tissue_volumes(Segmentation(data, grid, labels)), labels)
+        written |= {*images, names.volumes, names.record, names.figure("mosaic")}
+    assert len(every) > 60
+    assert len(written) == 6 * len(every)
+    assert validator_errors(tmp_path) == []
+    assert sorted(map(str, finished_scans(tmp_path))) == sorted(map(str, every))
 
 
 def test_files_are_whole_and_links_sources_and_dictionaries_hold(dataset):

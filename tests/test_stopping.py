@@ -88,10 +88,10 @@ def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(tmp_path):
     for owner, process, age, kept in [
         (_host(), dead.pid, 0, False),
         (_host(), os.getpid(), 0, True),
-        ("otherhost0", dead.pid, 0, True),
-        ("otherhost0", dead.pid, 7200, False),
+        ("0123456789", dead.pid, 0, True),
+        ("0123456789", dead.pid, 7200, False),
     ]:
-        path = tmp_path / f"{SCRATCH}{owner}-{process}-abc.nii.gz"
+        path = tmp_path / f"{SCRATCH}{owner}-{process}-abcdefg_.nii.gz"
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age,) * 2)
         sweep([tmp_path, tmp_path / "absent"])

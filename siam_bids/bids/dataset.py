@@ -167,7 +167,8 @@ def _with_outputs_of_their_own(scans: list[Scan], found: Selection) -> Iterator[
     """Yield scans whose outputs have names of their own; refuse all others."""
 
     def output(scan: Scan) -> str:
-        return ScanNames(Path(), scan.identity).segmentation.as_posix()
+        name = ScanNames(Path(), scan.identity).segmentation.as_posix()
+        return name.casefold()  # some disks take upper and lower case for the same
 
     users = Counter(map(output, scans))
     for scan in scans:

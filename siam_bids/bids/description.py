@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from siam_bids import __version__
@@ -14,19 +15,31 @@ from siam_bids.bids.label_tables import (
     read_label_table,
     save_label_table,
 )
-from siam_bids.bids.names import finished_scans
+from siam_bids.bids.names import finished_scans, sidecar
+from siam_bids.bids.ownership import PIPELINE
 from siam_bids.errors import UsageError
 from siam_bids.image.labels import LabelTable
-from siam_bids.support.atomic_files import write_json, write_text
+from siam_bids.support.atomic_files import read_json, write_json, write_text
+from siam_bids.support.text import is_listed, read_text
 
 BIDS_VERSION = "1.11.1"
-PIPELINE = "siam-bids"
 CODE_URL = "https://pypi.org/project/siam-bids"
 
 _IGNORED = (
     "*.html", "figures", "seg-siam_*.txt", "group_*", "*_volumes.tsv", "*_volumes.json",
     "*_qc.tsv", "*_qc.json",
 )  # fmt: skip
+
+ABOUT_LABELS = {
+    "Description": f"Labels of head tissues, named in {LABEL_TABLE}.",
+    "SpatialReference": "orig",
+}
+"""What the sidecars of all label maps say; the label table has it too, which they inherit from."""
+
+_COLUMNS = {
+    "role": {"Description": "What the tissue counts as, for example brain; n/a where unknown."},
+    "parent": {"Description": "The label that this one refines, or n/a."},
+}
 
 
 def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
@@ -51,10 +64,13 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
             f"{root} holds results of a model with other labels.", "Give another output folder."
         )
     generator = {"Name": PIPELINE, "Version": __version__, "CodeURL": CODE_URL}
+    authors = read_json(source / "dataset_description.json").get("Authors")
     write_json(
         root / "dataset_description.json",
         {
             "Name": f"Head segmentations by {PIPELINE}",
+            **({"Authors": authors} if authors else {}),
+            **read_json(root / "dataset_description.json"),  # what people added
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [generator],
@@ -62,16 +78,26 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
             "DatasetLinks": {"raw": source.absolute().as_uri()},
         },
     )
-    write_text(root / ".bidsignore", "\n".join(_IGNORED) + "\n")
-    write_text(
-        root / "README",
-        f"Segmentations of whole-head MRI made by {PIPELINE} {__version__}.\n"
-        "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Quality: *_qc.tsv.\n"
-        "Pages: sub-*.html and group.html.\n",
-    )
+    _add_lines(root / ".bidsignore", _IGNORED)
+    readme = root / "README"
+    first = f"Segmentations of whole-head MRI made by {PIPELINE} "
+    if not is_listed(readme) or read_text(readme).startswith(first):
+        write_text(
+            readme,
+            f"{first}{__version__}.\n"
+            "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Quality: *_qc.tsv.\n"
+            "Pages: sub-*.html and group.html.\n",
+        )
     save_label_table(root / LABEL_TABLE, labels)
+    write_json(sidecar(root / LABEL_TABLE), {**ABOUT_LABELS, **_COLUMNS})
     write_text(root / ITKSNAP_TABLE, for_itksnap(labels))
     write_text(root / FREESURFER_TABLE, for_freesurfer(labels))
+
+
+def _add_lines(path: Path, lines: Sequence[str]) -> None:
+    """Let a text file hold these lines, and keep the others that it has."""
+    known = read_text(path).splitlines() if is_listed(path) else []
+    write_text(path, "\n".join(dict.fromkeys([*known, *lines])) + "\n")
 
 
 def _values(labels: LabelTable) -> dict[int, str]:

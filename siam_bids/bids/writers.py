@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from siam_bids.bids.description import PIPELINE
 from siam_bids.bids.names import finished_scans, sidecar
+from siam_bids.bids.ownership import PIPELINE
 from siam_bids.bids.records import read_record
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable
@@ -150,14 +150,19 @@ def save_phenotype(
         row per participant) and its dictionary.
     """
     folder = root / "phenotype"
-    for path in folder.glob("siam_*"):
-        if path.stem.removeprefix("siam_") not in kinds:
+    for path in folder.glob("siam_*.json"):
+        kind = path.stem.removeprefix("siam_")
+        if kind not in kinds and read_json(path).get("MeasurementToolMetadata") == _tool(kind):
             batch.remove(path)
+            batch.remove(path.with_suffix(".tsv"))
     for kind, (table, described) in kinds.items():
         path = folder / f"siam_{kind}.tsv"
         batch.write_text(path, _as_tsv(table))
-        tool = {"Description": f"Volumes of head tissues on {kind} images by {PIPELINE}."}
-        batch.write_json(sidecar(path), {"MeasurementToolMetadata": tool, **described})
+        batch.write_json(sidecar(path), {"MeasurementToolMetadata": _tool(kind), **described})
+
+
+def _tool(kind: str) -> dict[str, str]:
+    return {"Description": f"Volumes of head tissues on {kind} images by {PIPELINE}."}
 
 
 def remove_table(batch: Batch, root: Path, name: str) -> None:

@@ -177,6 +177,11 @@ def parser() -> CommandLine:
     how.add_argument(
         "--viewer", action="store_true", help="put a viewer of scan and labels into the pages"
     )
+    how.add_argument(
+        "--force-output",
+        action="store_true",
+        help="write into the output folder though others made what it holds",
+    )
     how.add_argument("--stop-on-first-crash", action="store_true", help="stop at a failing scan")
 
     group = top.add_argument_group("group level")
@@ -266,6 +271,7 @@ def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         overwrite=arguments.overwrite,
         dry_run=arguments.dry_run,
         reports_only=arguments.reports_only,
+        force_output=arguments.force_output,
         stop_on_first_crash=arguments.stop_on_first_crash,
         viewer=arguments.viewer,
         formula=arguments.formula,

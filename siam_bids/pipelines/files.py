@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from siam_bids.bids.label_tables import save_label_table
+from siam_bids.bids.ownership import PIPELINE, made_by_us
 from siam_bids.bids.status import declare
 from siam_bids.bids.writers import save_segmentation, save_volumes
 from siam_bids.config import Inference
@@ -22,6 +24,7 @@ from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
+from siam_bids.support.text import is_listed
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,40 @@ class Output:
         """Return a path beside the segmentation, for example with ending `.json`."""
         return self.segmentation.with_name(_stem(self.segmentation) + ending)
 
+    @property
+    def files(self) -> list[Path]:
+        """All files that are written."""
+        beside = (".tsv", "_volumes.tsv", "_volumes.json", ".json")
+        return [self.segmentation, *map(self.beside, beside)]
+
+    def check(self, inputs: Collection[tuple[int, int]]) -> None:
+        """Look at what is there before anything is written.
+
+        Parameters
+        ----------
+        inputs
+            What tells the input files from all others: device and inode.
+
+        Raises
+        ------
+        UsageError
+            A file that would be written is an input, or is there and was not made by this app.
+        """
+        there = [path for path in self.files if is_listed(path)]
+        for path in there:
+            if path.exists() and _inode(path) in inputs:
+                raise UsageError(f"The output {path} would replace an input.", "Give another.")
+        if there and not made_by_us(self.beside(".json")):
+            raise UsageError(
+                f"The output {there[0]} is there and was not made by {PIPELINE}.",
+                "Give another, or remove it.",
+            )
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    about = path.stat()
+    return about.st_dev, about.st_ino
+
 
 def _stem(path: Path) -> str:
     ending = next((end for end in ENDINGS if path.name.lower().endswith(end)), path.suffix)
@@ -61,7 +98,7 @@ def _stem(path: Path) -> str:
 
 
 def list_images(source: Path) -> list[Path]:
-    """Return the image itself, or all images of a folder by name.
+    """Return the image itself, or all images of a folder by name, but for our own label maps.
 
     Raises
     ------
@@ -70,7 +107,13 @@ def list_images(source: Path) -> list[Path]:
     """
     if not source.is_dir():
         return [source]
-    found = sorted(path for path in source.iterdir() if path.name.lower().endswith(ENDINGS))
+    found = sorted(
+        path
+        for path in source.iterdir()
+        if path.name.lower().endswith(ENDINGS)
+        and not path.name.startswith(".")
+        and not made_by_us(Output(path).beside(".json"))
+    )
     if not found:
         raise ImageError(f"{source} holds no image ({', '.join(ENDINGS)}).")
     return found
@@ -106,6 +149,8 @@ def segment_files(
     images = list_images(source)
     if source.is_dir() and target.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"{source} is a folder, {target} is not.", "Give an output folder.")
+    inputs = {_inode(image) for image in images if image.exists()}
+    writers = Counter(Output.of(image, target) for image in images)
     record = find_model(model, model_dirs, inference.checkpoint).as_asked(inference)
     segmenter = _segmenter(record, device, threads, inference)
     if limits := segmenter.chain.labels.limits:
@@ -114,6 +159,12 @@ def segment_files(
     for image in images:
         output = Output.of(image, target)
         try:
+            output.check(inputs)
+            if writers[output] > 1:
+                raise UsageError(
+                    f"Other images have the same output {output.segmentation.name}.",
+                    "Rename or move one of them.",
+                )
             _segment_file(image, output, segmenter, record)
         except ModelError:
             raise

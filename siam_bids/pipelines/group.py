@@ -15,6 +15,7 @@ from siam_bids.bids.covariates import acquisition_times, read_covariates
 from siam_bids.bids.index import subjects
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import stray_results
+from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import ScanResult, misplaced, read_results
 from siam_bids.bids.status import sweep_root
 from siam_bids.bids.writers import remove_table, save_phenotype, save_resources, save_table
@@ -102,6 +103,7 @@ def run_group(config: RunConfig) -> GroupSummary:
         The tables cannot be written.
     """
     root = config.output_dir
+    check_output_folder(root, forced=config.force_output)
     found = read_results(root)
     results = found.usable
     left_out = {names.name: reason for names, reason in found.unusable.items()}

@@ -19,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from siam_bids.bids.description import begin_dataset
 from siam_bids.bids.names import ScanNames, finished_scans
+from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.scan import Scan
 from siam_bids.bids.status import (
     begin_scan,
@@ -134,7 +135,13 @@ def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:
         Labels of the subjects.
     failed
         Name and reason of each page that could not be written.
+
+    Raises
+    ------
+    UsageError
+        The output folder holds the work of others.
     """
+    check_output_folder(config.output_dir, forced=config.force_output)
     known = [*finished_scans(config.output_dir), *failed_scans(config.output_dir)]
     wanted = set(config.query.participants)
     labels = sorted({names.subject for names in known if not wanted or names.subject in wanted})
@@ -285,16 +292,17 @@ def save_results(task: Task, prediction: Prediction) -> Written:
     """Write all of a scan but the sidecar that declares it done."""
     names, volume, segmentation = task.names, task.volume, prediction.segmentation
     begin_scan(names, task.outputs)
-    sources = {"Sources": task.provenance["Sources"]}
+    about = {key: task.provenance[key] for key in ("Sources", "SpatialReference")}
     written = save_segmentation(names.segmentation, segmentation)
     if brain := segmentation.labels.brain:
         mask = np.isin(segmentation.data, [label.index for label in brain])
+        made = f"Brain, by labels: {', '.join(label.name for label in brain)}."
         written |= save_mask(names.brain_mask, mask, volume.grid)
-        written |= save_sidecar(names.brain_mask, {"Type": "Brain", **sources})
+        written |= save_sidecar(names.brain_mask, {"Type": "Brain", "Description": made, **about})
     for tissue, probability in prediction.probabilities.items():
         path = names.probability(tissue)
         written |= save_probability(path, probability, volume.grid)
-        written |= save_sidecar(path, sources)
+        written |= save_sidecar(path, {"Description": f"Probability of {tissue}.", **about})
     written |= save_volumes(names.volumes, tissue_volumes(segmentation), segmentation.labels)
     quality = scan_quality(
         volume, segmentation, confidence=prediction.confidence, entropy=prediction.entropy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
@@ -119,6 +120,12 @@ def render_scripts(config: ArrayConfig) -> Scripts:
         raise DatasetError(f"No image with a usable name is left to segment. {name}: {reason}")
     if not scans:
         raise UsageError("Everything is done already.", "Run the group level, or --overwrite.")
+    for text in (str(config.run.output_dir.absolute()), *config.sbatch):
+        if not text.isprintable():
+            raise UsageError(
+                f"{text!r} holds a line break or another character that #SBATCH lines cannot hold.",
+                "Give another output folder or option.",
+            )
     size = _size(config, chain, scans)
     lines, tasks = _work(config, scans, size)
     folder = config.folder.absolute()
@@ -152,11 +159,20 @@ def render_scripts(config: ArrayConfig) -> Scripts:
         keep_trailing_newline=True,
     )
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
+    environment.filters["directive"] = _directive
     rendered = {
         folder / name: environment.get_template(f"{name}.jinja").render(values) for name in SCRIPTS
     }
     jobs = {folder / "jobs.txt": "".join(f"{line}\n" for line in lines)}
     return Scripts({**rendered, **jobs}, found.refused)
+
+
+def _directive(value: object) -> str:
+    """Quote a path for an `#SBATCH` line: not the shell reads it, and `%` stands for a number."""
+    text = str(value).replace("%", "%%")
+    if not re.search(r"""[\s"'#\\]""", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
 
 
 def _work(

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from siam_bids.bids.dataset import Selection, find_scans
+from siam_bids.bids.description import ABOUT_LABELS
 from siam_bids.bids.names import FIGURES, ScanNames, sidecar
+from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import read_result
 from siam_bids.bids.scan import Scan
 from siam_bids.bids.status import changed_outputs, to_do
@@ -128,7 +130,7 @@ class Checklist:
             checksum, self.record, folds=self.chain.folds, options=self.config.inference
         )
         return {
-            "Description": f"Head tissues segmented by {self.record.title}, see seg-siam_dseg.tsv.",
+            **ABOUT_LABELS,
             "Sources": [f"bids:raw:{scan.relative}"],
             **made,
             "Options": {"probabilities": sorted(self.config.probabilities), **made["Options"]},
@@ -201,7 +203,7 @@ def output_names(root: Path, scan: Scan) -> ScanNames:
 
 
 def check_folders(config: RunConfig) -> None:
-    """Refuse an output folder that is the input, holds it, or is a file."""
+    """Refuse an output folder that is the input, holds it, is a file, or holds others' work."""
     source, target = config.bids_dir.resolve(), config.output_dir.resolve()
     if source == target:
         raise UsageError("Input and output folder are the same.", "Give another output folder.")
@@ -212,6 +214,7 @@ def check_folders(config: RunConfig) -> None:
             f"The input folder lies inside the output folder {config.output_dir}.",
             "Give an output folder of its own.",
         )
+    check_output_folder(config.output_dir, forced=config.force_output)
 
 
 def with_tissues(config: RunConfig, labels: LabelTable) -> RunConfig:

@@ -9,9 +9,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,10 @@ from siam_bids.support.text import load_json
 SCRATCH = ".tmp-"
 """How the names of files begin that are still being written."""
 
+_OWN_SCRATCH = re.compile(
+    rf"{re.escape(SCRATCH)}(?P<host>[0-9a-f]{{10}})-(?P<process>\d{{1,9}})-[0-9a-z_]{{8}}\.",
+    re.ASCII,
+)
 _FORGOTTEN_AFTER = 3600.0  # seconds without a write
 
 
@@ -127,22 +131,34 @@ def sweep(folders: Iterable[Path]) -> None:
     """Remove the scratch files that processes which were killed left in some folders.
 
     What may belong to a living process stays: written to within the last hour by a process of
-    another machine, or by one of this machine whose number is in use.
+    another machine, or by one of this machine whose number is in use. So does what `atomic` does
+    not name so. Time is that of the file system, whatever the clock of this machine says.
     """
     for folder in folders:
-        for scratch in folder.glob(f"{SCRATCH}*"):
-            if _forgotten(scratch):
-                scratch.unlink(missing_ok=True)
+        found = [
+            (path, owner)
+            for path in folder.glob(f"{SCRATCH}*")
+            if (owner := _OWN_SCRATCH.match(path.name)) and path.is_file()
+        ]
+        if found:
+            with suppress(OSError):  # a folder that others own: they will sweep it
+                _remove_forgotten(found, _now_in(folder))
 
 
-def _forgotten(scratch: Path) -> bool:
-    host, _, rest = scratch.name.removeprefix(SCRATCH).partition("-")
-    if host == _host() and not _alive(int(rest.partition("-")[0])):
-        return True
-    try:
-        return time.time() - scratch.stat().st_mtime > _FORGOTTEN_AFTER
-    except FileNotFoundError:
-        return False
+def _remove_forgotten(found: Sequence[tuple[Path, re.Match[str]]], now: float) -> None:
+    for scratch, owner in found:
+        dead = owner["host"] == _host() and not _alive(int(owner["process"]))
+        with suppress(FileNotFoundError):
+            if dead or now - scratch.lstat().st_mtime > _FORGOTTEN_AFTER:
+                scratch.unlink()
+
+
+def _now_in(folder: Path) -> float:
+    """Return the time by the clock that dates the files of a folder, in seconds."""
+    with tempfile.TemporaryFile(dir=folder) as stream:
+        stream.write(b"now")
+        stream.flush()
+        return os.fstat(stream.fileno()).st_mtime
 
 
 def _alive(process: int) -> bool:

@@ -1,0 +1,73 @@
+"""Whose files are these: what this app did not make, it neither replaces nor deletes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from siam_bids.errors import UsageError
+from siam_bids.support.atomic_files import read_json
+from siam_bids.support.text import is_listed, load_json
+
+PIPELINE = "siam-bids"
+
+_NO_RESULTS = ("code", "logs", "work", "lost+found", "group_ratings.tsv", "*.log", "*.out", "*.err")
+"""What schedulers, BABS and users put into an output folder before the first run."""
+
+
+def check_output_folder(root: Path, *, forced: bool = False) -> None:
+    """Refuse an output folder that holds the work of others, before anything is written.
+
+    It may be absent or empty, but for hidden files (`.git`, `.datalad`), logs, code and the work
+    folder of this run; or a dataset whose GeneratedBy names this app.
+
+    Raises
+    ------
+    UsageError
+        It is none of these, and not `forced`.
+    """
+    if forced or not root.is_dir():
+        return
+    foreign = sorted(path.name for path in root.iterdir() if not _is_no_result(path))
+    if not foreign:  # looked at first: another process of this app may begin the dataset now
+        return
+    path = root / "dataset_description.json"
+    try:
+        about = load_json(path) if is_listed(path) else {}
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} cannot be read, so nobody can tell whose folder it is: {error}.",
+            "Repair it, or give another output folder.",
+        ) from error
+    if not generated_by_us(about):
+        listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        raise UsageError(
+            f"The output folder {root} was not made by {PIPELINE} and is not empty ({listed}).",
+            "Give an empty or new folder; --force-output writes there nevertheless.",
+        )
+
+
+def generated_by_us(about: Any) -> bool:
+    """Tell whether a dataset_description.json names this app."""
+    generators = about.get("GeneratedBy") if isinstance(about, dict) else None
+    return isinstance(generators, list) and any(
+        isinstance(each, dict) and each.get("Name") == PIPELINE for each in generators
+    )
+
+
+def made_by_us(sidecar: Path) -> bool:
+    """Tell whether a JSON file says that this app made what lies beside it."""
+    software = read_json(sidecar).get("Software")
+    return isinstance(software, dict) and PIPELINE in software
+
+
+def _is_no_result(path: Path) -> bool:
+    work = Path(tempfile.gettempdir()).resolve()
+    return (
+        path.name.startswith(".")
+        or any(fnmatch(path.name, pattern) for pattern in _NO_RESULTS)
+        or Path(os.path.realpath(path)) in (work, *work.parents)
+    )
