@@ -398,13 +398,15 @@ def test_what_people_add_to_the_dataset_stays(tmp_path):
 
 def test_measurements_of_others_stay_in_phenotype(tmp_path):
     table = pd.DataFrame({"participant_id": ["sub-01"], "GM": [600.0]})
-    save_phenotype(tmp_path, {"T1w": (table, {})})
+    with together() as batch:
+        save_phenotype(batch, tmp_path, {"T1w": (table, {})})
     own = tmp_path / "phenotype"
     for name in ("siam_mynotes.tsv", "siam_mynotes.json", "siam_T9w.tsv", "siam_x.txt", "moca.tsv"):
         (own / name).write_text("{}")
     (own / "siam_copy.json").write_bytes((own / "siam_T1w.json").read_bytes())
     before = {path.name for path in own.iterdir()}
-    save_phenotype(tmp_path, {"T2w": (table, {})})
+    with together() as batch:
+        save_phenotype(batch, tmp_path, {"T2w": (table, {})})
     after = {path.name for path in own.iterdir()}
     assert before - after == {"siam_T1w.tsv", "siam_T1w.json"}
     assert after - before == {"siam_T2w.tsv", "siam_T2w.json"}

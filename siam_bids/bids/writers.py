@@ -27,6 +27,7 @@ from siam_bids.measures.volumes import dictionary as volumes_dictionary
 from siam_bids.support.atomic_files import (
     Batch,
     atomic,
+    read_json,
     sha256,
     write_json,
     write_text,
