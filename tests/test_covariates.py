@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from siam_bids import cli
 from siam_bids.bids.covariates import acquisition_times, read_covariates
 from siam_bids.bids.filters import read_filter_file
 from siam_bids.bids.index import subjects
+from siam_bids.bids.metadata import scanner_metadata
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError
 from siam_bids.measures.group_tables import join_covariates
@@ -305,3 +307,68 @@ def test_rows_of_our_own_tables_are_strict(tmp_path):
     path = table(tmp_path, "a b", "1 2 3")
     with pytest.raises(ValueError, match="line 2 has more cells"):
         read_rows(path)
+
+
+class TestScanners:
+    IMAGE = "sub-01/ses-a/anat/sub-01_ses-a_acq-x_T1w.nii.gz"
+
+    def test_values_are_inherited_and_the_nearest_wins(self, tmp_path):
+        for name, content in {
+            "T1w.json": {"Manufacturer": "Siemens", "MagneticFieldStrength": 3, "EchoTime": 0.003},
+            "acq-x_T1w.json": {"EchoTime": 0.004, "FlipAngle": 9},
+            "acq-y_T1w.json": {"FlipAngle": 7},
+            "T2w.json": {"InversionTime": 1},
+            "sub-01/sub-01_T1w.json": {"Manufacturer": "GE"},
+            "sub-01/ses-a/anat/sub-01_ses-a_acq-x_T1w.json": {"FlipAngle": 8.5},
+            "sub-01/ses-a/anat/sub-01_ses-a_acq-y_T1w.json": {"FlipAngle": 6},
+        }.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            write_json(tmp_path / name, content)
+        other = "sub-02/anat/sub-02_T1w.nii"
+        assert scanner_metadata(tmp_path, [self.IMAGE, other]) == {
+            "Manufacturer": ("GE", "Siemens"), "MagneticFieldStrength": ("3", "3"),
+            "EchoTime": ("0.004", "0.003"), "FlipAngle": ("8.5", None),
+        }  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [("VE11\n C", "VE11 C"), ([1, 2.5], "1, 2.5"), (True, None), ({"a": 1}, None), ("", None),
+         (None, None), ("n/a", None)],
+    )  # fmt: skip
+    def test_values_of_any_kind_are_text_or_nothing(self, tmp_path, value, text):
+        write_json(tmp_path / "T1w.json", {"SoftwareVersions": value})
+        found = scanner_metadata(tmp_path, [self.IMAGE])
+        assert found == ({"SoftwareVersions": (text,)} if text else {})
+
+    def test_files_that_cannot_be_read_are_named(self, tmp_path, caplog):
+        (tmp_path / "T1w.json").write_text("{")
+        (tmp_path / "acq-x_T1w.json").symlink_to(".git/annex/objects/x")
+        assert scanner_metadata(tmp_path, [self.IMAGE, self.IMAGE]) == {}
+        assert caplog.text.count("cannot be read as JSON and is left out") == 2
+
+    def test_no_path_leads_out_of_the_dataset(self, tmp_path):
+        write_json(tmp_path / "T1w.json", {"Manufacturer": "x"})
+        (tmp_path / "raw").mkdir()
+        sources = ["../sub-01_T1w.nii.gz", f"{tmp_path}/sub-01_T1w.nii.gz"]
+        assert scanner_metadata(tmp_path / "raw", sources) == {}
+
+    def test_the_tables_and_the_page_have_them_and_a_later_run_without_raw_data(self, config):
+        write_json(config.bids_dir / "T1w.json", {"MagneticFieldStrength": 3})
+        for number in (2, 4):
+            place = config.bids_dir / f"sub-{number:02d}" / "anat"
+            write_json(
+                place / f"sub-{number:02d}_T1w.json", {"Manufacturer": "GE", "EchoTime": 0.01}
+            )
+        for raw in (config.bids_dir, config.bids_dir / "mistyped"):
+            run_group(replace(config, bids_dir=raw, exclude=("EchoTime>5",)))
+            path = config.output_dir / "group_qc.tsv"
+            rows = {row["scan"]: row for row in read_rows(path)}
+            assert rows["sub-02_T1w"]["Manufacturer"] == "GE"
+            assert rows["sub-03_T1w"]["Manufacturer"] == "n/a"
+            assert {row["MagneticFieldStrength"] for row in rows.values()} == {"3"}
+            about = json.loads(path.with_suffix(".json").read_text())
+            assert about["MagneticFieldStrength"]["Units"] == "T"
+            assert {*about} == {*rows["sub-02_T1w"]}
+            page = (config.output_dir / "group.html").read_text()
+            data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+            assert data["categories"]["Manufacturer"].count("GE") == 2

@@ -114,6 +114,8 @@ class GroupTables:
         Names of the columns of `wide` that hold volumes inside the skull, and TIV.
     covariates
         Names of the columns from participants.tsv and sessions.tsv.
+    scanners
+        Names of the columns of `quality` that tell scanners and sequences apart.
     excluded
         Scans that do not count, and why.
     """
@@ -126,6 +128,7 @@ class GroupTables:
     statistics: Statistics
     tissues: tuple[str, ...]
     covariates: tuple[str, ...]
+    scanners: tuple[str, ...] = ()
     excluded: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 from siam_bids.bids.covariates import acquisition_times, read_covariates
 from siam_bids.bids.index import subjects
 from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.metadata import SCANNER, scanner_metadata
 from siam_bids.bids.names import stray_results
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import ScanResult, misplaced, read_results
@@ -49,10 +50,17 @@ from siam_bids.support.tsv import MISSING, read_rows, some
 
 logger = logging.getLogger(__name__)
 
+_SCANNERS: dict[str, dict[str, Any]] = {
+    field: {"Description": f"{field} in the JSON files beside the source image."}
+    | ({"Units": units} if units else {})
+    for field, units in SCANNER.items()
+}
+
 SUBJECT_PAGES = 1000
 """Subjects up to which the group level writes their pages anew, with the group behind them."""
 
 WIDE = "group_desc-wide_volumes"
+QUALITY = "group_qc"
 STATISTICS = "group_statistics"
 
 RATINGS = "group_ratings.tsv"
@@ -161,6 +169,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
     keys = _keys(results)
     quality = _quality_table(keys, results)
     ratings = _ratings(config.ratings or config.output_dir / RATINGS, required=bool(config.ratings))
+    quality = _with_scanners(quality, results, config)
     described = keys.merge(quality[["scan", "flag"]], on="scan").merge(
         ratings, on="scan", how="left"
     )
@@ -196,6 +205,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         else NO_STATISTICS,
         tissues=tissues,
         covariates=covariates,
+        scanners=tuple(name for name in SCANNER if name in quality),
         excluded=excluded,
     )
 
@@ -233,10 +243,11 @@ def save(batch: Batch, group: GroupTables, labels: LabelTable, config: RunConfig
     written = {
         "group_desc-tidy_volumes": (group.tidy, described(group.tidy)),
         WIDE: (group.wide, described(group.wide)),
-        "group_qc": (
+        QUALITY: (
             group.quality,
             {
                 **described(group.quality),
+                **{name: _SCANNERS[name] for name in group.scanners},
                 **quality_dictionary(tuple(map(str, group.quality))),
             },
         ),
@@ -318,18 +329,36 @@ def _earlier(
     root: Path, scans: Sequence[str], taken: Collection[str]
 ) -> dict[str, tuple[str | None, ...]]:
     """Return the covariates in the wide table of an earlier run, as text by scan."""
-    path = root / f"{WIDE}.tsv"
-    try:
-        rows = {row["scan"]: row for row in read_rows(path)} if path.exists() else {}
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning("%s cannot be read as a table and is left out: %s.", path, error)
-        return {}
+    rows = _rows_by_scan(root / f"{WIDE}.tsv")
     own = [rows.get(scan, {}) for scan in scans]
-    described = read_json(path.with_suffix(".json"))
+    described = read_json(root / f"{WIDE}.json")
     kept = [name for name in covariates_of(described) if name not in taken]
     if kept:
         logger.warning("Covariates are those of the earlier run: %s.", some(kept))
     return {name: tuple(row.get(name) for row in own) for name in kept}
+
+
+def _rows_by_scan(path: Path) -> dict[str, dict[str, str]]:
+    """Read a table of an earlier run; none without one."""
+    try:
+        return {row["scan"]: row for row in read_rows(path)} if path.exists() else {}
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("%s cannot be read as a table and is left out: %s.", path, error)
+        return {}
+
+
+def _with_scanners(
+    quality: pd.DataFrame, results: Sequence[ScanResult], config: RunConfig
+) -> pd.DataFrame:
+    """Add what the sidecars of the raw images say of the scanner, or did in an earlier run."""
+    if config.bids_dir.is_dir():
+        columns = scanner_metadata(config.bids_dir, [result.source for result in results])
+    else:
+        rows = _rows_by_scan(config.output_dir / f"{QUALITY}.tsv")
+        own = [rows.get(scan, {}) for scan in quality["scan"]]
+        columns = {name: tuple(row.get(name) for row in own) for name in SCANNER}
+        columns = {name: cells for name, cells in columns.items() if any(cells)}
+    return join_covariates(quality, columns, ())
 
 
 def _ratings(path: Path, *, required: bool) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.metadata import SCANNER
 from siam_bids.bids.records import read_record
 from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
@@ -115,12 +116,12 @@ def _group_data(
     """Return what the group page's script shows: scans by column, measures and their values."""
     wide, quality = tables.wide, tables.quality
     measures, values = _measures(root, tables)
+    known = {name: wide[name] for name in (*ENTITY_COLUMNS, *tables.covariates) if name in wide}
+    known |= {name: quality[name] for name in tables.scanners} | {"included": wide["included"]}
     categories = {
-        name: [_text(value) or "n/a" for value in wide[name]]
-        for name in (*ENTITY_COLUMNS, *tables.covariates, "included")
-        if name in wide
-        and name not in measures
-        and 1 < wide[name].nunique(dropna=False) <= _CATEGORIES
+        name: [_text(value) or "n/a" for value in column]
+        for name, column in known.items()
+        if 1 < column.nunique(dropna=False) <= _most_categories(column)
     }
     thumbnails = [if_there(result.names.figure("thumbnail"), root) for result in results]
     outlines = [if_there(result.names.figure("outline"), root) for result in results]
@@ -162,6 +163,12 @@ def _group_data(
     }
 
 
+def _most_categories(column: pd.Series[Any]) -> int:
+    """Return up to how many values are categories; numbers only if each has some scans."""
+    few = len(column) // 4 if pd.api.types.is_numeric_dtype(column) else _CATEGORIES
+    return min(few, _CATEGORIES)
+
+
 def _measures(
     root: Path, tables: GroupTables
 ) -> tuple[dict[str, dict[str, str]], dict[str, list[float | None]]]:
@@ -184,9 +191,10 @@ def _measures(
             units = "" if metric.units == "1" else metric.units
             column = quality[metric.name]
             add(metric.name, column, kind="quality", title=metric.description, units=units)
-    for name in numeric(wide, tables.covariates):
-        if name not in measures:
-            add(name, wide[name], kind="covariate", title=name, units="")
+    for table, columns in ((wide, tables.covariates), (quality, tables.scanners)):
+        for name in numeric(table, columns):
+            if name not in measures:
+                add(name, table[name], kind="covariate", title=name, units=SCANNER.get(name, ""))
     return measures, values
 
 
@@ -196,7 +204,9 @@ def _number(value: Any) -> float | None:
 
 
 def _text(value: Any) -> str:
-    return "" if pd.isna(value) else str(value)
+    if pd.isna(value):
+        return ""
+    return f"{value:.10g}" if isinstance(value, (int, float)) else str(value)
 
 
 def _known_ratings(wide: pd.DataFrame) -> dict[str, dict[str, str]]:

@@ -2,7 +2,9 @@
 const charts = [];
 const style = () => getComputedStyle(document.documentElement);
 const ink = (name) => style().getPropertyValue(`--${name}`).trim();
-const contrastInk = (contrast) => ink(`c${contrasts.indexOf(contrast) % 6}`);
+// What points are coloured by: a value for each scan, and all values in order.
+const hues = () => data.categories[$("colour").value] ?? scans.contrast;
+const hueNames = () => (data.categories[$("colour").value] ? unique(hues()) : contrasts);
 let litScan = null;
 
 const jitter = (i) => ((i * 0.618034) % 1) - 0.5;
@@ -45,10 +47,11 @@ class Plot {
     const others = points.filter(([, , i]) => !state.isChosen[i]);
     const size = points.length > 2000 ? 3 : points.length > 300 ? 5 : 7;
     const series = [{ id: "others", data: others, itemStyle: { color: ink("line"), opacity: 0.8 } }];
-    for (const contrast of contrasts) {
+    const hue = hues();
+    for (const [place, value] of hueNames().entries()) {
       series.push({
-        id: `of ${contrast}`, data: chosen.filter(([, , i]) => scans.contrast[i] === contrast),
-        itemStyle: { color: contrastInk(contrast), opacity: points.length > 300 ? 0.55 : 0.85 },
+        id: `of ${value}`, data: chosen.filter(([, , i]) => hue[i] === value),
+        itemStyle: { color: ink(`c${place % 6}`), opacity: points.length > 300 ? 0.55 : 0.85 },
       });
     }
     series.push({

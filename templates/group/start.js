@@ -21,8 +21,14 @@ $("across").replaceChildren(...options());
 $("up").replaceChildren(...options());
 $("across").value = ["age", "TIV"].find((name) => name in data.measures) ?? $("across").options[0]?.value;
 $("up").value = "GM" in data.measures ? "GM" : $("up").options[0]?.value;
-$("lanes").append("Left to right: ", ...contrasts.map((contrast, place) =>
-  make("span", { class: `contrast contrast-${place % 6}` }, contrast)));
+$("colour").replaceChildren(make("option", { value: "" }, "protocol"),
+  ...Object.keys(data.categories).map((value) => make("option", { value }, value)));
+$("colour").closest("label").hidden = !Object.keys(data.categories).length;
+function drawLanes() {
+  const swatches = hueNames().map((value, place) => make("span", { class: `contrast contrast-${place % 6}` }, value));
+  const plain = hueNames() === contrasts;
+  $("lanes").replaceChildren(...(plain ? ["Left to right: "] : [`Left to right: ${contrasts.join(", ")}. ${$("colour").value}: `]), ...swatches);
+}
 
 const actions = {
   clear: clearChoice,
@@ -84,7 +90,7 @@ document.addEventListener("keydown", (event) => {
     cards[place + moves[event.key]].focus();
   }
 });
-listeners.push(drawWall, drawOutliers, drawDetail, drawCharts);
+listeners.push(drawWall, drawOutliers, drawDetail, drawCharts, drawLanes);
 drawPanels("tissue");
 if (Object.keys(data.measures).length) relation();
 choose();

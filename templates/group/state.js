@@ -76,7 +76,7 @@ function choose({ keepPage = false } = {}) {
 
 function clearChoice() {
   for (const id of ["find", "least", "most"]) $(id).value = "";
-  for (const select of document.querySelectorAll("#tools select:not(#sort)")) select.value = "*";
+  for (const select of document.querySelectorAll("#tools select:not(#sort, #colour)")) select.value = "*";
   state.brushed = null;
   choose();
 }
