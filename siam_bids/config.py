@@ -64,7 +64,9 @@ class Inference:
     upright
         Turn heads upright for a second look if the model says so; False never does.
     precision
-        `auto`, `float32`, `bfloat16` or `int8` on a CPU.
+        `auto`, `float32` or `bfloat16` on a CPU.
+    engine
+        What computes the network: `auto`, `torch` or, on a CPU, `openvino`.
     volume
         Which volume of a 4-D image is taken, from 0; None refuses 4-D images.
     memory
@@ -82,6 +84,7 @@ class Inference:
     intensities: bool = True
     upright: bool = True
     precision: str = "auto"
+    engine: str = "auto"
     volume: int | None = None
     memory: float | None = None
     low_memory: bool = False
@@ -91,7 +94,7 @@ class Inference:
         return {
             each.name: getattr(self, each.name)
             for each in fields(self)
-            if each.name not in ("memory", "low_memory")
+            if each.name not in ("engine", "memory", "low_memory")
             and getattr(self, each.name) != each.default
         }
 

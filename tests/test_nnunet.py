@@ -4,6 +4,7 @@ import json
 import pickle
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,20 +12,21 @@ import torch
 from conftest import affine_of, write_model
 
 from siam_bids.config import Inference
-from siam_bids.errors import ModelError, UsageError
+from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, Volume
 from siam_bids.image.nifti import load_volume
 from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.device import has_openvino
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.registry import find_model
 from siam_bids.nnunet.checkpoints import load_weights
-from siam_bids.nnunet.int8_unet import has_fast_int8
 from siam_bids.nnunet.model import NnunetModel
 from siam_bids.support.cpu import has_fast_bfloat16
 from siam_bids.support.package_data import resource
 
 CPU = torch.device("cpu")
-EXACT = Inference(precision="float32")
+EXACT = Inference(precision="float32", engine="torch")
+ENGINES = ["torch", *(["openvino"] if has_openvino() else [])]
 
 
 def stock_labels(folder, volume):
@@ -68,12 +70,13 @@ def test_labels_equal_stock_nnunet(tmp_path, head, codes, sizes, folds, separate
         options["force_separate_z"] = separate
     (folder / "plans.json").write_text(json.dumps(plans))
     volume = turned(head, codes, sizes)
-    segmenter = NnunetSegmenter(NnunetModel.open(folder), CPU, EXACT)
-    ours = segmenter.segment(volume).segmentation
-    assert ours.grid.same_as(volume.grid)
     stock = stock_labels(folder, volume)
     assert len(np.unique(stock)) > 3  # a comparison of empty maps would prove nothing
-    assert (ours.data == stock).mean() >= 0.9999
+    for engine in ENGINES:
+        segmenter = NnunetSegmenter(NnunetModel.open(folder), CPU, replace(EXACT, engine=engine))
+        ours = segmenter.segment(volume).segmentation
+        assert ours.grid.same_as(volume.grid)
+        assert (ours.data == stock).mean() >= 0.9999, engine
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +93,20 @@ def real_head() -> Volume:
 @pytest.mark.parametrize("name", ["compact-2mm", "compact-1mm"])
 def test_the_shipped_models_equal_stock(real_head, name):
     folder = resource("data", "models", name)
-    ours = NnunetSegmenter(NnunetModel.open(folder), CPU, EXACT).segment(real_head)
     stock = stock_labels(folder, real_head)
     assert len(np.unique(stock)) > 12
-    assert (ours.segmentation.data == stock).mean() >= 0.9999
+    for engine in ENGINES:
+        segmenter = NnunetSegmenter(NnunetModel.open(folder), CPU, replace(EXACT, engine=engine))
+        ours = segmenter.segment(real_head).segmentation.data
+        assert (ours == stock).mean() >= 0.9999, engine
 
 
 EMULATED = pytest.mark.skipif(
     not has_fast_bfloat16(), reason="this CPU emulates bfloat16, for hours"
 )
-WITHOUT_VNNI = pytest.mark.skipif(not has_fast_int8(), reason="this CPU has no VNNI")
 FAST = [
     pytest.param("compact", "bfloat16", marks=EMULATED),
     pytest.param("compact-2mm", "bfloat16", marks=EMULATED),
-    pytest.param("compact", "int8", marks=WITHOUT_VNNI),
 ]
 
 
@@ -126,19 +129,15 @@ def test_the_shipped_models_in_less_precision_label_a_whole_scan_as_in_float32(n
 @pytest.mark.parametrize(
     ("known", "fast", "default"),
     [
-        ((), ("int8", "bfloat16"), "float32"),
-        (("int8", "bfloat16"), (), "float32"),
-        (("int8", "bfloat16"), ("bfloat16",), "bfloat16"),
-        (("int8", "bfloat16"), ("int8", "bfloat16"), "int8"),
-        (("bfloat16",), ("int8", "bfloat16"), "bfloat16"),
+        ((), True, "float32"),
+        (("bfloat16",), False, "float32"),
+        (("bfloat16",), True, "bfloat16"),
     ],
 )
 def test_the_default_is_what_the_model_is_known_to_bear_and_the_cpu_is_fast_in(
     tiny_model, monkeypatch, known, fast, default
 ):
-    monkeypatch.setattr("siam_bids.inference.cost.has_fast_bfloat16", lambda: "bfloat16" in fast)
-    for module in ("cost", "runner"):
-        monkeypatch.setattr(f"siam_bids.inference.{module}.has_fast_int8", lambda: "int8" in fast)
+    monkeypatch.setattr("siam_bids.inference.cost.has_fast_bfloat16", lambda: fast)
     model = NnunetModel.open(tiny_model, precisions=known)
 
     def precision(wish):
@@ -146,11 +145,6 @@ def test_the_default_is_what_the_model_is_known_to_bear_and_the_cpu_is_fast_in(
 
     assert precision("auto") == default
     assert (precision("float32"), precision("bfloat16")) == ("float32", "bfloat16")
-    if "int8" in fast:
-        assert precision("int8") == "int8"
-    else:
-        with pytest.raises(UsageError, match="does not multiply 8-bit integers"):
-            precision("int8")
 
 
 def test_a_head_in_a_corner_is_cropped_and_put_back(tiny_model, head):

@@ -100,7 +100,7 @@ def test_nilearn_plots_the_tissues_over_the_scan(found, tmp_path):
         ({"voxelsize": 1}, "segment has no option voxelsize. Did you mean voxel_size?"),
         ({"nonsense": 1}, "segment has no option nonsense. It has: voxel_size, scale, "),
         ({"voxel_size": -1}, "voxel_size=-1 is not above 0 and below 1000."),
-        ({"precision": "half"}, "precision='half' is none of auto, float32, bfloat16, int8."),
+        ({"precision": "half"}, "precision='half' is none of auto, float32, bfloat16."),
         ({"device": "gpu"}, "device='gpu' is none of auto, cpu, cuda, mps."),
         ({"threads": -2}, "threads=-2 is negative. Give 1 or more, or 0 for all."),
         ({"folds": "02"}, "folds='02' is no list of folds."),

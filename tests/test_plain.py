@@ -176,10 +176,11 @@ def gpu(tiny_model, monkeypatch):
     The first `failures` of them find no memory.
     """
     real_build, real_predict = empty_network, predict_tiled
+    monkeypatch.setattr("siam_bids.inference.cost.has_openvino", lambda: False)
 
     def make(kind: str, free: float = 1e12, failures: int = 0):
         monkeypatch.setattr(
-            f"{RUNNER}.empty_network",
+            "siam_bids.inference.engines.empty_network",
             lambda model, device: real_build(model, torch.device("cpu")),
         )
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 80 * 10**9))

@@ -126,10 +126,17 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--precision",
-        choices=("auto", "float32", "bfloat16", "int8"),
+        choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="on a CPU (default: bfloat16 or else int8 where the CPU is fast in it and the model is"
-        " known to bear it)",
+        help="on a CPU (default: bfloat16 where the CPU is fast in it and the model is known to"
+        " bear it)",
+    )
+    group.add_argument(
+        "--engine",
+        choices=("auto", "torch", "openvino"),
+        default="auto",
+        help="what computes the network (default: OpenVINO on a CPU where it is installed and"
+        " memory suffices, else torch)",
     )
     group.add_argument(
         "--volume", type=int, metavar="N", help="take volume N (from 0) of 4-D images"
@@ -175,6 +182,7 @@ def inference_of(arguments: argparse.Namespace) -> Inference:
         intensities=arguments.intensities,
         upright=arguments.upright,
         precision=arguments.precision,
+        engine=arguments.engine,
         volume=arguments.volume,
         memory=1e9 * arguments.mem_gb if arguments.mem_gb else None,
         low_memory=arguments.low_mem,

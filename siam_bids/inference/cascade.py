@@ -14,8 +14,8 @@ from siam_bids.config import Inference
 from siam_bids.errors import LabelError, ModelError, UsageError
 from siam_bids.image.grid import Box, Grid, Segmentation, Volume, box_of
 from siam_bids.image.labels import LabelTable
-from siam_bids.inference.cost import Size, estimate
-from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each, precisions_of
+from siam_bids.inference.cost import Load, Size, estimate
+from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each
 from siam_bids.inference.prediction import Prediction, ProbabilityMaps, Progress
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.record import ModelRecord
@@ -192,9 +192,9 @@ class ChainSegmenter:
         self._finer = [NnunetSegmenter(model, device, own) for _, model in chain.regions]
 
     @property
-    def precisions(self) -> tuple[str, ...]:
-        """Those of the models: `float32`, `float16`, `bfloat16`, `int8`; each once."""
-        return precisions_of([self._first, *self._finer])
+    def loads(self) -> tuple[Load, ...]:
+        """What each network asks of the machine where it runs now."""
+        return (*self._first.loads, *(finer.load for finer in self._finer))
 
     def segment(
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from siam_bids.config import Inference
+from siam_bids.errors import UsageError
 from siam_bids.image.grid import Grid
 from siam_bids.image.nifti import BYTES_PER_VOXEL
+from siam_bids.inference.device import has_openvino
 from siam_bids.inference.sliding_window import TILE_STEP, tile_starts
 from siam_bids.models.settings import Focus
-from siam_bids.nnunet.int8_unet import bears_int8, has_fast_int8
 from siam_bids.nnunet.lean_unet import SLAB, is_unet
 from siam_bids.nnunet.model import NnunetModel, axes_to_mirror, sketch_network
 from siam_bids.nnunet.preprocessing import seen_shape
@@ -31,19 +32,36 @@ def load_of(
 ) -> Load:
     """Say what a model's network asks of a machine, without loading or computing anything.
 
-    U-Nets run in pieces (`lean`) on a CPU, with `--low-mem`, and where a GPU is too small.
+    On a CPU, U-Nets are run by OpenVINO where it is installed, else by torch in pieces (`lean`);
+    so they are where that is asked for to save memory, with `--low-mem`, and on a small GPU.
+
+    Raises
+    ------
+    UsageError
+        The options ask for OpenVINO elsewhere than on a CPU, or in a precision that it lacks here.
     """
     network = sketch_network(model)
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
-    lean = (lean or device.type == "cpu" or options.low_memory) and is_unet(network)
+    unet, on_cpu = is_unet(network), device.type == "cpu"
     precision = "float16" if device.type == "cuda" else "float32"
-    if lean and device.type == "cpu":
-        able = {"int8": has_fast_int8, "bfloat16": has_fast_bfloat16}
-        known = [name for name in model.precisions if able[name]()]
-        wish = options.precision
-        precision = next(iter(known), "float32") if wish == "auto" else wish
-        if precision == "int8" and not bears_int8(network):
-            precision = "float32"
+    if unet and on_cpu:
+        precision = options.precision
+        if precision == "auto":
+            fast = "bfloat16" in model.precisions and has_fast_bfloat16()
+            precision = "bfloat16" if fast else "float32"
+    able = on_cpu and (precision == "float32" or has_fast_bfloat16())
+    engine = options.engine
+    if engine == "auto":
+        saving = lean or options.low_memory
+        engine = "openvino" if able and unet and not saving and has_openvino() else "torch"
+    if engine == "openvino" and not on_cpu:
+        raise UsageError(f"OpenVINO computes on a CPU, not on {device.type}.", "Give --device cpu.")
+    if engine == "openvino" and not able:
+        raise UsageError(
+            f"This CPU is not fast in {precision}; OpenVINO would take float32.",
+            "Omit --precision, or give --engine torch.",
+        )
+    lean = (lean or on_cpu or options.low_memory) and unet and engine == "torch"
     return Load(
         tile=tuple(model.plan.patch_size),
         classes=len(model.labels),
@@ -52,8 +70,10 @@ def load_of(
         width=first.out_channels,
         residual=any(hasattr(block, "conv2") for block in network.modules()),
         precision=precision,
+        engine=engine,
+        unet=unet,
         lean=lean,
-        on_cpu=device.type == "cpu",
+        on_cpu=on_cpu,
         low_memory=options.low_memory,
         flips=2 ** len(axes_to_mirror(model, options)),
     )
@@ -116,7 +136,7 @@ class Load:
     residual
         Whether the encoder has residual blocks, which hold one map more.
     precision
-        Of the feature maps: `float32`, `float16`, `bfloat16` or `int8`.
+        Of the feature maps: `float32`, `float16` or `bfloat16`.
     lean
         Whether `LeanUNet` or `Int8UNet` runs it.
     on_cpu
@@ -134,6 +154,8 @@ class Load:
     precision: str
     lean: bool
     on_cpu: bool
+    engine: str = "torch"
+    unet: bool = True
     low_memory: bool = False
     flips: int = 1
 
@@ -142,19 +164,16 @@ class Load:
 
         The lean network holds the skip of the first stage and either one more map of that size
         (in a residual block), or half a map in the stages below, or the tile's logits; and copies
-        of a few slabs. The plain one holds five maps (skip, upsampled, both joined, convolved). In
-        int8 there are the skip of the first stage in two bytes, its convolution with each of these
-        in float32, and the map of the stage below; and weights for each place in a block.
+        of a few slabs. The plain one holds five maps (skip, upsampled, both joined, convolved);
+        so does OpenVINO, or somewhat less, and the weights twice: torch's and its own order.
         """
         size = 4 if self.precision == "float32" else 2
         tile = math.prod(self.tile)
         one_map = size * self.width * tile
         logits = 4 * self.classes * tile
-        if self.precision == "int8":
-            values = self.width * tile
-            return float(16 * self.parameters + max(12 * values, 4 * values + logits))
         if not self.lean:
-            return float(4 * self.parameters + 5 * one_map + logits)
+            own = size * self.parameters if self.engine == "openvino" else 0
+            return float(4 * self.parameters + own + 5 * one_map + logits)
         more = max(one_map if self.residual else one_map / 2, logits)
         slabs = 6 * size * min(SLAB, self.width * tile)
         return float(size * self.parameters + one_map + more + slabs)

@@ -1,6 +1,8 @@
-"""The device to compute on."""
+"""The device to compute on, and what computes there."""
 
 from __future__ import annotations
+
+import importlib.util
 
 import torch
 
@@ -25,3 +27,8 @@ def choose_device(wish: str) -> torch.device:
     if not available[wish]:
         raise UsageError(f"There is no {wish} device here.", "Use --device auto or cpu.")
     return torch.device(wish)
+
+
+def has_openvino() -> bool:
+    """Tell whether OpenVINO is installed, without importing it."""
+    return importlib.util.find_spec("openvino") is not None

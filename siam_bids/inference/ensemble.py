@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ import torch
 from siam_bids.config import Inference
 from siam_bids.image.grid import Crop, Volume
 from siam_bids.inference.averaging import MeanScores
-from siam_bids.inference.cost import estimate
+from siam_bids.inference.cost import Load, estimate
 from siam_bids.inference.head_pose import Window, upright_window
 from siam_bids.inference.intensity_refinement import following
 from siam_bids.inference.prediction import Prediction, Progress, prediction_of
@@ -59,9 +59,9 @@ class EnsembleSegmenter:
         self._upright = upright if options.interpolate else None
 
     @property
-    def precisions(self) -> tuple[str, ...]:
-        """Those of the members: `float32`, `float16`, `bfloat16`, `int8`; each once."""
-        return precisions_of(self._members)
+    def loads(self) -> tuple[Load, ...]:
+        """What each network asks of the machine where it runs now."""
+        return tuple(member.load for member in self._members)
 
     def segment(
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
@@ -158,11 +158,6 @@ class EnsembleSegmenter:
             return lambda done: progress(start + (end - start) * done)
 
         return [part(start, end) for start, end in pairwise(ends)]
-
-
-def precisions_of(segmenters: Iterable[NnunetSegmenter | EnsembleSegmenter]) -> tuple[str, ...]:
-    """Return the precisions that several networks run in, each once."""
-    return tuple(dict.fromkeys(name for each in segmenters for name in each.precisions))
 
 
 def focus_of_each(members: Sized, focus: Focus | None) -> list[Focus | None]:

@@ -11,12 +11,11 @@ import torch
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.inference.cost import load_of
+from siam_bids.inference.engines import Engine, TorchEngine
+from siam_bids.inference.openvino_engine import OpenVinoEngine
 from siam_bids.inference.prediction import Progress
 from siam_bids.inference.sliding_window import TILE_STEP, predict_tiled
-from siam_bids.nnunet.checkpoints import load_weights
-from siam_bids.nnunet.int8_unet import Int8UNet, has_fast_int8
-from siam_bids.nnunet.lean_unet import LeanUNet, is_unet
-from siam_bids.nnunet.model import NnunetModel, axes_to_mirror, empty_network
+from siam_bids.nnunet.model import NnunetModel, axes_to_mirror
 from siam_bids.nnunet.test_time_mirroring import Mirrored
 
 logger = logging.getLogger(__name__)
@@ -35,8 +34,9 @@ class Runner:
     device
         `cpu`, `cuda` or `mps`.
     options
-        Precision `auto` is bfloat16 or int8 where the model allows it and the CPU is fast in it,
-        float16 on CUDA as in stock nnU-Net, else float32.
+        Precision `auto` is bfloat16 where the model allows it and the CPU is fast in it, float16
+        on CUDA as in stock nnU-Net, else float32. Engine `auto` is OpenVINO where it is
+        installed, on a CPU, and has the memory; else torch.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class Runner:
     Raises
     ------
     UsageError
-        The model was not trained for mirroring, or int8 is asked for and this CPU lacks it.
+        The model was not trained for mirroring, or OpenVINO is asked for and cannot run it here.
     """
 
     def __init__(self, model: NnunetModel, device: torch.device, options: Inference) -> None:
@@ -64,20 +64,21 @@ class Runner:
     def _build(self, device: torch.device, *, lean: bool = False) -> None:
         self.device = device
         self.load = load_of(self._model, device, self._options, lean=lean)
-        self._network = network = empty_network(self._model, device)
         self._loaded: Path | None = None
-        if self.load.precision == "int8":
-            if not has_fast_int8():
-                raise UsageError(
-                    "This CPU, or this torch, does not multiply 8-bit integers (VNNI).",
-                    "Omit --precision int8.",
-                )
-            network = Int8UNet(network)
-        elif self.load.lean:
-            network = LeanUNet(network, getattr(torch, self.load.precision))
-        if self._axes_mirrored:
-            network = Mirrored(network, self._axes_mirrored)
-        self._runnable = network.eval()
+        self._engine: Engine
+        if self.load.engine == "torch":
+            self._engine = TorchEngine(self._model, device, self.load)
+            return
+        try:
+            self._engine = OpenVinoEngine(self._model, self.load)
+        except RuntimeError as error:
+            if self._options.engine != "auto":
+                raise ModelError(
+                    f"OpenVINO cannot run {self._model.folder.name}: {error}.",
+                    "Give --engine torch.",
+                ) from error
+            logger.warning("OpenVINO cannot run this network (%s): going on with torch.", error)
+            self._build(device, lean=True)
 
     def predict(
         self,
@@ -124,7 +125,7 @@ class Runner:
                     if self.device.type == "cpu":
                         raise
                     trouble = f"Out of memory on {self.device}"
-            self._make_smaller(trouble)
+            self.make_smaller(trouble)
 
     def folds(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
         """Yield each fold ready to run, in place of the one before; see `predict_tiled`."""
@@ -132,23 +133,12 @@ class Runner:
             if self._loaded != path:
                 if not path.exists() or path.stat().st_mtime_ns != self._written[path]:
                     raise ModelError(f"{path} changed while it was in use.", "Run again.")
-                try:
-                    self._network.load_state_dict(load_weights(path))
-                except RuntimeError as error:
-                    raise ModelError(f"{path} does not fit the network in plans.json.") from error
+                self._loaded = None
+                self._engine.load(path)
                 self._loaded = path
-            yield self._logits
-
-    def _logits(self, patch: torch.Tensor) -> torch.Tensor:
-        """Map a tile (1, channels, I, J, K) to logits (1, classes, I, J, K), both on the CPU.
-
-        On CUDA a network as it is runs in float16 as stock nnU-Net does.
-        """
-        automatic = self.device.type == "cuda" and not self.load.lean
-        device = next(self._network.parameters()).device
-        with torch.autocast(device.type, torch.float16, enabled=automatic):
-            logits: torch.Tensor = self._runnable(patch.to(device))
-        return logits.cpu()
+            engine = self._engine
+            yield Mirrored(engine, self._axes_mirrored) if self._axes_mirrored else engine
+        self._engine.release()
 
     def _lack_of_gpu_memory(self) -> str:
         """Say what the GPU lacks, or nothing."""
@@ -161,12 +151,18 @@ class Runner:
             return ""
         return f"The GPU has {free / 1e9:.1f} GB free, about {need / 1e9:.1f} GB are needed"
 
-    def _make_smaller(self, trouble: str) -> None:
+    @property
+    def may_save_memory(self) -> bool:
+        """Whether the network can run in smaller pieces than it does, where it does."""
+        forced = self.load.engine == "openvino" == self._options.engine
+        return self.load.unet and not self.load.lean and not forced
+
+    def make_smaller(self, trouble: str) -> None:
         """Work in smaller pieces on the same device, or else on the CPU, from now on."""
-        pieces = not self.load.lean and is_unet(self._network)
+        pieces = self.may_save_memory
         way = "in smaller pieces" if pieces else "on the CPU"
         logger.warning("%s: going on %s.", trouble, way)
-        del self._network, self._runnable
+        del self._engine
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-        self._build(self.device if pieces else torch.device("cpu"), lean=True)
+        self._build(self.device if pieces else torch.device("cpu"), lean=pieces)

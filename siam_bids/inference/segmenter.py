@@ -64,8 +64,7 @@ class NnunetSegmenter:
     Raises
     ------
     UsageError
-        The model lacks a fold of the options, was not trained for mirroring, or int8 is asked for
-        and this CPU lacks it.
+        The model lacks a fold of the options; or see `Runner`.
     """
 
     def __init__(
@@ -88,9 +87,9 @@ class NnunetSegmenter:
         return self.runner.load
 
     @property
-    def precisions(self) -> tuple[str, ...]:
-        """That of the feature maps: `float32`, `float16`, `bfloat16` or `int8`."""
-        return (self.load.precision,)
+    def loads(self) -> tuple[Load, ...]:
+        """That of the one network."""
+        return (self.load,)
 
     def segment(
         self,
@@ -246,14 +245,20 @@ class NnunetSegmenter:
         return logits[(slice(None), *inner)]
 
     def _check_memory(self, grid: Grid, part: Grid) -> None:
-        need, given = self.memory_of_scan(grid, part), self.options.memory
+        """Refuse a scan that does not fit, or work in smaller pieces if it fits then."""
+        given = self.options.memory
         there = given or free_memory() + psutil.Process().memory_info().rss
-        what = f"about {need / 1e9:.1f} GB of memory"
         limit = f"{there / 1e9:.1f} GB are {'given' if given else 'free'}"
-        logger.info("Needs %s; %s.", what, limit)
+        while True:
+            need = self.memory_of_scan(grid, part)
+            what = f"about {need / 1e9:.1f} GB of memory"
+            logger.info("Needs %s; %s.", what, limit)
+            if need <= there or not (self.load.on_cpu and self.runner.may_save_memory):
+                break
+            self.runner.make_smaller(f"The scan needs {what}; {limit}")
         if need > there:
             leaner = []
-            if self.load.on_cpu and self.load.lean and self.load.precision == "float32":
+            if self.load.on_cpu and self.load.unet and self.load.precision == "float32":
                 leaner.append("--precision bfloat16")
             if len(self.model.folds) > 1:
                 leaner.append("a single one of --folds")

@@ -43,7 +43,7 @@ class ModelRecord:
     licence, citation
         Empty where unknown.
     precisions
-        Those (`bfloat16`, `int8`) whose labels were compared with float32's and agreed on 99.9 % or
+        Those (`bfloat16`) whose labels were compared with float32's and agreed on 99.9 % or
         more of the voxels of whole scans: the first that the CPU is fast in is the default.
         Measured for the embedded models only, see benchmarks/precision.py. What is known of an
         ensemble holds for its members in it, not for these alone.

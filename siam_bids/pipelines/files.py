@@ -191,6 +191,6 @@ def _segment_file(
     about = {
         "Source": str(image),
         **made_from(checksum, record, folds=segmenter.chain.folds, options=segmenter.options),
-        **found_in(volume, found, segmenter.precisions),
+        **found_in(volume, found, segmenter.loads),
     }
     declare(output.beside(".json"), output.segmentation.parent, about, written)

@@ -28,7 +28,7 @@ from siam_bids.reports.methods_text import model_line
 from siam_bids.reports.mosaics import cut, mosaic
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
-_PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+_PRECISIONS = ("auto", "float32", "bfloat16")
 _SLICES = 6
 
 

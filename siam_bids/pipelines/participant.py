@@ -237,7 +237,7 @@ class _ScanLoop:
                 "command": self.config.command,
             }
             write_json(task.names.record, {**cost, **where})
-            found = found_in(task.volume, prediction, self._segmenter.precisions)
+            found = found_in(task.volume, prediction, self._segmenter.loads)
             finish_scan(task.names, {**task.provenance, **found}, written)
             self.summary.done.append(task.scan.name)
             logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])

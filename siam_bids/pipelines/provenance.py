@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from siam_bids import __version__
 from siam_bids.bids.status import RESULTS_VERSION
 from siam_bids.config import Inference
 from siam_bids.image.grid import Volume
+from siam_bids.inference.cost import Load
 from siam_bids.inference.prediction import Prediction
 from siam_bids.models.record import ModelRecord
 from siam_bids.reports.methods_text import software_versions
@@ -36,8 +37,8 @@ def made_from(
     }
 
 
-def found_in(volume: Volume, prediction: Prediction, precisions: Sequence[str]) -> dict[str, Any]:
-    """Say what was seen of a scan, and in which precision the networks ran."""
+def found_in(volume: Volume, prediction: Prediction, loads: Sequence[Load]) -> dict[str, Any]:
+    """Say what was seen of a scan, and in which precision and by what networks were computed."""
     return {
         "Grid": {
             "Shape": list(volume.grid.shape),
@@ -45,5 +46,10 @@ def found_in(volume: Volume, prediction: Prediction, precisions: Sequence[str]) 
             "Orientation": volume.grid.axcodes,
         },
         **({"Pose": prediction.pose.describe()} if prediction.pose else {}),
-        "Precision": " + ".join(precisions),
+        "Precision": _each_once(load.precision for load in loads),
+        "Engine": _each_once(load.engine for load in loads),
     }
+
+
+def _each_once(names: Iterable[str]) -> str:
+    return " + ".join(dict.fromkeys(names))

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from siam_bids import __version__
@@ -19,7 +20,9 @@ Description = Mapping[str, Any]
 @cache
 def software_versions() -> dict[str, str]:
     """Return the versions that shape a result."""
-    names = ("torch", "nnunetv2", "nibabel", "numpy", "scipy")
+    names = ["torch", "nnunetv2", "nibabel", "numpy", "scipy"]
+    if find_spec("openvino"):
+        names.append("openvino")
     return {
         "siam-bids": __version__,
         "python": platform.python_version(),
