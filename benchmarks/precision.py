@@ -1,9 +1,9 @@
-"""Do the labels stay the same in bfloat16 or int8?
+"""Do the labels stay the same in bfloat16?
 
-    python benchmarks/precision.py int8 HEADS LABEL_MAPS [--models compact compact-2mm] [--count 4]
+    python benchmarks/precision.py bfloat16 HEADS LABEL_MAPS [--models compact compact-2mm] [--count 4]
 
 HEADS holds the real scans below, LABEL_MAPS the maps that no model of ours is trained on, see
-quality.py. Writes benchmarks/precision_int8.md (or _bfloat16), where every scan is labelled in
+quality.py. Writes benchmarks/precision_bfloat16.md, where every scan is labelled in
 float32 and in this precision side by side, on one thread: the share of all voxels of a scan that
 get the same label, the mean Dice of the brain's tissues with the truth where a scan is painted, and
 the CPU time. A model whose every share is 99.9 % or more on the real scans may name the precision
@@ -94,7 +94,7 @@ def table(name: str, options: argparse.Namespace) -> Iterator[str]:
 def main() -> None:
     """Measure all models."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("precision", choices=("int8", "bfloat16"))
+    parser.add_argument("precision", choices=("bfloat16",))
     parser.add_argument("heads", type=Path)
     parser.add_argument("label_maps", type=Path)
     parser.add_argument("--models", nargs="+", default=["compact", "compact-2mm"])

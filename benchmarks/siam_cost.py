@@ -26,10 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SCAN = ROOT / "data/sample_bids/sub-colin27/anat/sub-colin27_T1w.nii.gz"
 RUNS = {
     "stock": "stock nnU-Net, float32",
-    "float32": "siam-bids, float32",
-    "bfloat16": "siam-bids, bfloat16",
+    "float32": "siam-bids, float32, torch",
+    "bfloat16": "siam-bids, bfloat16, torch",
     "float32-low": "siam-bids, float32, --low-mem",
     "bfloat16-low": "siam-bids, bfloat16, --low-mem",
+    "float32-openvino": "siam-bids, float32, OpenVINO",
+    "bfloat16-openvino": "siam-bids, bfloat16, OpenVINO",
 }
 
 
@@ -122,9 +124,9 @@ class Forward:
     def __init__(self, log: Path) -> None:
         self.seconds, self.tiles, self.log = 0.0, 0, log
 
-    def watch(self, owner: Any) -> None:
-        """Count the calls of `owner.forward`; the owner is a network or a class of networks."""
-        plain = owner.forward
+    def watch(self, owner: Any, name: str = "forward") -> None:
+        """Count the calls of a method of `owner`, which is a network or a class of networks."""
+        plain = getattr(owner, name)
 
         def timed(*arguments: Any) -> Any:
             begin = time.monotonic()
@@ -134,7 +136,7 @@ class Forward:
             self.log.write_text(f"{self.tiles} tiles, {self.seconds:.1f} s\n")
             return answer
 
-        owner.forward = timed
+        setattr(owner, name, timed)
 
 
 def stock(_name: str, model: Path, volume: Any, forward: Forward) -> tuple[Any, dict[str, float]]:
@@ -159,30 +161,34 @@ def ours(name: str, model: Path, volume: Any, forward: Forward) -> tuple[Any, di
     import torch
 
     from siam_bids.config import Inference
+    from siam_bids.inference.openvino_engine import OpenVinoEngine
     from siam_bids.inference.segmenter import NnunetSegmenter
     from siam_bids.nnunet.lean_unet import LeanUNet
     from siam_bids.nnunet.model import NnunetModel
 
-    precision, _, low = name.partition("-")
-    options = Inference(precision=precision, low_memory=bool(low))
+    precision, _, how = name.partition("-")
+    engine = "openvino" if how == "openvino" else "torch"
+    options = Inference(precision=precision, low_memory=how == "low", engine=engine)
     segmenter = NnunetSegmenter(NnunetModel.open(model), torch.device("cpu"), options)
     forward.watch(LeanUNet)
+    forward.watch(OpenVinoEngine, "__call__")
     found = segmenter.segment(volume).segmentation.data
     return found, {"estimate": segmenter.memory_of_scan(volume.grid)}
 
 
 def table(folder: Path) -> str:
-    """All runs of a folder as a Markdown table; ratios are to stock."""
+    """All runs of a folder as a Markdown table; ratios and labels are compared with the first."""
     records = {
         name: json.loads((folder / f"{name}.json").read_text())
         for name in RUNS
         if (folder / f"{name}.json").exists()
     }
+    reference = next(iter(records))
     columns = ("run", "wall s", "ratio", "CPU s", "ratio", "wall / forward passes", "peak GB",
-               "ratio", "estimated GB", "voxels as stock", "worst class Dice")  # fmt: skip
+               "ratio", "estimated GB", f"voxels as {reference}", "worst class Dice")  # fmt: skip
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    first = records["stock"]
-    truth = np.load(folder / "stock.npy")
+    first = records[reference]
+    truth = np.load(folder / f"{reference}.npy")
     for name, record in records.items():
         labels = np.load(folder / f"{name}.npy")
         dice = [

@@ -150,7 +150,7 @@ def test_mirroring_follows_the_checkpoint(tmp_path, head):
     torch.save({**content, "inference_allowed_mirroring_axes": (0, 2)}, path)
     segmenter = NnunetSegmenter(NnunetModel.open(folder), CPU, Inference(mirror=True))
     network = next(segmenter.runner.folds())
-    image = torch.randn((1, 1, 16, 16, 16), generator=torch.Generator().manual_seed(0))
+    image = torch.randn((1, 1, 32, 32, 32), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         for flip in [(2,), (4,), (2, 4)]:
             torch.testing.assert_close(network(image.flip(flip)).flip(flip), network(image))
