@@ -1,6 +1,6 @@
 """Do the labels stay the same in bfloat16?
 
-    python benchmarks/precision.py bfloat16 HEADS LABEL_MAPS [--models compact compact-2mm] [--count 4]
+    python benchmarks/precision.py bfloat16 HEADS LABEL_MAPS [--models NAME ...] [--count 4]
 
 HEADS holds the real scans below, LABEL_MAPS the maps that no model of ours is trained on, see
 quality.py. Writes benchmarks/precision_bfloat16.md, where every scan is labelled in
