@@ -268,6 +268,10 @@ def test_what_does_not_fit_is_named(chain_file, tmp_path):
     for odd in ([], 5, None, ["GM", "GM"], [["GM"]], {}):
         refused("is no chain of models .inside|is no chain of models .'", model=first,
                 regions=[{"inside": odd, "model": second}])  # fmt: skip
+    alike = str(write_model(tmp_path / "alike", names=["background", "c_sf"], channels=2))
+    regions = [{"inside": "GM", "model": alike}]
+    refused("alike, with the models before it, names a label c_sf, which is written as csf in file "
+            "names, as CSF is", model=first, regions=regions)  # fmt: skip
     refused("is no chain of models", model=first, regions={"inside": "GM"})
     refused("is no chain of models", model=first, regions=[5])
     refused("wants 2 images of a head, not one", model=second, regions=[])

@@ -2,8 +2,9 @@ import json
 
 import pytest
 import torch
-from conftest import write_model
+from conftest import write_model, write_raw
 
+from siam_bids import cli
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.image.labels import read_siam_table, siam_labels
@@ -156,6 +157,16 @@ class TestLabelsOfAModel:
     def test_names_of_our_columns_are_refused(self, tmp_path, name):
         with pytest.raises(ModelError, match=f"names a label {name}, as a column of our tables"):
             dataset(tmp_path, {"background": 0, name: 1})
+
+    def test_a_label_that_is_a_path_writes_nothing_anywhere(self, tmp_path, head, capsys):
+        model = write_model(tmp_path / "evil", names=["background", "x/../../../evil"])
+        raw = write_raw(tmp_path / "raw", head, "sub-01_T1w")
+        before = sorted(tmp_path.rglob("*"))
+        words = [str(raw), str(tmp_path / "out"), "participant", "--model", str(model)]
+        for more in (["--write-probseg"], ["--dry-run"], []):
+            assert cli.main([*words, *more]) == 6
+            assert "names a label 'x/../../../evil'. Names are" in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
 
     def test_a_table_beside_the_model_gives_names_words_and_roles(self, tmp_path):
         rows = (

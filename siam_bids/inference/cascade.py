@@ -18,6 +18,7 @@ from siam_bids.inference.cost import Load, Size, estimate
 from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each
 from siam_bids.inference.prediction import Prediction, ProbabilityMaps, Progress
 from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.models.labels import check_names
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.nnunet.model import NnunetModel
@@ -105,6 +106,7 @@ class Chain:
                 tables.append(tables[-1].refined(inside, model.labels))
             except LabelError as error:
                 raise ModelError(f"{model.folder} does not fit: {error}") from error
+            check_names(f"{model.folder}, with the models before it,", tables[-1])
         return tuple(tables)
 
     @property

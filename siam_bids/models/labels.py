@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def read_labels(folder: Path, dataset: Mapping[str, Any]) -> LabelTable:
     ]
     if (folder / LABELS).exists():
         labels = _described(folder / LABELS, labels)
-    _check_names(where, labels)
+    check_names(where, labels)
     return LabelTable(tuple(labels))
 
 
@@ -148,8 +148,14 @@ def _with_row(path: Path, label: Label, row: Mapping[str, str | None]) -> Label:
     )
 
 
-def _check_names(where: str, labels: list[Label]) -> None:
-    """Refuse names that are no part of file names and tables, or that these cannot tell apart."""
+def check_names(where: str, labels: Iterable[Label]) -> None:
+    """Refuse names that are no part of file names and tables, or that these cannot tell apart.
+
+    Raises
+    ------
+    ModelError
+        Tells in which model, `where`, and which names.
+    """
     taken: dict[str, str] = {}
     for label in labels:
         name = label.name
