@@ -215,6 +215,15 @@ def server(monkeypatch) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
+def genuine() -> Path:
+    """Folder with models that stock nnU-Net's own trainer wrote, and a scan for them."""
+    folder = ROOT / "tests" / "genuine"
+    if not folder.exists():
+        pytest.skip("needs tests/genuine, models that stock nnU-Net trained")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tools() -> Path:
     """Folder with the programs of others that `make tools` installs."""
     folder = ROOT / ".venv-tools" / "bin"

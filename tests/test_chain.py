@@ -16,9 +16,10 @@ from scipy import ndimage
 import siam_bids
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError
-from siam_bids.image.grid import Grid, Volume
+from siam_bids.image.grid import Grid, Reorientation, Volume
 from siam_bids.image.labels import LabelTable
-from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.image.nifti import load_volume
+from siam_bids.inference.cascade import MARGIN, Chain, ChainSegmenter, box_around
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.folder import CHECKPOINT
@@ -162,6 +163,28 @@ def test_a_region_is_labelled_as_stock_nnunet_labels_the_crop_around_it(
     assert (found.data[box] == wanted)[judged].mean() >= 0.9999
     np.testing.assert_array_equal(found.data[~mask], coarse.data[~mask])
     assert (found.data[mask] > 0).all()
+
+
+def test_genuine_models_refine_several_labels_as_stock_nnunet_labels_the_crop(genuine, tmp_path):
+    """Both were trained by stock nnU-Net 2.6.2, the second with the mask as second channel."""
+    first, second = (genuine / f"nnunet-2.6.2_numpy-2.4.6_{kind}" for kind in ("plain", "inside"))
+    head = load_volume(genuine / "seg3d_4mm.nii.gz")
+    path = tmp_path / "chain.json"
+    regions = [{"inside": ["light", "white"], "model": str(second)}]
+    path.write_text(json.dumps({"model": str(first), "regions": regions}))
+    coarse = siam_bids.segment(head, model=str(first), precision="float32")
+    found = siam_bids.segment(head, model=str(path), precision="float32")
+    assert [label.name for label in found.labels] == ["background", "dark", "light", "white"]
+    mask = np.isin(coarse.data, [2, 3])
+    box = box_around(mask, MARGIN)
+    turn = Reorientation.to_ras(head.grid)
+    assert turn.target.axcodes == head.grid.axcodes  # else the stock predictor needs it turned
+    stock = stock_labels(second, [head.data[box], mask[box]], head.grid.voxel_size[0])
+    judged = mask[box] & (stock > 0)
+    assert judged.sum() > 0.9 * mask.sum()
+    wanted = np.array([0, 2, 3])[stock]
+    assert (found.data[box] == wanted)[judged].mean() >= 0.9999
+    np.testing.assert_array_equal(found.data[~mask], coarse.data[~mask])
 
 
 def test_a_region_may_be_several_labels_together(chain_file, tmp_path):

@@ -158,6 +158,14 @@ class TestLabelsOfAModel:
         with pytest.raises(ModelError, match=f"names a label {name}, as a column of our tables"):
             dataset(tmp_path, {"background": 0, name: 1})
 
+    def test_genuine_ignore_and_regions(self, genuine):
+        model = NnunetModel.open(genuine / "nnunet-2.5.1_numpy-2.4.6_ignore")
+        assert "ignore" in model.dataset["labels"]
+        names = [label.name for label in model.labels]
+        assert names == ["background", "dark", "light", "white"]
+        with pytest.raises(ModelError, match=r"has overlapping regions .* are not supported"):
+            NnunetModel.open(genuine / "nnunet-2.8.1_numpy-2.4.6_regions")
+
     def test_a_label_that_is_a_path_writes_nothing_anywhere(self, tmp_path, head, capsys):
         model = write_model(tmp_path / "evil", names=["background", "x/../../../evil"])
         raw = write_raw(tmp_path / "raw", head, "sub-01_T1w")

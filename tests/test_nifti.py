@@ -111,6 +111,14 @@ def test_volumes_of_a_series_are_counted_in_the_order_of_the_file(tmp_path, nois
             read_grid(path, index=6)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_3_d_image_is_itself_whichever_volume_is_chosen_for_series(tmp_path, noise, name):
+    path = save(tmp_path / name, noise)
+    for image in (nib.load(path), nib.Nifti1Image(noise, np.eye(4))):
+        np.testing.assert_array_equal(as_volume(image, path, 3).data, noise)
+    np.testing.assert_array_equal(load_volume(path, index=3).data, noise)
+
+
 def test_no_flipped_bit_of_a_gzip_stream_goes_through(tmp_path, noise):
     path = save(tmp_path / "a.nii.gz", noise)
     content, expected = path.read_bytes(), load_volume(path).data

@@ -69,6 +69,11 @@ def _shape(image: ImageFile, index: int | None) -> tuple[int, int, int]:
     return i, j, k
 
 
+def _place(image: ImageFile, index: int | None) -> int:
+    """Return the place of the chosen volume; a 3-D image has one, whichever is chosen."""
+    return index or 0 if len(image.shape) > 3 else 0
+
+
 def _check_affine(image: ImageFile) -> None:
     name, affine = image.path.name, image.affine
     edges = np.linalg.norm(affine[:3, :3], axis=0)
@@ -112,7 +117,7 @@ def load_volume(path: Path, *, index: int | None = None) -> Volume:
     """
     image = ImageFile.open(path)
     grid = _grid(image, index)
-    return _volume(image.read(index or 0), grid, path)
+    return _volume(image.read(_place(image, index)), grid, path)
 
 
 def as_volume(
@@ -123,9 +128,9 @@ def as_volume(
     grid = _grid(described, index)
     proxy = image.dataobj
     if isinstance(proxy, nib.arrayproxy.ArrayProxy) and isinstance(proxy.file_like, str):
-        return _volume(described.read(index or 0), grid, path)
+        return _volume(described.read(_place(described, index)), grid, path)
     volumes = np.asanyarray(proxy).reshape((*grid.shape, -1), order="F")
-    return _volume(volumes[..., index or 0], grid, path)
+    return _volume(volumes[..., _place(described, index)], grid, path)
 
 
 def _volume(data: npt.NDArray[Any], grid: Grid, path: Path) -> Volume:
