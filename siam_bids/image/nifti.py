@@ -13,6 +13,7 @@ import numpy.typing as npt
 from siam_bids.errors import ImageError
 from siam_bids.image.grid import Grid, Volume
 from siam_bids.image.image_file import ImageFile
+from siam_bids.image.spikes import find_spikes
 from siam_bids.support.memory import free_memory
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,12 @@ def _volume(data: npt.NDArray[Any], grid: Grid, path: Path) -> Volume:
         data = np.nan_to_num(data, nan=0.0, posinf=0.0, neginf=0.0)
     if float(data.max()) == float(data.min()):
         raise ImageError(f"{path.name} is constant ({float(data.max()):g} everywhere).")
+    hot = find_spikes(data)
+    if hot is not None:
+        far = float(np.abs(data[hot]).max())
+        logger.warning(
+            "%s has %d hot voxels, far beyond all others (up to %g).", path.name, hot.sum(), far
+        )
     return Volume(data, grid)
 
 

@@ -14,6 +14,7 @@ from siam_bids.config import Inference
 from siam_bids.errors import LabelError, ModelError, UsageError
 from siam_bids.image.grid import Box, Grid, Segmentation, Volume, box_of
 from siam_bids.image.labels import LabelTable
+from siam_bids.image.spikes import without_spikes
 from siam_bids.inference.cost import Load, Size, estimate
 from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each
 from siam_bids.inference.prediction import Prediction, ProbabilityMaps, Progress
@@ -41,6 +42,8 @@ class Chain:
         How far the labels of the heads follow the intensities of the scan; None for not at all.
     upright
         Which heads are turned upright and looked at again; None for no such thing.
+    repair_spikes
+        Whether hot voxels are replaced before a network sees a scan.
     regions
         Names of labels that make up a region together, and the model that refines them there, in
         order. Such a model sees a crop of the scan around the region, normalised by itself, and
@@ -53,6 +56,7 @@ class Chain:
     focus: Focus | None = None
     intensities: Intensities | None = None
     upright: Upright | None = None
+    repair_spikes: bool = False
 
     @classmethod
     def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Chain:
@@ -84,7 +88,14 @@ class Chain:
         for name in record.focus.tissues if record.focus else ():
             if name not in heads[0].labels.by_name:
                 raise ModelError(f"There is no label {name} in {heads[0].folder}.")
-        chain = cls(heads, regions, record.focus, record.intensities, record.upright)
+        chain = cls(
+            heads,
+            regions,
+            record.focus,
+            record.intensities,
+            record.upright,
+            record.repair_spikes,
+        )
         chain.tables  # noqa: B018 (tells at once what does not fit)
         return chain
 
@@ -210,6 +221,8 @@ class ChainSegmenter:
         def share(step: int) -> Progress | None:
             return (lambda done: progress((step + done) / steps)) if progress else None
 
+        if self.chain.repair_spikes:
+            volume = without_spikes(volume)
         own = self.chain.tables[0].by_name
         found = self._first.segment(
             volume, probabilities=[name for name in probabilities if name in own], progress=share(0)

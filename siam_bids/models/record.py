@@ -60,6 +60,9 @@ class ModelRecord:
     upright
         Which heads are turned upright and looked at again; None for no such thing. What a member of
         an ensemble has here holds for it alone.
+    repair_spikes
+        Whether hot voxels are replaced before the network sees a scan, see `image.spikes`. True of
+        the embedded models only: others see each scan as it is.
     regions
         What refines labels of this model, in order; see `inference.cascade`.
     """
@@ -78,6 +81,7 @@ class ModelRecord:
     focus: Focus | None = None
     intensities: Intensities | None = None
     upright: Upright | None = None
+    repair_spikes: bool = False
     regions: tuple[Region, ...] = ()
 
     def describe(self) -> dict[str, Any]:
@@ -99,6 +103,7 @@ class ModelRecord:
             **({"Focus": focus} if focus else {}),
             **({"Intensities": intensities} if intensities else {}),
             **({"Upright": upright} if upright else {}),
+            **({"HotVoxelsReplaced": True} if self.repair_spikes else {}),
             **({"Regions": regions} if regions else {}),
         }
 

@@ -90,6 +90,7 @@ def find_model(
             mirror=entry.get("mirror", False),
             intensities=_intensities(entry),
             upright=_upright(entry),
+            repair_spikes=entry.get("repair_spikes", False),
         )
     start = Path(name).expanduser()
     if not start.is_dir():
@@ -186,6 +187,7 @@ def _joined(
         focus=focus,
         intensities=intensities,
         upright=upright,
+        repair_spikes=all(model.repair_spikes for model in models),
         name=name,
         title=entry.get("title", " + ".join(model.title for model in models)),
         version=entry.get("version", " + ".join(model.version for model in models)),
