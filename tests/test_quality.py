@@ -6,10 +6,14 @@ from dataclasses import replace
 import nibabel as nib
 import numpy as np
 import pytest
+import zoo
 from conftest import head_labels
+from scipy import ndimage
 
 from siam_bids.image.grid import Grid, Segmentation, Volume
 from siam_bids.image.labels import siam_labels
+from siam_bids.image.nifti import read_grid
+from siam_bids.measures.image_metrics import entropy_focus, smoothness
 from siam_bids.measures.quality import dictionary, judge, metrics, scan_quality
 
 SIZE = 4.0
@@ -164,6 +168,8 @@ def test_every_metric_has_description_unit_formula_and_source():
     found = tuple(scan_quality(*head(), confidence={"GM": 0.9}, entropy=0.1))
     described = dictionary(found)
     assert tuple(described) == found
+    for name in ("efc", "fwhm_avg", "inu_WM", "clipped", "spikes", "ct", "form_flip"):
+        assert name in found
     for entry in described.values():
         assert all(entry[key] for key in ("Description", "Units", "Formula", "Source"))
     assert described["confidence_GM"]["Description"].endswith("labelled GM.")
@@ -175,3 +181,87 @@ def test_worst_reason_comes_first():
     assert reasons[0].startswith("The top of the brain is cut off (50.0 cm2")
     assert reasons[1] == "Intracranial volume of 2200 mL is unusual at any age."
     assert judge({"TIV": 1500.0}) == ("pass", ())
+
+
+def test_entropy_focus_is_that_of_mriqc():
+    rng = np.random.default_rng(0)
+    image = rng.gamma(2, 50, (20, 21, 22)).astype(np.float32)
+    n, b = image.size, np.sqrt((image.astype(float) ** 2).sum())
+    largest = n / np.sqrt(n) * np.log(1 / np.sqrt(n))  # as MRIQC writes it
+    expected = np.sum(image / b * np.log((image + 1e-16) / b)) / largest
+    assert entropy_focus(image) == pytest.approx(expected, rel=1e-6)
+    assert entropy_focus(np.ones((9, 9, 9), np.float32)) == pytest.approx(1)
+    point = np.zeros((9, 9, 9), np.float32)
+    point[4, 4, 4] = 7
+    assert entropy_focus(point) == pytest.approx(0, abs=1e-12)
+    assert math.isnan(entropy_focus(point * 0))
+    ghost = image + 0.5 * np.roll(image, 5, axis=1)
+    assert entropy_focus(ghost) > entropy_focus(image)
+
+
+@pytest.mark.parametrize("fwhm", [(2.0, 3.0, 4.0), (2.5, 2.5, 2.5)])
+def test_smoothness_of_noise_is_that_of_its_filter(fwhm):
+    noise = np.random.default_rng(0).normal(100, 10, (90, 90, 90))
+    image = ndimage.gaussian_filter(noise, np.array(fwhm) / math.sqrt(8 * math.log(2)))
+    mask = np.zeros(image.shape, bool)
+    mask[10:-10, 5:-5, 8:-8] = True
+    assert smoothness(image.astype(np.float32), mask) == pytest.approx(fwhm, rel=0.07)
+    assert all(map(math.isnan, smoothness(image.astype(np.float32), mask & False)))
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.1, 0.4])
+def test_nonuniformity_is_the_range_of_the_field(drift):
+    volume, segmentation = head()
+    white = segmentation.data == 2
+    across = np.linspace(1 - drift, 1 + drift, white.shape[1])[None, :, None] * np.ones(white.shape)
+    low, middle, high = np.percentile(across[white], (5, 50, 95))
+    found = scan_quality(
+        replace(volume, data=(volume.data * across).astype(np.float32)), segmentation
+    )
+    assert found["inu_WM"] == pytest.approx((high - low) / middle, rel=0.15, abs=0.01)
+
+
+def test_clipping_hot_voxels_and_ct_are_flagged():
+    volume, segmentation = head()
+    sound = scan_quality(volume, segmentation)
+    assert (sound["spikes"], sound["ct"]) == (0, 0)
+    assert sound["clipped"] < 0.1
+    clipped = replace(volume, data=np.minimum(volume.data, 100))
+    found = scan_quality(clipped, segmentation)
+    brain = np.isin(segmentation.data, [1, 2, 4, 5, 6])
+    assert found["clipped"] == pytest.approx(100 * (clipped.data == 100)[brain].mean())
+    assert "of the brain are clipped" in " ".join(judge({"clipped": found["clipped"]})[1])
+    hot = volume.data.copy()
+    hot[20, 20, 20], hot[3, 4, 5] = 25_000, -9_000
+    found = scan_quality(replace(volume, data=hot), segmentation)
+    assert found["spikes"] == 2
+    assert judge({"spikes": 2.0}) == (
+        "warn",
+        ("2 hot voxels lie far beyond all other intensities.",),
+    )
+    units = replace(volume, data=np.where(segmentation.data > 0, volume.data, -1000 + volume.data))
+    assert scan_quality(units, segmentation)["ct"] == 1
+    named = scan_quality(volume, segmentation, ct=True)
+    assert "out of the range of the compact model" in " ".join(judge({"ct": named["ct"]})[1])
+
+
+@pytest.mark.parametrize(
+    ("sform", "codes", "expected", "words"),
+    [
+        (np.eye(4), (1, 1), (0, 1, 0), ""),
+        (np.diag([-1, 1, 1, 1]), (2, 1), (1, 1, math.nan), "Left and right are contradictory"),
+        (np.diag([1, 2, 1, 1]), (2, 1), (0, 2, math.nan), "two voxel sizes, 2-fold apart"),
+        (nib.affines.from_matvec(np.eye(3), (5, 0, 0)), (1, 1), (0, 1, 20), "lie 20 mm apart"),
+        (nib.affines.from_matvec(np.eye(3), (5, 0, 0)), (4, 1), (0, 1, math.nan), ""),
+    ],
+)
+def test_headers_that_contradict_themselves_are_flagged(tmp_path, sform, codes, expected, words):
+    volume, segmentation = head()
+    zoo.placed(sform, np.eye(4), codes)(tmp_path / "a.nii.gz", volume)
+    grid = read_grid(tmp_path / "a.nii.gz")
+    found = scan_quality(replace(volume, grid=grid), replace(segmentation, grid=grid))
+    names = ("form_flip", "form_scale", "form_distance")
+    assert tuple(found[name] for name in names) == pytest.approx(expected, abs=1e-4, nan_ok=True)
+    reasons = " ".join(judge({name: found[name] for name in names})[1])
+    assert words in reasons
+    assert bool(words) == bool(reasons)

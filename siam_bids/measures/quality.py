@@ -18,6 +18,15 @@ from scipy import ndimage
 
 from siam_bids.image.grid import Grid, Reorientation, Segmentation, Volume
 from siam_bids.image.labels import BRAIN, HEALTHY, Label
+from siam_bids.measures.image_metrics import (
+    clipped_share,
+    entropy_focus,
+    header_metrics,
+    hot_voxels,
+    looks_like_ct,
+    nonuniformity,
+    smoothness,
+)
 from siam_bids.support.package_data import resource
 from siam_bids.support.tsv import read_rows
 
@@ -126,6 +135,7 @@ def scan_quality(
     *,
     confidence: Mapping[str, float] | None = None,
     entropy: float | None = None,
+    ct: bool = False,
 ) -> dict[str, float]:
     """Measure every metric of `data/quality.tsv`, in its order; NaN where it has no meaning.
 
@@ -137,6 +147,8 @@ def scan_quality(
         Its labels on the same grid.
     confidence, entropy
         As `siam_bids.inference.prediction.Prediction` has them.
+    ct
+        Whether its name says that it is a CT; its intensities may say so too.
     """
     turn = Reorientation.to_ras(volume.grid)
     field = _field_of_view(turn.apply(volume.data))
@@ -145,11 +157,14 @@ def scan_quality(
     view = _View(image, labels, turn.target, segmentation)
     found = {
         **_grid_metrics(volume.grid),
+        **header_metrics(volume.grid),
         **_volume_metrics(view),
         **_coverage_metrics(view),
         **_pose_metrics(view),
         **_piece_metrics(view),
         **_intensity_metrics(view),
+        **_artefact_metrics(view),
+        "ct": float(ct or looks_like_ct(view.image)),
         **_certainty_metrics(view, confidence or {}, entropy),
     }
     order = {metric.name: place for place, metric in enumerate(metrics())}
@@ -341,6 +356,21 @@ def _intensity_metrics(view: _View) -> dict[str, float]:
         "cnr_WM_CSF": cnr("WM", "CSF"),
         "cjv": _ratio(gm_std + wm_std, abs(gm - wm)),
         "fber": _ratio(_energy(view.image[view.labels > 0]), _energy(view.image[view.labels == 0])),
+    }
+
+
+def _artefact_metrics(view: _View) -> dict[str, float]:
+    brain = view.of(view.table.brain)
+    x, y, z = smoothness(view.image, brain)
+    return {
+        "efc": entropy_focus(view.image),
+        "fwhm_avg": (x + y + z) / 3,
+        "fwhm_x": x,
+        "fwhm_y": y,
+        "fwhm_z": z,
+        "inu_WM": nonuniformity(view.image, view.mask("white_matter"), view.size),
+        "clipped": clipped_share(view.image, brain),
+        "spikes": hot_voxels(view.image),
     }
 
 

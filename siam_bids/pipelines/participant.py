@@ -20,7 +20,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from siam_bids.bids.description import begin_dataset
 from siam_bids.bids.names import ScanNames, finished_scans
 from siam_bids.bids.ownership import check_output_folder
-from siam_bids.bids.scan import Scan
+from siam_bids.bids.scan import CT, Scan
 from siam_bids.bids.status import (
     begin_scan,
     failed_scans,
@@ -305,7 +305,11 @@ def save_results(task: Task, prediction: Prediction) -> Written:
         written |= save_sidecar(path, {"Description": f"Probability of {tissue}.", **about})
     written |= save_volumes(names.volumes, tissue_volumes(segmentation), segmentation.labels)
     quality = scan_quality(
-        volume, segmentation, confidence=prediction.confidence, entropy=prediction.entropy
+        volume,
+        segmentation,
+        confidence=prediction.confidence,
+        entropy=prediction.entropy,
+        ct=task.scan.suffix in CT,
     )
     written |= save_quality(names.quality, quality)
     for kind, picture in draw(volume, segmentation).items():
