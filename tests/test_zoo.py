@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from checks import check_whole
-from conftest import checksums, write_raw
+from conftest import checksums, describe, write_raw
 from machine import run, small_disk
 from zoo import MACHINES, RUNS, SCANS, as_markdown, write_scans
 
@@ -106,3 +106,28 @@ def test_a_machine_of_the_zoo(odd, tmp_path, head, tiny_model):
     assert re.search(odd.message, lines[-1]), lines
     assert not [line for line in lines if line.startswith("Traceback")]
     assert checksums(root / "bids") == before
+
+
+def test_a_dry_run_tells_what_headers_alone_tell(tmp_path, head, tiny_model, capsys, caplog):
+    """Nothing hangs, nothing large is allocated, contradictions are named."""
+    kinds = {
+        "named pipe": "a named pipe, not a file",
+        "link to an endless device": "a device, not a file",
+        "only a header": "cannot hold them",
+        "extensions of 6 GB declared": "cannot hold them",
+        "pointer of git-annex": "git-annex: its content was not fetched",
+        "sform and qform disagree on left and right": "disagree on left and right",
+        "sform and qform disagree on the size": "differ 2-fold",
+        "sform of zeros beside a qform": "its qform places it",
+    }
+    odd = {each.kind: each for each in SCANS}
+    for number, kind in enumerate(kinds):
+        path = tmp_path / f"bids/sub-{number}/anat/sub-{number}_T1w.nii.gz"
+        path.parent.mkdir(parents=True)
+        odd[kind].make(path, head)
+    describe(tmp_path / "bids")
+    words = [str(tmp_path / "bids"), str(tmp_path / "out"), "participant", "--dry-run"]
+    assert cli.main([*words, "--model", str(tiny_model)]) in (0, console.EXIT_SOME_SCANS_FAILED)
+    lines = [*capsys.readouterr().out.splitlines(), *caplog.messages]
+    for number, (kind, message) in enumerate(kinds.items()):
+        assert [line for line in lines if f"sub-{number}_T1w" in line and message in line], kind
