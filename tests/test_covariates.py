@@ -12,7 +12,7 @@ import pytest
 from siam_bids import cli
 from siam_bids.bids.covariates import acquisition_times, read_covariates
 from siam_bids.bids.filters import read_filter_file
-from siam_bids.bids.index import subjects
+from siam_bids.bids.index import check_description
 from siam_bids.bids.metadata import scanner_metadata
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError
@@ -138,19 +138,17 @@ class TestEncoding:
         assert ages(tmp_path) == ["30", "31", "40"]
 
     def test_json_files_may_begin_with_a_byte_order_mark(self, tmp_path):
-        (tmp_path / "sub-01").mkdir()
         path = tmp_path / "dataset_description.json"
         path.write_text('{"Name": "é"}', encoding="utf-8-sig")
-        assert subjects(tmp_path) == ["01"]
+        check_description(tmp_path)
         assert read_json(path) == {"Name": "é"}
         path.write_text('{"t1w": {"run": 1}}', encoding="utf-8-sig")
         assert read_filter_file(path) == {"t1w": {"run": 1}}
 
     @pytest.mark.parametrize("kind", ['"Raw"', "null", '""', '"RAW"'])
     def test_the_type_of_a_raw_dataset_may_be_spelled_otherwise(self, tmp_path, kind):
-        (tmp_path / "sub-01").mkdir()
         (tmp_path / "dataset_description.json").write_text(f'{{"DatasetType": {kind}}}')
-        assert subjects(tmp_path) == ["01"]
+        check_description(tmp_path)
 
 
 class TestAbsentContent:
@@ -168,7 +166,7 @@ class TestAbsentContent:
             assert f"whose content is absent; with DataLad: datalad get {name}" in caplog.text
         (tmp_path / "dataset_description.json").symlink_to(".git/annex/objects/z")
         with pytest.raises(DatasetError, match=r"datalad get dataset_description.json"):
-            subjects(tmp_path)
+            check_description(tmp_path)
 
     @pytest.mark.parametrize("text", POINTERS)
     def test_pointers_are_no_tables(self, tmp_path, caplog, text):
