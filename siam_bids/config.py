@@ -127,6 +127,8 @@ class RunConfig:
         Columns regressed out before outliers are looked for.
     exclude
         Rules like `rating=fail`: scans that do not count at the group level.
+    harmonize
+        Column of the sites whose effects ComBat takes from volumes at the group level, or empty.
     group_by
         Columns that tell apart what is compared at the group level; empty for protocols.
     ratings
@@ -159,5 +161,6 @@ class RunConfig:
     adjust: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
+    harmonize: str = ""
     ratings: Path | None = None
     command: str = ""

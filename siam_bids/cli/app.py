@@ -213,6 +213,12 @@ def parser() -> CommandLine:
         help="compare scans that agree in these columns (default: contrast and shared entities)",
     )
     group.add_argument(
+        "--harmonize",
+        default="",
+        metavar="COLUMN",
+        help="also adjust volumes for these sites or scanners by ComBat; keeps age, sex, TIV",
+    )
+    group.add_argument(
         "--ratings",
         type=Path,
         metavar="FILE",
@@ -278,6 +284,7 @@ def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         adjust=tuple(arguments.adjust_for),
         exclude=tuple(arguments.exclude),
         group_by=tuple(arguments.group_by),
+        harmonize=arguments.harmonize,
         ratings=arguments.ratings,
         progress=sys.stderr.isatty(),
         command=command,

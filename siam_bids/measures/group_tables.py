@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from siam_bids.measures.harmonization import HARMONIZED, NO_EFFECTS
 from siam_bids.measures.inclusion import SHARED
 from siam_bids.measures.regression import Statistics
 from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL
@@ -35,6 +36,9 @@ ENTITY_COLUMNS = (
 
 PERCENT = "percent_TIV"
 ADJUSTED = "adjusted_mL"
+_KINDS = (PERCENT, ADJUSTED, HARMONIZED, "voxels")
+"""What follows the name of a tissue in the columns of the wide table."""
+
 _FEWEST_FOR_SLOPE = 10
 _COVARIATE = "participants.tsv or sessions.tsv"
 
@@ -56,6 +60,11 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         f"{INTRACRANIAL} - mean {INTRACRANIAL}), b the least-squares slope over the included scans "
         f"of the protocol (residual method, Buckner et al., NeuroImage 2004); n/a below "
         f"{_FEWEST_FOR_SLOPE} scans.",
+        "Units": "mL",
+    },
+    HARMONIZED: {
+        "Description": "Volume without what the sites of --harmonize add (ComBat: Johnson et al., "
+        "Biostatistics 2007; Fortin et al., NeuroImage 2018); age, sex and TIV are preserved.",
         "Units": "mL",
     },
     "flag": {"Description": "Quality of the scan, see group_qc.tsv."},
@@ -116,6 +125,8 @@ class GroupTables:
         Names of the columns from participants.tsv and sessions.tsv.
     scanners
         Names of the columns of `quality` that tell scanners and sequences apart.
+    site_effects
+        What --harmonize took away, empty without.
     excluded
         Scans that do not count, and why.
     """
@@ -129,12 +140,13 @@ class GroupTables:
     tissues: tuple[str, ...]
     covariates: tuple[str, ...]
     scanners: tuple[str, ...] = ()
+    site_effects: pd.DataFrame = field(default_factory=lambda: NO_EFFECTS)
     excluded: Mapping[str, str] = field(default_factory=dict)
 
 
 def reserved(tissues: Collection[str]) -> set[str]:
     """Return the names of columns that are ours, whatever the tables of a dataset hold."""
-    more = {f"{name}_{kind}" for name in tissues for kind in (PERCENT, ADJUSTED, "voxels")}
+    more = {f"{name}_{kind}" for name in tissues for kind in _KINDS}
     ours = {*_DESCRIPTIONS, *ENTITY_COLUMNS, *tissues, *more, INTRACRANIAL, "ICV", "flag"}
     return ours - {"acq_time"}
 
@@ -317,7 +329,7 @@ def dictionary(
         tissue, kind = next(
             (
                 (column.removesuffix(f"_{kind}"), kind)
-                for kind in (PERCENT, ADJUSTED, "voxels")
+                for kind in _KINDS
                 if column.endswith(f"_{kind}")
             ),
             (column, ""),

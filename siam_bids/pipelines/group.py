@@ -36,6 +36,11 @@ from siam_bids.measures.group_tables import (
     tidy_volumes,
     wide_volumes,
 )
+from siam_bids.measures.harmonization import (
+    DICTIONARY as SITES_DICTIONARY,
+    NO_EFFECTS,
+    harmonize,
+)
 from siam_bids.measures.inclusion import PROTOCOL, exclusions, protocols, with_inclusion
 from siam_bids.measures.outliers import find_outliers
 from siam_bids.measures.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
@@ -62,6 +67,7 @@ SUBJECT_PAGES = 1000
 WIDE = "group_desc-wide_volumes"
 QUALITY = "group_qc"
 STATISTICS = "group_statistics"
+SITES = "group_harmonization"
 
 RATINGS = "group_ratings.tsv"
 """Where ratings exported from the group page are looked for."""
@@ -189,6 +195,10 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         *(label.name for label in labels.foreground if label.role in ("", *INTRACRANIAL_ROLES)),
     )
     tissues = tuple(name for name in inside if name in wide)
+    effects = NO_EFFECTS
+    if config.harmonize:
+        done = harmonize(_measured(wide, quality), tissues, config.harmonize, excluded)
+        wide, effects = wide.join(done.volumes), done.effects
     measured = _measured(wide, quality)
     observed = [*tissues, *(metric.name for metric in metrics() if metric.name in quality)]
     adjust = tuple(INTRACRANIAL if name == "ICV" else name for name in config.adjust)
@@ -205,6 +215,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         else NO_STATISTICS,
         tissues=tissues,
         covariates=covariates,
+        site_effects=effects,
         scanners=tuple(name for name in SCANNER if name in quality),
         excluded=excluded,
     )
@@ -253,6 +264,7 @@ def save(batch: Batch, group: GroupTables, labels: LabelTable, config: RunConfig
         ),
         "group_outliers": (group.outliers, described(group.outliers)),
         "group_changes": (group.changes, described(group.changes)),
+        SITES: (group.site_effects, SITES_DICTIONARY),
         STATISTICS: (group.statistics.table, group.statistics.dictionary),
     }
     for name, (table, about) in written.items():

@@ -16,6 +16,7 @@ from siam_bids.bids.records import read_record
 from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
 from siam_bids.measures.group_tables import ENTITY_COLUMNS, GroupTables, missing_values, numeric
+from siam_bids.measures.harmonization import HARMONIZED
 from siam_bids.measures.quality import metrics
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.reports.build import REFERENCE, data_url, if_there, origin_of
@@ -186,6 +187,9 @@ def _measures(
     for name in (name for name in names if name in wide):
         words = labels.by_name[name].long_name if name in labels.by_name else describe_total(labels)
         add(name, wide[name], kind="tissue", title=words, units="mL")
+    for name in (name for name in tables.tissues if f"{name}_{HARMONIZED}" in wide):
+        after = f"{name}_{HARMONIZED}"
+        add(after, wide[after], kind="harmonized", title=f"{name} after ComBat", units="mL")
     for metric in metrics():
         if metric.name in quality and metric.name not in measures:
             units = "" if metric.units == "1" else metric.units
