@@ -29,13 +29,13 @@ EXACT = Inference(precision="float32", engine="torch")
 ENGINES = ["torch", *(["openvino"] if has_openvino() else [])]
 
 
-def stock_labels(folder, volume):
+def stock_labels(folder, volume, *, mirror=False):
     """Labels by nnU-Net's own predictor with SIAM's options, on the RAS+ copy of the scan."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     turn = Reorientation.to_ras(volume.grid)
     predictor = nnUNetPredictor(
-        tile_step_size=0.5, use_mirroring=False, device=CPU, perform_everything_on_device=False,
+        tile_step_size=0.5, use_mirroring=mirror, device=CPU, perform_everything_on_device=False,
         allow_tqdm=False,
     )  # fmt: skip
     with warnings.catch_warnings():
