@@ -16,6 +16,7 @@ from siam_bids.image.forms import Forms
 from siam_bids.image.grid import Segmentation
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.nifti import as_volume, load_labels, load_volume, read_grid
+from siam_bids.pipelines.notebook import segment
 
 
 def save(path, data, affine=None):
@@ -292,6 +293,18 @@ def test_every_reader_finds_the_label_map_on_the_scan(tmp_path, head, kind):
                 assert code == code2
                 if code:
                     np.testing.assert_array_equal(one, two)
+
+
+def test_a_scan_with_two_forms_gets_labels_with_both(tmp_path, head, tiny_model):
+    scan = tmp_path / "scan.nii.gz"
+    zoo.placed(*FORMS["mirrored sform"])(scan, head)
+    found = segment(scan, model=str(tiny_model), device="cpu", threads=1)
+    found.save(tmp_path / "dseg.nii.gz")
+    assert itk_grid(tmp_path / "dseg.nii.gz") == itk_grid(scan)
+    ours, theirs = nib.load(tmp_path / "dseg.nii.gz"), nib.load(scan)
+    assert (int(ours.header["sform_code"]), int(ours.header["qform_code"])) == (2, 1)
+    np.testing.assert_array_equal(ours.get_sform(), theirs.get_sform())
+    np.testing.assert_array_equal(ours.get_qform(), theirs.get_qform())
 
 
 @pytest.mark.parametrize(

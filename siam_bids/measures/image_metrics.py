@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, special
 
-from siam_bids.image.grid import Grid
+from siam_bids.image.grid import Grid, box_of
 from siam_bids.image.spikes import find_spikes
 
 _WINDOW_MM = 20.0
@@ -25,14 +25,16 @@ def entropy_focus(image: npt.NDArray[np.float32]) -> float:
     E = -sum(x / b ln(x / b)) with b the root of the sum of squares, over sqrt(n) ln sqrt(n). Of
     images with negative values the magnitude is taken.
     """
-    values = np.abs(image, dtype=np.float64).ravel()
-    energy = math.sqrt(float(values @ values))
-    largest = math.sqrt(values.size) * math.log(math.sqrt(values.size))
-    if not energy or not largest:
+    squares = total = entropy = 0.0
+    for plane in image:  # float64 of one plane at a time
+        values = np.abs(plane, dtype=np.float64)
+        squares += float(np.square(values).sum())
+        total += float(values.sum())
+        entropy += float(special.xlogy(values, values).sum())
+    energy, root = math.sqrt(squares), math.sqrt(image.size)
+    if not energy or root <= 1:
         return math.nan
-    values /= energy
-    values *= np.log(values + 1e-16 / energy)
-    return float(-values.sum() / largest)
+    return (total * math.log(energy) - entropy) / (energy * root * math.log(root))
 
 
 def smoothness(
@@ -44,7 +46,11 @@ def smoothness(
     differences of neighbours that both lie in the mask. That is what MRIQC takes from AFNI's
     `3dFWHMx -ShowMeClassicFWHM`. NaN where neighbours are not alike at all.
     """
-    spread = float(image[mask].var(dtype=np.float64)) if mask.any() else 0.0
+    if not mask.any():
+        return math.nan, math.nan, math.nan
+    box = box_of(mask)
+    image, mask = image[box], mask[box]
+    spread = float(image[mask].var(dtype=np.float64))
     widths = []
     for axis in range(3):
         one, two = _without(0, axis), _without(-1, axis)
