@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -15,13 +16,15 @@ TAKEN, UNSEEN = "segment", ""
 class Layout:
     """Files with what becomes of them: `TAKEN`, `skip: WHY`, `fail: WHY`, or not looked at.
 
-    `links` are made last, from name to target; what lies below one is not written.
+    `links` are made last, from name to target; what lies below one is not written. `about` goes
+    into dataset_description.json.
     """
 
     kind: str
     files: dict[str, str]
     options: tuple[str, ...] = ()
     links: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def anat(label: str, *names: str, session: str = "") -> list[str]:
@@ -33,6 +36,10 @@ def anat(label: str, *names: str, session: str = "") -> list[str]:
 
 def unlisted(suffix: str) -> str:
     return f"skip: --suffix does not list {suffix}"
+
+
+def failed(reason: str) -> str:
+    return f"fail: {reason} Rename or move it."
 
 
 def each(paths: list[str], outcome: str) -> dict[str, str]:
@@ -147,6 +154,31 @@ LAYOUTS = (
         "sub-01/anat/sub-01_t2w.nii.gz": unlisted("t2w"),
         "sub-01/anat/.sub-01_T2w.nii.gz.swp": UNSEEN,
     }),
+    Layout("Names that BIDS does not allow", {
+        **each([T1W], TAKEN),
+        "sub-01/anat/sub-01_acq-0.8mm_T1w.nii.gz": failed(
+            "The label of 'acq-0.8mm' is not of letters, digits and + alone, as BIDS demands."),
+        "sub-01/anat/sub-02_T1w.nii.gz": failed(
+            "The name says sub-02, but the file lies in sub-01."),
+        "sub-01/anat/Copy of sub-01_T1w.nii.gz": failed(
+            "'Copy of sub-' in the name is no entity of BIDS."),
+        "sub-01/ses-a/anat/sub-01_T1w.nii.gz": failed(
+            "The name says no session, but the file lies in ses-a."),
+        "sub-A-01/anat/sub-A-01_T2w.nii.gz": failed(
+            "The label of 'sub-A-01' is not of letters, digits and + alone, as BIDS demands."),
+        "sub-01/anat/sub-01_T1w (1).nii.gz": failed(
+            "The suffix 'T1w (1)' is not of letters and digits."),
+    }),
+    Layout("A participant's folder put aside, and hidden files", {
+        **each([T1W], TAKEN),
+        "sub-01_old/anat/sub-01_T1w.nii.gz": failed(
+            "The name says sub-01, but the file lies in sub-01_old."),
+        "sub-01/anat/._sub-01_T1w.nii.gz": UNSEEN,
+    }),
+    Layout("Entities in another order", each(anat("01", "run-1_acq-a_T1w"), TAKEN)),
+    Layout("Lesions filled by a tool that writes a derivative dataset", each(
+        [*anat("01", "T1w"), *anat("02", "desc-filled_T1w")], TAKEN),
+        options=("--derivative-input",), about={"DatasetType": "derivative"}),
     Layout("A farm of links", {
         "store/a.nii.gz": UNSEEN, f"pool/{anat('02', 'T1w')[0]}": UNSEEN,
         T1W: TAKEN, **each(anat("02", "T1w"), TAKEN),
@@ -178,7 +210,7 @@ def write(layout: Layout, root: Path) -> None:
     for name, target in layout.links.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(target)
-    describe(root)
+    describe(root, **layout.about)
 
 
 def as_markdown() -> str:
