@@ -203,18 +203,19 @@ def test_names_that_cannot_be_used_cost_no_other_task(study, tmp_path, tiny_mode
     assert jobs == "--participant-label a b c d\n"
 
 
-@pytest.mark.parametrize(
-    ("folder", "written"),
-    [
-        ("out", "{}/out/logs"),
-        ("my out", '"{}/my out/logs"'),
-        ("50% done", '"{}/50%% done/logs"'),
-        ('a "b" c', '"{}/a \\"b\\" c/logs"'),
-        ("it's", '"{}/it\'s/logs"'),
-        ("no#1", '"{}/no#1/logs"'),
-        ("脳", "{}/脳/logs"),
-    ],
-)
+ODD_FOLDERS = {
+    "out": "{}/out/logs",
+    "my out": '"{}/my out/logs"',
+    "50% done": '"{}/50%% done/logs"',
+    'a "b" c': '"{}/a \\"b\\" c/logs"',
+    "it's": '"{}/it\'s/logs"',
+    "no#1": '"{}/no#1/logs"',
+    "脳": "{}/脳/logs",
+}
+"""Names of output folders, and how the folder of logs is written in `#SBATCH` lines."""
+
+
+@pytest.mark.parametrize(("folder", "written"), ODD_FOLDERS.items())
 def test_paths_in_directives_are_quoted(folder, written, study, tmp_path, tiny_model):
     scripts = write(study, tmp_path / folder, tiny_model)
     start = written.format(tmp_path).replace("/logs", "/logs/slurm")
@@ -326,6 +327,22 @@ def wait_for(condition, seconds):
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
         time.sleep(0.2)
+
+
+def test_slurm_reads_the_directives_as_they_are_meant(cluster, tmp_path):
+    for number, (folder, written) in enumerate(ODD_FOLDERS.items()):
+        logs = tmp_path / folder / "logs"
+        logs.mkdir(parents=True)
+        script = tmp_path / f"{number}.sbatch"
+        output = f"#SBATCH --output={written.format(tmp_path)}/x-%j.out"
+        script.write_text(f"#!/bin/bash\n{output}\necho here\n", encoding="utf-8")
+        subprocess.run(["sbatch", str(script)], env=cluster, check=True, cwd=tmp_path)
+    for folder in ODD_FOLDERS:
+        place = tmp_path / folder / "logs"
+        wait_for(
+            lambda place=place: [p.read_text() for p in place.glob("x-[0-9]*.out")] == ["here\n"],
+            60,
+        )
 
 
 def states(environment, *options):
