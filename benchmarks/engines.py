@@ -106,7 +106,8 @@ def measured(kind: str, *arguments: str, threads: int) -> dict[str, Any]:
 
 def scan(head: Path, out: Path, way: str, precision: str, threads: int) -> dict[str, float]:
     """Run a whole command on one scan; return what it took."""
-    command = [sys.executable, "-m", "siam_bids.cli.segment", str(head), str(out)]
+    start = "import sys; from siam_bids.cli.segment import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, str(head), str(out)]
     command += ["--engine", way, "--precision", precision, "--n-cpus", str(threads)]
     begin = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

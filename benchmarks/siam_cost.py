@@ -56,8 +56,15 @@ def main() -> None:
     print(table(arguments.folder))
 
 
-def write_model(folder: Path, folds: int) -> None:
-    """A model folder of SIAM v0.3's shape; its architecture is in plans.json."""
+def write_model(
+    folder: Path,
+    folds: int,
+    *,
+    features: tuple[int, ...] = (32, 64, 128, 256, 320, 320, 320),
+    patch: tuple[int, int, int] = (256, 256, 192),
+    spacing: float = 0.75,
+) -> None:
+    """A model folder of SIAM v0.3's shape, or smaller; its architecture is in plans.json."""
     import torch
 
     from siam_bids.image.labels import siam_labels
@@ -65,15 +72,14 @@ def write_model(folder: Path, folds: int) -> None:
     from siam_bids.nnunet.model import CONFIGURATION
     from siam_bids.nnunet.write import checkpoint, compact_plans
 
-    features = (32, 64, 128, 256, 320, 320, 320)
-    plans = compact_plans(name="Siam", features=features, patch=(256, 256, 192), spacing=0.75)
+    plans = compact_plans(name="Siam", features=features, patch=patch, spacing=spacing)
     architecture = plans["configurations"][CONFIGURATION]["architecture"]
     architecture["network_class_name"] = (
         "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
     )
     shape = architecture["arch_kwargs"]
     del shape["n_conv_per_stage"]
-    shape["n_blocks_per_stage"] = [1, 3, 4, 6, 6, 6, 6]
+    shape["n_blocks_per_stage"] = [1, 3, 4, 6, 6, 6, 6][: len(features)]
     shape["strides"][-1] = [2, 2, 1]
     names = {label.name: label.index for label in siam_labels()}
     folder.mkdir(parents=True)

@@ -64,7 +64,7 @@ class Inference:
     upright
         Turn heads upright for a second look if the model says so; False never does.
     precision
-        `auto`, `float32` or `bfloat16` on a CPU.
+        `auto`, `float32` or `bfloat16`, on a CPU or CUDA.
     engine
         What computes the network: `auto`, `torch` or, on a CPU, `openvino`.
     volume

@@ -88,8 +88,15 @@ def test_openvino_is_taken_where_it_is_installed_unless_memory_is_to_be_saved(
     monkeypatch.setattr(f"{COST}.has_openvino", lambda: there)
     load = load_of(NnunetModel.open(tiny_model), CPU, Inference(**options))
     assert (load.engine, load.lean) == (engine, lean)
-    cuda = load_of(NnunetModel.open(tiny_model), torch.device("cuda"), Inference())
-    assert (cuda.engine, cuda.lean) == ("torch", False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision"),
+    [("auto", "float16"), ("float32", "float32"), ("bfloat16", "bfloat16")],
+)
+def test_cuda_computes_by_torch_in_the_precision_asked_for(tiny_model, asked, precision):
+    load = load_of(NnunetModel.open(tiny_model), torch.device("cuda"), Inference(precision=asked))
+    assert (load.engine, load.lean, load.precision) == ("torch", False, precision)
 
 
 def test_openvino_is_not_asked_for_where_it_cannot_run(tiny_model, monkeypatch):

@@ -128,8 +128,8 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="on a CPU (default: bfloat16 where the CPU is fast in it and the model is known to"
-        " bear it)",
+        help="of the network (default: on a CPU bfloat16 where it is fast in that and the model is"
+        " known to bear it, else float32; on CUDA float16)",
     )
     group.add_argument(
         "--engine",

@@ -43,12 +43,14 @@ def load_of(
     network = sketch_network(model)
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
     unet, on_cpu = is_unet(network), device.type == "cpu"
-    precision = "float16" if device.type == "cuda" else "float32"
-    if unet and on_cpu:
+    precision = "float32"
+    if device.type == "cuda" or (on_cpu and unet):
         precision = options.precision
-        if precision == "auto":
+        if precision == "auto" and on_cpu:
             fast = "bfloat16" in model.precisions and has_fast_bfloat16()
             precision = "bfloat16" if fast else "float32"
+        elif precision == "auto":
+            precision = "float16"
     able = on_cpu and (precision == "float32" or has_fast_bfloat16())
     engine = options.engine
     if engine == "auto":

@@ -43,16 +43,17 @@ class Engine(Protocol):
 class TorchEngine:
     """A network computed by torch: as it is, or by `LeanUNet`.
 
-    On CUDA a network as it is runs in float16, as stock nnU-Net does.
+    On CUDA a network as it is runs by automatic mixed precision, as in stock nnU-Net.
     """
 
     def __init__(self, model: NnunetModel, device: torch.device, load: Load) -> None:
         self._network = empty_network(model, device)
         self._device = next(self._network.parameters()).device
-        self._automatic = device.type == "cuda" and not load.lean
+        self._precision = getattr(torch, load.precision)
+        self._mixed = device.type == "cuda" and not load.lean and load.precision != "float32"
         network = self._network
         if load.lean:
-            network = LeanUNet(network, getattr(torch, load.precision))
+            network = LeanUNet(network, self._precision)
         self._run = network.eval()
 
     def load(self, path: Path) -> None:
@@ -61,7 +62,8 @@ class TorchEngine:
 
     def __call__(self, tile: torch.Tensor) -> torch.Tensor:
         """Map a tile to logits; see `Engine`."""
-        with torch.autocast(self._device.type, torch.float16, enabled=self._automatic):
+        mixed = self._precision if self._mixed else None
+        with torch.autocast(self._device.type, mixed, enabled=self._mixed):
             logits: torch.Tensor = self._run(tile.to(self._device))
         return logits.cpu()
 
