@@ -336,6 +336,9 @@ def compare(folder: Path, whole: Path | None) -> None:
     volume = load_volume(SCAN if whole else folder / SMALL)
     print("| model | voxels alike | differing |\n|---|--:|--:|")
     for path in folders(folder):
+        if whole and not list(whole.glob(f"{path.name}_*")):
+            print(f"| {path.name} | not labelled by stock nnU-Net | |", flush=True)
+            continue
         try:
             model = NnunetModel.open(path)
             segmenter = NnunetSegmenter(model, torch.device("cpu"), Inference(precision="float32"))

@@ -64,9 +64,10 @@ def alike(ours: np.ndarray, stock: np.ndarray) -> float:
 def test_every_release_is_there_with_both_numpys_and_both_networks():
     made = {tuple(name.split("_numpy-")) for name in FOLDERS}
     for release in ("2.2.1", "2.4.2", "2.5.1", "2.6.2", "2.8.1"):
-        for rest in ("1.26.4_plain", "2.4.6_plain"):
+        for rest in ("1.26.4_plain", "2.4.6_plain", "2.4.6_resenc"):
             assert (release, rest) in made
-        assert {(release, "1.26.4_resenc"), (release, "2.4.6_resenc")} & made or release == "2.6.2"
+    for release in ("2.2.1", "2.5.1"):  # elsewhere left out for size
+        assert (release, "1.26.4_resenc") in made
     size = sum(path.stat().st_size for path in PLACE.rglob("*") if path.is_file())
     assert size < 3_000_000
 
