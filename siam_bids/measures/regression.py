@@ -129,9 +129,8 @@ def fit_tissues(
     excluded = excluded or {}
     for protocol, scans in table.groupby("protocol", sort=True):
         design = asked.design(scans.loc[~scans["scan"].isin(list(excluded))])
-        left_out |= _left_out(scans, design, asked) | {
-            scan: why for scan, why in excluded.items() if scan in set(scans["scan"])
-        }
+        left_out |= _left_out(scans, design, asked)
+        left_out |= {scan: excluded[scan] for scan in scans["scan"] if scan in excluded}
         rows += _fit_protocol(scans, design, str(protocol), explained)
     if not rows:
         raise UsageError(
