@@ -168,6 +168,10 @@ def test_ratings_are_joined_and_go_back_to_the_page(config):
         "sub-02_T1w": {"rating": "fail", "note": "moved a lot"},
         "sub-03_T1w": {"rating": "pass", "note": ""},
     }
+    for encoding in ("utf-8-sig", "utf-16", "latin-1"):
+        path.write_text("scan\trating\tnote\nsub-02_T1w\twarn\tGrüße\n", encoding=encoding)
+        wide = run_group(config).wide.set_index("scan")
+        assert wide.loc["sub-02_T1w", ["rating", "rating_note"]].tolist() == ["warn", "Grüße"]
     path.write_text("scan\trating\nsub-02_T1w\tugly\n")
     with pytest.raises(UsageError, match="hold 'ugly'"):
         run_group(config)

@@ -416,6 +416,16 @@ RUNS = (
     OddRun("malformed sidecar", 0, "", text("bids/sub-01/anat/sub-01_T1w.json", "{,")),
     OddRun("no sidecar", 0, "", arguments()),
     OddRun("empty participants.tsv", 0, "", text("bids/participants.tsv", ""), group=True),
+    OddRun("participants.tsv with sessions, a byte-order mark, `89+` and tabs at the end", 0, "",
+           text("bids/participants.tsv", "\ufeffparticipant_id\tsession_id\tage\n"
+                "01\tn/a\t89+\t\n01\tb\t34,5\t\n"), group=True),
+    OddRun("participants.tsv and its JSON are links whose content was not fetched", 0, "",
+           changed(lambda r: [(r / f"bids/participants.{kind}").symlink_to(".git/annex/x")
+                              for kind in ("tsv", "json")]), group=True),
+    OddRun("a pipe as participants.tsv", 0, "",
+           changed(lambda r: os.mkfifo(r / "bids/participants.tsv")), group=True),
+    OddRun("participants.json of 200,000 brackets", 0, "",
+           text("bids/participants.json", "[" * 200_000), group=True),
     OddRun("participants.tsv without some subjects", 0, "",
            text("bids/participants.tsv", "participant_id\tage\n"), group=True),
     OddRun("participants.tsv with other subjects", 0, "",
