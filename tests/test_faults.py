@@ -5,6 +5,7 @@ Kills at random moments are in test_stopping, broken downloads in test_store.
 
 import resource
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,6 +63,25 @@ def test_a_disk_that_fills_up(kilobytes, bids, straight, tiny_model, tmp_path):
         check_recovery(bids, out, tiny_model, straight)
 
 
+@pytest.mark.parametrize("spare", [8_000, 60_000])
+def test_a_disk_that_fills_up_under_group_keeps_all_old_tables(spare, study, tmp_path):
+    raw, copy = study(tmp_path, people=4)
+    with small_disk(tmp_path / "disk", 16_000) as disk:
+        out = Path(shutil.copytree(copy, disk / "out"))
+        group = [str(raw), str(out), "group"]
+        assert cli.main(group) == 0
+        before = checksums(out)
+        shutil.rmtree(out / "sub-04")
+        room = shutil.disk_usage(disk).free
+        (disk / "filler").write_bytes(bytes(max(0, room - spare)))
+        assert cli.main(group) == console.EXIT_DISK
+        after = checksums(out)
+        assert after == {name: value for name, value in before.items() if "sub-04/" not in name}
+        (disk / "filler").unlink()
+        assert cli.main(group) == 0
+        assert checksums(out)["group_qc.tsv"] != before["group_qc.tsv"]
+
+
 @pytest.mark.parametrize("limit", [2_000, 30_000])
 def test_files_that_may_not_grow(limit, bids, straight, tiny_model, tmp_path):
     """Needs no rights, so it stands in for the full disk where none can be mounted."""
@@ -102,7 +122,8 @@ def test_the_output_folder_is_deleted_in_the_middle(
 ):
     out = tmp_path / "out"
     before_scan(monkeypatch, "sub-03", lambda: shutil.rmtree(out, ignore_errors=True))
-    assert cli.main(list(map(str, words(bids, out, tiny_model)))) in (0, console.EXIT_DISK)
+    code = cli.main(list(map(str, words(bids, out, tiny_model))))
+    assert code in (0, console.EXIT_SOME_SCANS_FAILED, console.EXIT_DISK)
     monkeypatch.undo()
     check_recovery(bids, out, tiny_model, straight)
 

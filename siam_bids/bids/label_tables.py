@@ -84,8 +84,9 @@ def read_label_table(root: Path) -> LabelTable:
         _ = [label.rgb for label in labels]  # colours are no colours if this fails
         return LabelTable(labels)
     except (OSError, ValueError, KeyError, LabelError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).removesuffix(".")
         raise DatasetError(
-            f"{path} cannot be read as a label table: {error}.",
+            f"{path} cannot be read as a label table: {reason}.",
             "Remove it and run the participant level, which writes it anew.",
         ) from error
 
