@@ -16,6 +16,7 @@ from siam_bids.bids.names import finished_scans, sidecar
 from siam_bids.bids.records import read_record
 from siam_bids.bids.results import read_result, read_results
 from siam_bids.bids.status import failed_scans, to_do
+from siam_bids.cli import segment
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 from siam_bids.pipelines.group import run_group
@@ -454,3 +455,25 @@ def test_a_participants_page_trouble_is_in_the_exit_code(config, capsys):
     assert (summary.skipped, list(summary.pages)) == (["sub-01_T1w"], ["sub-01.html"])
     assert not summary.complete
     assert summary.lines()[1].startswith("FAILED sub-01.html: Is a directory")
+
+
+def test_files_record_their_checksums_and_an_interrupted_run_is_finished(
+    raw, tiny_model, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    words = [str(raw / "sub-01/anat/sub-01_T1w.nii.gz"), str(out), "--model", str(tiny_model)]
+    words += ["--device", "cpu"]
+    monkeypatch.setattr("siam_bids.pipelines.files.save_volumes", full)
+    assert segment.main(words) == 7
+    assert "Outputs" not in read_json(out / "sub-01_T1w_dseg.json")
+    monkeypatch.undo()
+    assert segment.main(words) == 0
+    about = read_json(out / "sub-01_T1w_dseg.json")
+    found = checksums(out)
+    found.pop("sub-01_T1w_dseg.json")
+    assert about["Outputs"] == {name: f"sha256:{value}" for name, value in found.items()}
+    assert about["ResultsVersion"] == 2
+    assert len(found) == 4

@@ -24,6 +24,7 @@ from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
+from siam_bids.support.atomic_files import write_json
 from siam_bids.support.text import is_listed
 
 logger = logging.getLogger(__name__)
@@ -183,14 +184,16 @@ def _segment_file(
     volume = load_volume(image, index=segmenter.options.volume)
     found = segmenter.segment(volume)
     segmentation, labels = found.segmentation, found.segmentation.labels
-    written = {
-        **save_segmentation(output.segmentation, segmentation),
-        **save_label_table(output.beside(".tsv"), labels),
-        **save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation), labels),
-    }
     about = {
         "Source": str(image),
         **made_from(checksum, record, folds=segmenter.chain.folds, options=segmenter.options),
         **found_in(volume, found, segmenter.loads),
     }
-    declare(output.beside(".json"), output.segmentation.parent, about, written)
+    declared = output.beside(".json")
+    write_json(declared, about)  # by it, a later run knows the others for ours
+    written = {
+        **save_segmentation(output.segmentation, segmentation),
+        **save_label_table(output.beside(".tsv"), labels),
+        **save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation), labels),
+    }
+    declare(declared, output.segmentation.parent, about, written)
