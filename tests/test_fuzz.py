@@ -39,28 +39,40 @@ def outcome(read, given_to_it, error):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> bytes:
-    path = tmp_path_factory.mktemp("fuzz") / "whole.nii"
+def whole() -> dict[str, bytes]:
+    """One image in each format."""
     data = np.random.default_rng(0).integers(0, 99, (9, 10, 11), dtype=np.int16)
-    nib.save(nib.Nifti1Image(data, np.diag([2.0, 2.0, 2.0, 1.0])), path)
-    return path.read_bytes()
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    both = nib.Nifti1Image(data, affine)
+    both.set_qform(affine, 1)
+    kinds = {"nifti2": nib.Nifti2Image(data, affine), "mgh": nib.MGHImage(data, affine)}
+    return {name: image.to_bytes() for name, image in {"nifti1": both, **kinds}.items()}
 
 
-@pytest.mark.filterwarnings("ignore")  # nibabel and numpy remark on odd numbers
 @given(
-    changes=st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=12),
+    kind=st.sampled_from(["nifti1", "nifti2", "mgh"]),
+    changes=st.lists(st.tuples(st.integers(0, 551), st.integers(0, 255)), min_size=1, max_size=12),
     length=st.none() | st.integers(0, 2400),
     packed=st.booleans(),
+    broken=st.none() | st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)),
 )
-@example(changes=[(40, 0)], length=None, packed=False)
-@example(changes=[(70, 0), (72, 0)], length=None, packed=True)
-def test_a_damaged_image_is_a_volume_or_an_image_error(changes, length, packed, whole, tmp_path):
-    content = bytearray(whole)
+@example(kind="nifti1", changes=[(40, 0)], length=None, packed=False, broken=None)
+@example(kind="nifti1", changes=[(70, 0), (72, 0)], length=None, packed=True, broken=None)
+@example(  # an edge of infinite length
+    kind="nifti1", changes=[(82, 128), (83, 127)], length=None, packed=False, broken=None
+)
+def test_a_damaged_image_is_a_volume_or_an_image_error(
+    kind, changes, length, packed, broken, whole, tmp_path
+):
+    content = bytearray(whole[kind])
     for place, value in changes:
         content[place] = value
     content = bytes(content[:length])
     path = tmp_path / ("scan.nii.gz" if packed else "scan.nii")
-    path.write_bytes(gzip.compress(content) if packed else content)
+    content = bytearray(gzip.compress(content) if packed else content)
+    if broken and content:
+        content[int(broken[0] * len(content))] ^= broken[1]
+    path.write_bytes(content)
     for load in (load_volume, load_labels):
         loaded, error = outcome(load, path, ImageError)
         if loaded is None:

@@ -87,12 +87,16 @@ class Forms:
     def qform(self) -> npt.NDArray[np.float64] | None:
         """(4, 4) float64, voxel (i, j, k) to millimetres; None where it is no rotation."""
         squared = sum(part * part for part in self.quaternion)
-        if not squared < 1 + _ROUNDING or not min(self.pixdim[1:]) > 0:  # nor what is no number
+        if not squared < 1 + _ROUNDING or not self._sized:
             return None
         w = math.sqrt(max(0.0, 1.0 - squared))
         turn = nib.quaternions.quat2mat([w, *self.quaternion])
         edges = np.array(self.pixdim[1:]) * [1, 1, -1 if self.pixdim[0] < 0 else 1]
         return np.asarray(nib.affines.from_matvec(turn * edges, self.offset), dtype=np.float64)
+
+    @property
+    def _sized(self) -> bool:
+        return all(0 < edge < math.inf for edge in self.pixdim[1:])
 
     def write_to(self, header: nib.Nifti1Header) -> None:
         """Put the same placement into another header."""
@@ -114,10 +118,10 @@ class Forms:
         Along the edge that differs most, of sform and `pixdim`; or what the unit of length says.
         """
         factors = [_MILLIMETRES.get(self.units, 1.0)]
-        if self.sform is not None and min(self.pixdim[1:]) > 0:
+        if self.sform is not None and self._sized:
             edges = nib.affines.voxel_sizes(self.sform)
             factors += [float(one / two) for one, two in zip(edges, self.pixdim[1:], strict=True)]
-        return max(max(factor, 1 / factor) for factor in factors)
+        return max(max(factor, 1 / factor) for factor in factors if 0 < factor < math.inf)
 
     @property
     def flipped(self) -> bool:
@@ -125,7 +129,8 @@ class Forms:
         if self.sform is None or self.qform is None or not self.qform_code:
             return False
         one, two = self.sform[:3, :3], self.qform[:3, :3]
-        return bool(one[0] @ two[0] < 0 or np.linalg.det(one) * np.linalg.det(two) < 0)
+        with np.errstate(all="ignore"):  # a form of 1e38 mm
+            return bool(one[0] @ two[0] < 0 or np.linalg.det(one) * np.linalg.det(two) < 0)
 
     def distance(self, shape: tuple[int, int, int]) -> float:
         """Return how far apart in mm two forms of one space place a corner of the image.
@@ -153,5 +158,6 @@ def _usable(form: npt.NDArray[np.float64] | None) -> bool:
     """Tell whether a form places every voxel at a spot of its own."""
     if form is None or not np.isfinite(form).all():
         return False
-    edges = np.linalg.norm(form[:3, :3], axis=0)
-    return bool(abs(np.linalg.det(form[:3, :3])) > 1e-6 * edges.prod() > 0)
+    with np.errstate(all="ignore"):
+        edges = np.linalg.norm(form[:3, :3], axis=0)
+        return bool(abs(np.linalg.det(form[:3, :3])) > 1e-6 * edges.prod() > 0)

@@ -33,6 +33,12 @@ _MOST_PACKED = 1032
 """Bytes that deflate can make of one (zlib's documentation: the limit of its format)."""
 _LONGEST_HEADER = 540
 _GZIP = b"\x1f\x8b"
+_ODD_HEADER = (
+    nib.spatialimages.HeaderDataError,
+    nib.wrapstruct.WrapStructError,
+    ValueError,
+    OverflowError,
+)
 _CHECKS = ("CRC check failed", "Incorrect length")
 """How Python words that the end of a gzip stream does not fit what was unpacked."""
 
@@ -82,9 +88,12 @@ class ImageFile:
         with _reading(path), _stream(path) as (stream, packed):
             start = stream.read(_LONGEST_HEADER)
         try:
-            found = cls._of_header(path, start)
-        except (nib.spatialimages.HeaderDataError, ValueError) as error:
-            raise _faulty(path, error) from error
+            with np.errstate(all="ignore"):  # numbers of 1e38 mm
+                found = cls._of_header(path, start)
+        except KeyError as error:  # MGH
+            raise _faulty(path, f"unknown type of voxels {error}") from error
+        except _ODD_HEADER as error:
+            raise _faulty(path, (str(error).splitlines() or [""])[0]) from error
         if packed != path.name.lower().endswith(("gz", ".mgz")):
             how = "compressed" if packed else "uncompressed"
             logger.warning("%s is %s, unlike its name.", path.name, how)
@@ -201,17 +210,16 @@ def _amount(size: int) -> str:
 def _kind(start: bytes) -> type[Any] | None:
     """Tell the format by the first bytes of a file, as the class of its header."""
     sizes = {int.from_bytes(start[:4], order) for order in ("little", "big")}
-    if 348 in sizes and start[344:347] in (b"n+1", b"ni1"):
+    if 348 in sizes and len(start) >= 348 and start[344:347] in (b"n+1", b"ni1"):
         return nib.Nifti1Header
-    if 540 in sizes and start[4:7] in (b"n+2", b"ni2"):
+    if 540 in sizes and len(start) >= 540 and start[4:7] in (b"n+2", b"ni2"):
         return nib.Nifti2Header
     if start[:4] == b"\0\0\0\1" and len(start) >= 284:
         return cast("type[Any]", nib.freesurfer.mghformat.MGHHeader)
     return None
 
 
-def _faulty(path: Path, error: Exception) -> ImageError:
-    words = (str(error).splitlines() or [""])[0]
+def _faulty(path: Path, words: str) -> ImageError:
     if words.startswith("data code 1 "):
         return ImageError(f"{path.name} holds 1-bit voxels: a mask, no scan.", "Leave it out.")
     return ImageError(

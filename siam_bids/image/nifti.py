@@ -77,8 +77,10 @@ def _place(image: ImageFile, index: int | None) -> int:
 
 def _check_affine(image: ImageFile) -> None:
     name, affine = image.path.name, image.affine
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * edges.prod():
+    with np.errstate(all="ignore"):
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        flat = abs(np.linalg.det(affine[:3, :3])) <= 1e-6 * edges.prod()
+    if flat or not np.isfinite(affine).all():
         raise ImageError(f"{name} has no usable affine (sform/qform).", "Repair its header.")
     if edges.min() < SMALLEST_VOXEL or edges.max() > LARGEST_VOXEL:
         raise ImageError(
