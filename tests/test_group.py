@@ -222,7 +222,7 @@ def test_many_thumbnails_stay_beside_the_page(config, monkeypatch):
 def test_subject_pages_show_the_group_behind_the_volumes(config):
     run_group(config)
     page = (config.output_dir / "sub-03.html").read_text()
-    assert "Among all T1w scans" in page
+    assert "Among the scans of its protocol" in page
     assert "among 12 scans, median" in page
     assert 'href="group.html"' in page
 

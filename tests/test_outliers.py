@@ -65,10 +65,13 @@ def test_adjustment_finds_what_age_hides_and_forgives_what_it_explains():
     )
 
 
-def test_too_few_scans_are_not_adjusted_and_the_reason_does_not_claim_it():
+def test_too_few_scans_are_not_adjusted_and_the_reason_does_not_claim_it(caplog):
     scans = table([100, 101, 99, 100, 102, 98, 160], age=[20, 30, 40, 50, 60, 70, 80])
     found = find_outliers(scans, ["GM"], adjust=["age"])
     assert "given" not in found["reason"].item()
+    assert [record.message for record in caplog.records] == [
+        "T1w: too few scans with values of age; outliers are sought without adjustment in GM."
+    ]
 
 
 def test_unknown_and_empty_covariates_are_refused():

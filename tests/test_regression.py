@@ -110,6 +110,7 @@ def test_scans_without_a_value_are_left_out_and_counted():
         ("GM ~ weight", "names weight, but no scan has a value of it"),
         ("GM", "is no formula"),
         ("~ age +", "cannot be read: 'its end' is no column"),
+        ("GM ~ age + (1|site)", "random effects are not written; people who repeat get a random"),
         ("~ C(site)", "can be fitted to no protocol"),
         ("nonsense ~ age", "names nonsense, but no table has such a column"),
         ("sex ~ age", "explains sex, which holds words"),

@@ -291,6 +291,10 @@ class _Reader:
         place = 0
         while place < len(side.rstrip()):
             found = _TOKEN.match(side, place)
+            if not found and side[place:].lstrip().startswith("|"):
+                raise self._error(
+                    "random effects are not written; people who repeat get a random intercept each"
+                )
             if not found:
                 raise self._error(f"{side[place:].strip()[:20]!r} is not of its language")
             kind = str(found.lastgroup)

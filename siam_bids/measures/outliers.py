@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Collection, Sequence
 
@@ -10,6 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from siam_bids.errors import UsageError
+from siam_bids.support.tsv import some
+
+logger = logging.getLogger(__name__)
 
 LIMIT = 3.5
 """|robust z| beyond this is an outlier (Iglewicz and Hoaglin, How to Detect Outliers, 1993)."""
@@ -74,6 +78,7 @@ def find_outliers(
     for protocol, scans in table.groupby("protocol", sort=True):
         counted = ~scans["scan"].isin(list(excluded)).to_numpy()
         keys = scans[list(COLUMNS[:5])].to_dict("records")
+        unadjusted = []
         for measure in measures:
             values = scans[measure].to_numpy(dtype=np.float64)
             known = counted & np.isfinite(values)
@@ -81,7 +86,9 @@ def find_outliers(
                 continue
             used = [name for name in adjust if name != measure]
             expected = _expected(values, scans[used], known) if used else None
-            used = [] if expected is None else used
+            if used and expected is None:
+                unadjusted.append(measure)
+                used = []
             score = robust_z(values if expected is None else values - expected, known)
             middle = float(np.median(values[known]))
             for place in np.flatnonzero(np.abs(score) > LIMIT):
@@ -103,6 +110,11 @@ def find_outliers(
                         f"robust z {score[place]:+.1f}).",
                     }
                 )
+        if unadjusted:
+            logger.warning(
+                "%s: too few scans with values of %s; outliers are sought without adjustment in %s.",
+                protocol, ", ".join(adjust), some(unadjusted),
+            )  # fmt: skip
     listed = pd.DataFrame(found, columns=list(COLUMNS))
     order = listed["robust_z"].astype(float).abs().sort_values(ascending=False, kind="stable").index
     return listed.loc[order].reset_index(drop=True)
