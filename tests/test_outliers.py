@@ -70,7 +70,7 @@ def test_too_few_scans_are_not_adjusted_and_the_reason_does_not_claim_it(caplog)
     found = find_outliers(scans, ["GM"], adjust=["age"])
     assert "given" not in found["reason"].item()
     assert [record.message for record in caplog.records] == [
-        "T1w: too few scans with values of age; outliers are sought without adjustment in GM."
+        "T1w: too few scans have age: outliers are sought without adjustment in GM."
     ]
 
 

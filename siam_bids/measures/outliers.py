@@ -112,7 +112,7 @@ def find_outliers(
                 )
         if unadjusted:
             logger.warning(
-                "%s: too few scans with values of %s; outliers are sought without adjustment in %s.",
+                "%s: too few scans have %s: outliers are sought without adjustment in %s.",
                 protocol, ", ".join(adjust), some(unadjusted),
             )  # fmt: skip
     listed = pd.DataFrame(found, columns=list(COLUMNS))
