@@ -164,6 +164,24 @@ def test_search_is_ringed_in_every_plot_in_sight(tab, output):
     assert all(ring[0][2] == 2 for ring in rings)
 
 
+def test_points_are_coloured_by_any_category(tab, output):
+    opened(tab, output)
+    assert "Left to right: T1w" in tab.inner_text("#lanes")
+    tab.select_option("#colour", "sex")
+    tab.locator("#panels").scroll_into_view_if_needed()
+    tab.locator("#panels .plot canvas").first.wait_for()
+    script = """() => echarts.getInstanceByDom(document.querySelector("#panels .plot")).getOption()
+      .series.filter(s => s.id.startsWith("of ")).map(s => [s.id, s.data.length])"""
+    tab.wait_for_function(f"({script})().length === 2")
+    assert tab.evaluate(script) == [["of F", 7], ["of M", 7]]
+    assert tab.inner_text("#lanes").endswith("sex: FM")
+    tab.fill("#find", "sub-03")
+    filtered(tab, 1)
+    tab.click("#clear")  # leaves the colours
+    filtered(tab, 14)
+    assert tab.input_value("#colour") == "sex"
+
+
 def drag(tab, measure: str, low: float, high: float) -> None:
     """Brush a distribution between two values, over its whole width."""
     plot = tab.locator(f"[data-measure={measure}]")
