@@ -241,6 +241,7 @@ def test_weights_of_another_network_are_refused(tmp_path, head):
 def test_labels_come_from_the_models_own_dataset_json(tmp_path):
     folder = write_model(tmp_path / "model")
     dataset = json.loads((folder / "dataset.json").read_text())
-    dataset["labels"]["Anomalies"] = 40
+    dataset["labels"].update(GM=2, WM=1)
     (folder / "dataset.json").write_text(json.dumps(dataset))
-    assert NnunetModel.open(folder).labels.by_name["Anomalies"].index == 40
+    labels = NnunetModel.open(folder).labels.by_name
+    assert (labels["GM"].index, labels["WM"].index) == (2, 1)
