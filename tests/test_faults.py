@@ -150,7 +150,7 @@ def test_the_model_changes_in_the_middle(folds, bids, tmp_path, monkeypatch):
             run_participant(config)
     monkeypatch.undo()
     check_whole(out)
-    for path in out.rglob("*_dseg.json"):
+    for path in out.rglob("sub-*_dseg.json"):
         assert first in path.read_text()
     assert len(run_participant(config).done) == 3
-    assert not [path for path in out.rglob("*_dseg.json") if first in path.read_text()]
+    assert not [path for path in out.rglob("sub-*_dseg.json") if first in path.read_text()]

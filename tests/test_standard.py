@@ -239,8 +239,8 @@ def test_the_checks_notice_what_the_validator_does_not(foreign, tmp_path):
     breaks = [
         edit("dataset_description.json", GeneratedBy=[{"Name": "other", "Version": "1"}]),
         edit("dataset_description.json", DatasetLinks={"raw": tmp_path.as_uri()}),
-        edit("*_dseg.json", Sources=["bids:raw:sub-01/anat/sub-01_T9w.nii.gz"]),
-        edit("*_dseg.json", SoftwareVersion=3),
+        edit("sub-*_dseg.json", Sources=["bids:raw:sub-01/anat/sub-01_T9w.nii.gz"]),
+        edit("sub-*_dseg.json", SoftwareVersion=3),
         edit("*_volumes.json", voxels={}),
     ]
     for change in breaks:
@@ -248,7 +248,7 @@ def test_the_checks_notice_what_the_validator_does_not(foreign, tmp_path):
             check_derivative(broken(change), raw)
     torn = [
         lambda out: os.truncate(next(out.rglob("*_dseg.nii.gz")), 99),
-        lambda out: next(out.rglob("*_mask.json")).unlink(),
+        lambda out: next(out.rglob("sub-*_volumes.json")).unlink(),
         lambda out: next(out.rglob("*_qc.tsv")).write_text("a\tb\n1\n"),
         lambda out: next(out.rglob("*.png")).write_bytes(b"half"),
     ]
