@@ -26,7 +26,8 @@ def test_what_each_choice_saves():
     maps = 32 * 256 * 256 * 192
     whole = SIAM.memory(*HEAD)
     sums = 2 * 18 * np.prod(HEAD[1])
-    assert whole - replace(SIAM, folds=1).memory(*HEAD) == pytest.approx(sums)
+    weights = 4 * SIAM.parameters
+    assert whole - replace(SIAM, folds=1).memory(*HEAD) == pytest.approx(sums + weights)
     assert whole - replace(SIAM, low_memory=True).memory(*HEAD) == pytest.approx(2 * sums)
     halved = replace(SIAM, precision="bfloat16").network_memory()
     assert SIAM.network_memory() - halved > 2 * maps  # half of two maps of four bytes

@@ -193,7 +193,8 @@ class Load:
         seen = math.prod(shape)
         sums = 0 if self.low_memory else 2 * self.classes * seen * min(2, self.folds)
         loading = 3 * 4 * self.parameters  # the network, and a checkpoint with optimiser state
-        running = 8 * seen + sums + (self.network_memory() if self.on_cpu else 0)
+        following = 4 * self.parameters if self.folds > 1 else 0  # weights of the fold after
+        running = 8 * seen + sums + following + (self.network_memory() if self.on_cpu else 0)
         scans = (BYTES_PER_VOXEL + _NEIGHBOURS) * voxels
         return _PROGRAM + scans + max(_RESAMPLING * seen, loading, running)
 
