@@ -10,8 +10,6 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from siam_bids.inference.resampling import linear_weights
-
 _FEW = 100.0
 """mm^3 (weighted) below which a class borrows its Gaussian from the whole scan."""
 _BLOCK = 8.0
@@ -171,7 +169,7 @@ def _between(voxels: int, edge: int) -> torch.Tensor:
     """Return weights (voxels, blocks) of linear interpolation between the centres of blocks."""
     blocks = -(-voxels // edge)
     where = ((torch.arange(voxels) + 0.5) / edge - 0.5).clamp(0, blocks - 1)
-    return linear_weights(where, blocks)
+    return (1 - (where[:, None] - torch.arange(blocks)).abs()).clamp_min(0)
 
 
 def _borrowed(

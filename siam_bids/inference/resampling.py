@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
@@ -18,21 +19,46 @@ LEAST_PROBABILITY = 1e-9
 """A probability that counts as 0, where its logarithm is taken."""
 
 
-def _steps(source: int, target: int, *, nearest: bool) -> torch.Tensor:
-    """Return weights (target, source) that resize an axis: linear ones, or those of the nearest.
+@dataclass(frozen=True)
+class _Resize:
+    """How to resize an axis: every new voxel lies between two old ones.
 
-    Aligned by extent (half-pixel rule, edges clamped), as in `skimage.transform.resize`.
+    Attributes
+    ----------
+    low, high
+        (target,) int64 places of the two.
+    share
+        (target,) float32 weight of the higher one, 0 to 1.
     """
-    place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
-    place = place.clamp(0, source - 1)
-    if nearest:
-        place = (place + 0.5).floor().clamp(0, source - 1)
-    return linear_weights(place, source).float()
 
+    low: torch.Tensor
+    high: torch.Tensor
+    share: torch.Tensor
 
-def linear_weights(places: torch.Tensor, count: int) -> torch.Tensor:
-    """Return weights (places, count) of linear interpolation at places 0 to `count` - 1."""
-    return (1 - (places[:, None] - torch.arange(count)).abs()).clamp_min(0)
+    @classmethod
+    def of(cls, source: int, target: int, part: slice, *, nearest: bool) -> _Resize:
+        """Resize from `source` to `target` voxels, of which a part is wanted.
+
+        Aligned by extent (half-pixel rule, edges clamped), as in `skimage.transform.resize`.
+        """
+        place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+        place = place.clamp(0, source - 1)
+        if nearest:
+            place = (place + 0.5).floor().clamp(0, source - 1)
+        place = place[part]
+        low = place.floor()
+        high = (low + 1).clamp_max(source - 1)
+        return cls(low.long(), high.long(), (place - low).float())
+
+    def __len__(self) -> int:
+        return len(self.low)
+
+    def along(self, axis: int, planes: torch.Tensor) -> torch.Tensor:
+        """Resize (classes, J, K) along axis 1 or 2."""
+        if len(self) == planes.shape[axis] and not self.share.any():
+            return planes
+        low, high = (planes.index_select(axis, place) for place in (self.low, self.high))
+        return torch.lerp(low, high, self.share[:, None] if axis == 1 else self.share)
 
 
 class Scores(Protocol):
@@ -132,13 +158,13 @@ class Logits(Interpolated):
     ) -> None:
         self._logits = logits
         self._whole, self._nearest_axis = tuple(shape), nearest_axis
-        self._steps = [
-            _steps(source, target, nearest=axis == nearest_axis)[part]
+        self._resizes = [
+            _Resize.of(source, target, part, nearest=axis == nearest_axis)
             for axis, (source, target, part) in enumerate(
                 zip(logits.shape[1:], shape, voxels, strict=True)
             )
         ]
-        super().__init__(len(logits), [len(steps) for steps in self._steps])
+        super().__init__(len(logits), [len(each) for each in self._resizes])
 
     def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Logits:
         """Return those of every few voxels along each axis."""
@@ -179,21 +205,12 @@ class Logits(Interpolated):
         return tuple(box)
 
     def _interpolated(self, classes: slice) -> Iterator[torch.Tensor]:
-        across, *others = self._steps
-        rows, columns = (
-            None if torch.equal(steps, torch.eye(steps.shape[1])) else steps for steps in others
-        )
+        across, rows, columns = self._resizes
         logits = self._logits[classes]
-        for weights in across:
-            near = weights.nonzero()[:, 0]  # one plane or two
-            low, high = logits[:, near[0]].float(), logits[:, near[-1]].float()
-            plane = torch.lerp(low, high, float(1 - weights[near[0]]))
-            yield _resized(rows, _resized(columns, plane.mT).mT).half()
-
-
-def _resized(steps: torch.Tensor | None, planes: torch.Tensor) -> torch.Tensor:
-    """Resize (classes, J, K) along J; None leaves it as it is."""
-    return planes if steps is None else steps @ planes
+        for below, above, share in zip(across.low, across.high, across.share, strict=True):
+            low, high = logits[:, below].float(), logits[:, above].float()
+            plane = torch.lerp(low, high, float(share))
+            yield rows.along(1, columns.along(2, plane)).half()
 
 
 def labels_of(
