@@ -624,7 +624,7 @@ def as_markdown() -> str:
         "",
         "Every kind below is made by `tests/zoo.py` and run by `tests/test_zoo.py`. A scan that",
         "cannot be segmented fails alone, with one line in the summary, in its page and in",
-        "`logs/`; the others go on, and the exit code is 1. An image whose name BIDS does not allow",
+        "`logs/`; the others go on, and the exit code is 1. An image whose name BIDS refuses",
         "has neither page nor log: the summary and `--dry-run` name it. This page is written by",
         "`python tests/zoo.py`.",
         "",
