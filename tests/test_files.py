@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import time
@@ -83,3 +84,24 @@ def test_the_clock_of_this_machine_does_not_decide_what_is_swept(wrong, tmp_path
     os.utime(tmp_path / OLD, (now() - 7200,) * 2)
     sweep([tmp_path])
     assert not (tmp_path / OLD).exists()
+
+
+@pytest.mark.parametrize("refused", [errno.EPERM, errno.EINVAL, errno.ENOTSUP])
+def test_file_systems_without_permissions_or_fsync_are_written_to(tmp_path, monkeypatch, refused):
+    def refuse(*_, **__):
+        raise OSError(refused, os.strerror(refused))
+
+    monkeypatch.setattr("pathlib.Path.chmod", refuse)  # as CIFS does
+    monkeypatch.setattr("os.fsync", refuse)
+    write_text(tmp_path / "table.tsv", "new\n")
+    assert (tmp_path / "table.tsv").read_text() == "new\n"
+
+
+def test_a_disk_that_fails_while_a_file_settles_is_an_error(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_text(tmp_path / "table.tsv", "new\n")
+    assert list(tmp_path.iterdir()) == []

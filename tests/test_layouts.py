@@ -35,8 +35,9 @@ def test_a_layout(layout, tmp_path, tiny_model, capsys):
     filters.write_text(layout.options[-1] if layout.options else "")
     words += [str(filters) if word.startswith("{") else word for word in layout.options]
     before = everything(tmp_path)
-    assert cli.main([*words, "--model", str(tiny_model)]) == 0
+    code = cli.main([*words, "--model", str(tiny_model)])
     rows = table(capsys.readouterr().out)
+    assert code == (1 if "fail" in [row[0] for row in rows] else 0)
     said = {path: action if why in ("n/a", "not segmented yet") else f"{action}: {why}"
             for action, path, _, _, why in rows}  # fmt: skip
     assert said == {name: what for name, what in layout.files.items() if what != UNSEEN}
@@ -57,7 +58,7 @@ def test_a_plan_is_what_a_run_then_does(bids, tmp_path, tiny_model, head, capsys
     write_scan(bids / "sub-01/anat/sub-01_T1w.nii.gz", Volume(head.data[::-1], head.grid))
     before = checksums(tmp_path)
     words = [str(bids), str(tmp_path / "out"), "participant", "--model", str(tiny_model)]
-    assert cli.main([*words, "--device", "cpu", "--n-cpus", "1", "--dry-run"]) == 0
+    assert cli.main([*words, "--device", "cpu", "--n-cpus", "1", "--dry-run"]) == 1
     printed = capsys.readouterr()
     assert checksums(tmp_path) == before
     planned = {}

@@ -105,7 +105,8 @@ def _dry_run(config: RunConfig) -> int:
     if all(step.action == "skip" for step in steps):
         raise nothing_matches(config)
     print(summary(steps), file=sys.stderr)
-    return 0
+    fails = any(step.action == "fail" for step in steps)
+    return EXIT_SOME_SCANS_FAILED if fails else 0
 
 
 def _verify(config: RunConfig) -> int:

@@ -5,6 +5,7 @@ No locks: a file is written beside its place and renamed, which is atomic on loc
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -103,9 +104,7 @@ class Batch:
     def finish(self) -> None:
         """Let every file take its name."""
         for scratch in self._scratch.values():
-            scratch.chmod(0o666 & ~_umask())
-            with scratch.open("rb+") as stream:
-                os.fsync(stream.fileno())
+            _settle(scratch)
         for path, scratch in self._scratch.items():
             scratch.replace(path)
         for path in self._outdated:
@@ -115,6 +114,26 @@ class Batch:
         """Remove the scratch files that did not take their names."""
         for scratch in self._scratch.values():
             scratch.unlink(missing_ok=True)
+
+
+def _settle(scratch: Path) -> None:
+    """Give a file the usual permissions and let it reach the disk, where the disk knows of such.
+
+    CIFS and FUSE file systems may refuse either with EPERM, EINVAL or ENOTSUP.
+    """
+    with _tolerated():
+        scratch.chmod(0o666 & ~_umask())
+    with scratch.open("rb+") as stream, _tolerated():
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _tolerated() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
 
 
 @cache
