@@ -17,7 +17,7 @@ from bidsschematools.types.namespace import Namespace
 from jsonschema import validate
 from PIL import Image
 
-from siam_bids.bids.label_tables import LABEL_TABLE, read_label_table
+from siam_bids.bids.label_tables import LABEL_TABLE
 from siam_bids.bids.names import FIGURES, finished_scans, sidecar
 from siam_bids.pipelines.group import RATINGS
 from siam_bids.support.atomic_files import SCRATCH
@@ -31,7 +31,8 @@ def check_whole(root: Path) -> int:
     for names in finished_scans(root):
         about = json.loads(sidecar(names.segmentation).read_text(encoding="utf-8"))
         wanted = [names.segmentation, names.volumes, names.quality]
-        wanted += [names.brain_mask] if read_label_table(root).brain else []
+        masks = [place for place in about["Outputs"] if place.endswith("_mask.nii.gz")]
+        wanted += [names.brain_mask] if masks else []
         wanted += [names.probability(tissue) for tissue in about["Options"]["probabilities"]]
         wanted += [sidecar(path) for path in wanted]
         wanted += [names.figure(kind) for kind in FIGURES]
