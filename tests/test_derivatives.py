@@ -11,7 +11,7 @@ import pytest
 from conftest import affine_of
 
 from siam_bids import __version__
-from siam_bids.bids.description import CODE_URL, begin_dataset
+from siam_bids.bids.description import begin_dataset
 from siam_bids.bids.label_tables import (
     FREESURFER_TABLE,
     ITKSNAP_TABLE,
@@ -127,7 +127,7 @@ def test_dataset_files(tmp_path):
         "Name": "Head segmentations by siam-bids",
         "BIDSVersion": "1.11.1",
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "siam-bids", "Version": __version__, "CodeURL": CODE_URL}],
+        "GeneratedBy": [{"Name": "siam-bids", "Version": __version__}],
         "SourceDatasets": [{"URL": source.as_uri()}],
         "DatasetLinks": {"raw": source.as_uri()},
     }

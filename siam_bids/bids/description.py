@@ -23,7 +23,7 @@ from siam_bids.support.atomic_files import read_json, write_json, write_text
 from siam_bids.support.text import is_listed, read_text
 
 BIDS_VERSION = "1.11.1"
-CODE_URL = "https://pypi.org/project/siam-bids"
+DESCRIPTION = "dataset_description.json"
 
 _IGNORED = (
     "*.html", "figures", "seg-siam_*.txt", "group_*", "*_volumes.tsv", "*_volumes.json",
@@ -63,14 +63,14 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
         raise UsageError(
             f"{root} holds results of a model with other labels.", "Give another output folder."
         )
-    generator = {"Name": PIPELINE, "Version": __version__, "CodeURL": CODE_URL}
-    authors = read_json(source / "dataset_description.json").get("Authors")
+    generator = {"Name": PIPELINE, "Version": __version__}
+    authors = read_json(source / DESCRIPTION).get("Authors")
     write_json(
-        root / "dataset_description.json",
+        root / DESCRIPTION,
         {
             "Name": f"Head segmentations by {PIPELINE}",
             **({"Authors": authors} if authors else {}),
-            **read_json(root / "dataset_description.json"),  # what people added
+            **read_json(root / DESCRIPTION),  # what people added
             "BIDSVersion": BIDS_VERSION,
             "DatasetType": "derivative",
             "GeneratedBy": [generator],

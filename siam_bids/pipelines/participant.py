@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from siam_bids.bids.description import begin_dataset
+from siam_bids.bids.description import DESCRIPTION, begin_dataset
 from siam_bids.bids.names import ScanNames, finished_scans
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.scan import CT, Scan
@@ -112,11 +112,12 @@ def run_participant(config: RunConfig) -> Summary:
         if not found.refused:
             raise nothing_matches(config)
         return refused
-    begin_dataset(config.output_dir, config.bids_dir, checklist.chain.labels)
+    loop = _ScanLoop(checklist, refused)
+    loop.begin_dataset()
     if limits := checklist.chain.labels.limits:
         logger.warning("%s", limits)
     logger.info("%d scans, model %s", len(found.scans), model_line(checklist.record.describe()))
-    return _ScanLoop(checklist, refused).run(found.scans)
+    return loop.run(found.scans)
 
 
 def boilerplate(config: RunConfig) -> str:
@@ -226,8 +227,15 @@ class _ScanLoop:
                 task.volume, probabilities=self.config.probabilities, progress=progress
             )
 
+    def begin_dataset(self) -> None:
+        """Make the output folder a dataset that names its maker and its labels."""
+        labels = self.checklist.chain.labels
+        begin_dataset(self.config.output_dir, self.config.bids_dir, labels)
+
     def _finish(self, task: Task, prediction: Prediction) -> None:
         try:
+            if not (self.config.output_dir / DESCRIPTION).is_file():  # deleted meanwhile
+                self.begin_dataset()
             with task.meter.stage("write"):
                 written = save_results(task, prediction)
             cost = task.meter.record()
