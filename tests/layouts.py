@@ -126,7 +126,7 @@ LAYOUTS = (
         "sub-02/ses-1/ct/sub-02_ses-1_acq-bone_ct.nii.gz": TAKEN,
         "sub-03/CT/sub-03_CT.nii.gz": TAKEN, "sub-03/CT/sub-03_scout.nii.gz": unlisted("scout"),
         **each(anat("04", "ct"), TAKEN),
-        "sub-04/ct/sub-04_ct.nii.gz": "skip: anat/sub-04_ct.nii.gz is taken instead",
+        "sub-04/ct/sub-04_ct.nii.gz": "skip: anat/sub-04_ct.nii.gz is used instead",
     }, options=("--suffix", "T1w", "ct", "CT")),
     Layout("Participants without anatomy", {
         **each(anat("01", "T1w"), TAKEN),
@@ -145,9 +145,9 @@ LAYOUTS = (
     Layout("Uncompressed, and the same scan twice", {
         "sub-01/anat/sub-01_acq-a_T1w.nii": TAKEN,
         "sub-01/anat/sub-01_acq-b_T1w.nii.gz": TAKEN,
-        "sub-01/anat/sub-01_acq-b_T1w.nii": "skip: anat/sub-01_acq-b_T1w.nii.gz is taken instead",
+        "sub-01/anat/sub-01_acq-b_T1w.nii": "skip: anat/sub-01_acq-b_T1w.nii.gz is used instead",
     }),
-    Layout("Files that are no BIDS images", {
+    Layout("Files that are not BIDS images", {
         **each([T1W], TAKEN),
         "sub-01/anat/sub-01_T1w.mgz": "skip: no .nii.gz or .nii file",
         "sub-01/anat/T1w_old.nii.gz": unlisted("old"),
@@ -157,17 +157,17 @@ LAYOUTS = (
     Layout("Names that BIDS does not allow", {
         **each([T1W], TAKEN),
         "sub-01/anat/sub-01_acq-0.8mm_T1w.nii.gz": failed(
-            "The label of 'acq-0.8mm' is not of letters, digits and + alone, as BIDS demands."),
+            "The label of 'acq-0.8mm' may contain only letters, digits and +."),
         "sub-01/anat/sub-02_T1w.nii.gz": failed(
             "The name says sub-02, but the file lies in sub-01."),
         "sub-01/anat/Copy of sub-01_T1w.nii.gz": failed(
-            "'Copy of sub-' in the name is no entity of BIDS."),
+            "'Copy of sub-' in the name is not a BIDS entity."),
         "sub-01/ses-a/anat/sub-01_T1w.nii.gz": failed(
             "The name says no session, but the file lies in ses-a."),
         "sub-A-01/anat/sub-A-01_T2w.nii.gz": failed(
-            "The label of 'sub-A-01' is not of letters, digits and + alone, as BIDS demands."),
+            "The label of 'sub-A-01' may contain only letters, digits and +."),
         "sub-01/anat/sub-01_T1w (1).nii.gz": failed(
-            "The suffix 'T1w (1)' is not of letters and digits."),
+            "The suffix 'T1w (1)' may contain only letters and digits."),
     }),
     Layout("A participant's folder put aside, and hidden files", {
         **each([T1W], TAKEN),

@@ -282,22 +282,22 @@ def test_what_does_not_fit_is_named(chain_file, tmp_path):
             opened(path)
 
     first, second = str(place / "first"), str(place / "second")
-    refused("is no chain of models", model=first)
+    refused("is not a cascade of models", model=first)
     refused("no label WM for", model=first, regions=[{"inside": "WM", "model": second}])
     three = str(write_model(tmp_path / "three", channels=3))
     refused("has 3 channels, not an image", model=first, regions=[{"inside": "GM", "model": three}])
     regions = [{"inside": ["GM", "WM"], "model": second}]
     refused("no label WM for .*second to refine", model=first, regions=regions)
     for odd in ([], 5, None, ["GM", "GM"], [["GM"]], {}):
-        refused("is no chain of models .inside|is no chain of models .'", model=first,
+        refused("is not a cascade of models .inside|is not a cascade of models .'", model=first,
                 regions=[{"inside": odd, "model": second}])  # fmt: skip
     alike = str(write_model(tmp_path / "alike", names=["background", "c_sf"], channels=2))
     regions = [{"inside": "GM", "model": alike}]
     refused("alike, with the models before it, names a label c_sf, which is written as csf in file "
             "names, as CSF is", model=first, regions=regions)  # fmt: skip
-    refused("is no chain of models", model=first, regions={"inside": "GM"})
-    refused("is no chain of models", model=first, regions=[5])
-    refused("wants 2 images of a head, not one", model=second, regions=[])
+    refused("is not a cascade of models", model=first, regions={"inside": "GM"})
+    refused("is not a cascade of models", model=first, regions=[5])
+    refused("needs 2 input channels, but a scan has only one", model=second, regions=[])
     refused("no model 'x'", model=first, regions=[{"inside": "GM", "model": "x"}])
 
 

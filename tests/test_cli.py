@@ -73,7 +73,7 @@ def test_options_of_other_apps_are_answered_with_ours(words, instead, capsys):
     [
         (["in", "out", "particpant"], "Did you mean participant?"),
         (["in", "out", "participant", "--sufix", "T1w"], "Did you mean --suffix?"),
-        (["in", "out", "participant", "--device", "gpu"], "is none of auto, cpu, cuda, mps."),
+        (["in", "out", "participant", "--device", "gpu"], "is not one of auto, cpu, cuda, mps."),
         (["in"], "The following arguments are required: output_dir, analysis_level."),
         (["in", "out", "group", "--n-cpus", "x"], "invalid int value: 'x'. See siam-bids --help."),
     ],

@@ -49,7 +49,7 @@ class TestIdentity:
     def test_a_session_without_a_row_takes_no_value_of_another(self, tmp_path, caplog):
         table(tmp_path, "participant_id session_id age", "sub-01 ses-a 30", "sub-02 n/a 40")
         assert ages(tmp_path) == ["30", None, "40"]
-        assert "participants.tsv says nothing of sub-01 ses-b." in caplog.text
+        assert "participants.tsv has no row for sub-01 ses-b." in caplog.text
 
     def test_a_scan_without_session_takes_the_only_row_of_its_person(self, tmp_path):
         table(tmp_path, "participant_id session_id age", "sub-01 ses-1 30")
@@ -206,7 +206,7 @@ class TestNumbers:
     def test_a_few_words_leave_a_column_of_numbers(self):
         values, remark = self.read("30", "31", "32", "33", "old")
         assert values == [30, 31, 32, 33, None]
-        assert remark == "values that are no numbers are left out (old of r4)"
+        assert remark == "values that are not numbers are left out (old of r4)"
         assert self.read("30", "NA", "NA", "None", "nan")[0] == [30, None, None, None, None]
 
     def test_words_stay_words_whatever_they_are(self):

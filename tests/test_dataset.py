@@ -106,23 +106,26 @@ def test_names(name, entities, suffix):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("sub-WMH_MRI_21_01H_T1w", "'MRI' in the name is no entity (key-label)"),
+        ("sub-WMH_MRI_21_01H_T1w", "'MRI' in the name is not an entity (key-label)"),
         ("sub-A-01_T1w", "The label of 'sub-A-01' is not of letters, digits and + alone"),
         ("sub-Müller_T1w", "The label of 'sub-Müller' is not"),
         ("sub-1²_T1w", "The label of 'sub-1²' is not"),
         ("sub-_T1w", "The label of 'sub-' is not"),
-        ("Copy of sub-01_T1w", "'Copy of sub-' in the name is no entity of BIDS."),
-        ("SUB-02_T1w", "'SUB-' in the name is no entity of BIDS. Did you mean sub-?"),
+        ("Copy of sub-01_T1w", "'Copy of sub-' in the name is not a BIDS entity."),
+        ("SUB-02_T1w", "'SUB-' in the name is not a BIDS entity. Did you mean sub-?"),
         ("T1w", "The name has no sub- entity."),
         ("acq-a_T1w", "The name has no sub- entity."),
-        ("sub-01_foo-1_T1w", "'foo-' in the name is no entity of BIDS."),
-        ("sub-01_run-a_T1w", "'run-a' in the name is not a number, as BIDS demands of run-."),
+        ("sub-01_foo-1_T1w", "'foo-' in the name is not a BIDS entity."),
+        (
+            "sub-01_run-a_T1w",
+            "'run-a' in the name must be a number, because BIDS requires one for run-.",
+        ),
         ("sub-01_acq-a_acq-a_T1w", "The name has acq- twice."),
-        ("sub-01_T1w (1)", "The suffix 'T1w (1)' is not of letters and digits."),
+        ("sub-01_T1w (1)", "The suffix 'T1w (1)' may contain only letters and digits."),
         ("sub-01_", "The suffix '' is not"),
         ("sub-01_acq-a\nb_T1w", "The label of 'acq-a?b' is not"),
         ("sub-01_acq-\udcff_T1w", "The label of 'acq-?' is not"),
-        ("sub-01__T1w", "'' in the name is no entity"),
+        ("sub-01__T1w", "'' in the name is not an entity"),
         ("", "The suffix '' is not"),
     ],
 )
@@ -210,7 +213,7 @@ def test_a_bidsignore_is_not_read_and_this_is_said(tree, caplog):
     (tree / ".bidsignore").write_text("*_T1w.nii.gz\n")
     with caplog.at_level(logging.WARNING):
         assert [scan.name for scan in find_scans(tree, Query()).scans] == ALL
-    assert "is not read: images that it lists are taken too" in caplog.text
+    assert "is not read: images that it lists are segmented too" in caplog.text
 
 
 def test_a_derivative_dataset_is_taken_if_asked_for(tree):
@@ -227,7 +230,7 @@ def test_a_derivative_dataset_is_taken_if_asked_for(tree):
 @pytest.mark.parametrize(
     ("wishes", "why"),
     [
-        *(({name: "x"}, f"'{name}', which is no entity") for name in (
+        *(({name: "x"}, f"'{name}', which is not an entity") for name in (
             "target", "scope", "return_type", "regex_search", "absolute_paths", "invalid_filters",
             "filters", "drop_invalid_filters", "self")),
         ({"acq": "a"}, "Did you mean acquisition?"),
@@ -291,7 +294,7 @@ def test_a_database_of_something_else_is_refused(tree, tmp_path):
     with pytest.raises(DatasetError, match=f"is of {tree}, not of {tmp_path}/moved"):
         find_scans(tmp_path / "moved", query)
     (query.database / "layout_index.sqlite").write_text("no database")
-    with pytest.raises(DatasetError, match="is no index of pybids: file is not a database"):
+    with pytest.raises(DatasetError, match="is not a pybids index: file is not a database"):
         find_scans(tmp_path / "moved", query)
 
 
@@ -310,7 +313,7 @@ def test_of_twins_the_packed_one_counts(tree, caplog):
     with caplog.at_level(logging.WARNING):
         scans = find_scans(tree, Query(participants=("01",), suffixes=("T1w",))).scans
     assert [scan.path.name for scan in scans] == ["sub-01_T1w.nii.gz"]
-    assert "sub-01_T1w.nii is skipped: sub-01_T1w.nii.gz is taken instead." in caplog.text
+    assert "sub-01_T1w.nii is skipped: sub-01_T1w.nii.gz is used instead." in caplog.text
 
 
 def test_only_wanted_subjects_are_indexed(tree, monkeypatch):

@@ -305,7 +305,7 @@ def test_scans_say_why_they_are_to_do(tmp_path):
     for key, why in IDENTITY.items():
         assert to_do(names, {**made, key: "other"}, []) == why
     all_changed = dict.fromkeys(made, "other")
-    assert to_do(names, all_changed, []) == "the input changed, another model made it"
+    assert to_do(names, all_changed, []) == "the input changed, it was made with another model"
 
 
 def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path):

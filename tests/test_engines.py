@@ -146,7 +146,7 @@ def test_torch_takes_over_where_openvino_fails(tiny_model, head, monkeypatch, ca
     np.testing.assert_array_equal(fallen.segment(head).segmentation.data, expected)
     assert (fallen.load.engine, fallen.load.lean) == ("torch", True)
     assert warned(caplog) == (
-        "OpenVINO cannot run this network (GroupNorm is not known): going on with torch."
+        "OpenVINO cannot run this network (GroupNorm is not known): continuing with torch."
     )
     with pytest.raises(ModelError, match=r"cannot run tiny: GroupNorm is not known\. Give"):
         labels(tiny_model, head, engine="openvino")

@@ -173,7 +173,7 @@ def test_a_whole_run_of_a_dataset(tmp_path):
 
 def test_a_2d_configuration_is_refused_in_one_line():
     two = next(path for name, path in FOLDERS.items() if name.endswith("2d"))
-    with pytest.raises(ModelError, match="it is a 2-D configuration; only 3-D ones run"):
+    with pytest.raises(ModelError, match="it is a 2-D configuration; only 3-D ones are supported"):
         NnunetModel.open(two)
 
 

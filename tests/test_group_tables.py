@@ -168,10 +168,10 @@ class TestExclusion:
     @pytest.mark.parametrize(
         ("rule", "message"),
         [
-            ("rating", "is no comparison"), ("=fail", "is no comparison"),
+            ("rating", "is not a comparison"), ("=fail", "is not a comparison"),
             ("height>3", "names height, but no table has such a column"),
-            ("rating<3", "rating holds words. Use = or !=."), ("age<old", "age holds numbers"),
-            ("age<inf", "age holds numbers"), ("site>0", "leaves no scan"),
+            ("rating<3", "rating contains text. Use = or !=."), ("age<old", "age contains numbers"),
+            ("age<inf", "age contains numbers"), ("site>0", "leaves no scan"),
             ("rating.__class__=fail", "but no table has such a column"),
         ],
     )  # fmt: skip
@@ -188,10 +188,12 @@ class TestExclusion:
         )
         run_group(replace(config, formula="~ age + C(sex)"))
         assert (
-            "Scans rated fail count in all numbers: 1 of 12; --exclude rating=fail" in caplog.text
+            "Scans rated fail are included in all statistics: 1 of 12; --exclude "
+            "rating=fail" in caplog.text
         )
         assert (
-            "Scans flagged fail count in all numbers: 1 of 12; --exclude flag=fail" in caplog.text
+            "Scans flagged fail are included in all statistics: 1 of 12; --exclude "
+            "flag=fail" in caplog.text
         )
         before = read(config, "group_statistics").set_index(["tissue", "term"]).loc[("GM", "age")]
         caplog.clear()

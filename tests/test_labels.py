@@ -73,11 +73,11 @@ def test_a_name_has_one_role_in_all_tables_of_siam_and_known_words():
         (["GM", "WM", "CSF", "CSFv"], 4, 3, ""),
         (["GM", "WM", "CSF", "lobe"], 0, 0, (
          "No total intracranial volume (TIV) and no brain mask: "
-         "it is not known what lobe are.")),
+         "the role of lobe is unknown.")),
         (["GM", "WM", "CSFv"], 0, 3, ("No total intracranial volume (TIV): "
          "no label is cerebrospinal fluid.")),
         (["GM", "WM", "CSF"], 3, 0, ("No brain mask: "
-         "no label tells the ventricles from other cerebrospinal fluid.")),
+         "no label separates the ventricles from other cerebrospinal fluid.")),
         (["Skull", "Head"], 0, 0, ("No total intracranial volume (TIV) and no brain mask: "
          "no label is brain tissue.")),
     ],

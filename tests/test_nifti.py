@@ -168,8 +168,8 @@ def declared(offset, code, *values):
         (declared(42, "hhh", 3000, 3000, 3000), "is damaged: 3000 x 3000 x 3000 voxels are 54 GB"),
         (declared(108, "f", 1e9), "is damaged: .* cannot hold them"),
         (declared(108, "f", -1e9), "is damaged, its header makes no sense"),
-        (declared(70, "hh", 1, 1), "holds 1-bit voxels: a mask, no scan"),
-        (declared(70, "hh", 99, 8), "is damaged, its header makes no sense: data code 99"),
+        (declared(70, "hh", 1, 1), "holds 1-bit voxels: it is a mask, not a scan"),
+        (declared(70, "hh", 99, 8), "has an invalid header: data code 99"),
         (declared(344, "4s", b"ni1"), "is the header of a pair of files. Convert it to one"),
         (declared(42, "hhh", -1, 5, 5), "is damaged|cannot hold"),
         (lambda p: p.write_bytes(bytes(128) + b"DICM" + bytes(400)), "Convert DICOM files with"),
@@ -237,7 +237,7 @@ def test_an_intercept_that_is_no_number_counts_as_none(tmp_path, noise, caplog):
     path = save(tmp_path / "a.nii", noise)
     declared(112, "ff", 2.0, np.nan)(path)
     np.testing.assert_array_equal(load_volume(path).data, 2.0 * noise)
-    assert "a.nii has no valid intercept (scl_inter): 0 is taken." in caplog.text
+    assert "a.nii has no valid intercept (scl_inter): 0 is used." in caplog.text
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_damaged(tmp_path, noise, monkeypatch):
@@ -313,7 +313,7 @@ def test_a_scan_with_two_forms_gets_labels_with_both(tmp_path, head, tiny_model)
         ("mirrored sform", "in its header, sform and qform disagree on left and right"),
         ("mirrored qform", "in its header, sform and qform disagree on left and right"),
         ("twice as large", "the sizes of its voxels (sform, pixdim, unit) differ 2-fold"),
-        ("sform of zeros", "scan.nii.gz has an unusable sform; its qform places it."),
+        ("sform of zeros", "scan.nii.gz has an unusable sform; its qform is used."),
         ("turned sform", ""),
         ("both as MNI", ""),
         ("no code", ""),

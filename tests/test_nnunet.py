@@ -199,7 +199,7 @@ class Evil:
 def test_a_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path):
     proof = tmp_path / "owned"
     torch.save({"network_weights": Evil(proof)}, tmp_path / "checkpoint_final.pth")
-    with pytest.raises(ModelError, match=r"checkpoint_final\.pth is no usable checkpoint"):
+    with pytest.raises(ModelError, match=r"checkpoint_final\.pth is not a usable checkpoint"):
         load_weights(tmp_path / "checkpoint_final.pth")
     assert not proof.exists()
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(proof), protocol=2))

@@ -100,10 +100,10 @@ def test_nilearn_plots_the_tissues_over_the_scan(found, tmp_path):
         ({"voxelsize": 1}, "segment has no option voxelsize. Did you mean voxel_size?"),
         ({"nonsense": 1}, "segment has no option nonsense. It has: voxel_size, scale, "),
         ({"voxel_size": -1}, "voxel_size=-1 is not above 0 and below 1000."),
-        ({"precision": "half"}, "precision='half' is none of auto, float32, bfloat16."),
-        ({"device": "gpu"}, "device='gpu' is none of auto, cpu, cuda, mps."),
+        ({"precision": "half"}, "precision='half' is not one of auto, float32, bfloat16."),
+        ({"device": "gpu"}, "device='gpu' is not one of auto, cpu, cuda, mps."),
         ({"threads": -2}, "threads=-2 is negative. Give 1 or more, or 0 for all."),
-        ({"folds": "02"}, "folds='02' is no list of folds."),
+        ({"folds": "02"}, "folds='02' is not a list of folds."),
     ],
 )
 def test_wrong_options_are_answered_in_our_own_words(options, answer, head):

@@ -79,7 +79,7 @@ def test_folders_with_other_things_are_refused(name, tmp_path):
 def test_a_description_without_content_is_said(tmp_path):
     (tmp_path / "sub-01").mkdir()
     (tmp_path / "dataset_description.json").symlink_to(".git/annex/objects/x")
-    with pytest.raises(UsageError, match=r"nobody can tell whose folder it is.*datalad get"):
+    with pytest.raises(UsageError, match=r"it is unclear what made this folder.*datalad get"):
         check_output_folder(tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_files_of_others_are_not_replaced(name, tmp_path, head, tiny_model, caps
     out.mkdir()
     (out / name).write_text('{"EchoTime": 0.003}')
     assert segment_command.main([str(scan), str(out / "a.nii.gz"), "-m", str(tiny_model)]) == 1
-    assert f"{name} is there and was not made by siam-bids" in capsys.readouterr().err
+    assert f"{name} exists and was not made by siam-bids" in capsys.readouterr().err
     assert whole(out) == {name: b'{"EchoTime": 0.003}'}
 
 

@@ -96,7 +96,7 @@ def test_only_turned_and_small_heads_are_looked_at_again(caplog):
     assert not caplog.records
     labels, edges = blobs(45)
     window = upright_window(upright, labels, edges, siam_labels())
-    (degrees,) = re.findall(r"turned by (\d+) degrees", caplog.text)
+    (degrees,) = re.findall(r"rotated by (\d+) degrees", caplog.text)
     assert abs(int(degrees) - 45) < 8
     matrix = window.pose.affine @ centres(edges)
     places = np.argwhere(labels) @ matrix[:3, :3].T + matrix[:3, 3]
@@ -118,7 +118,7 @@ def test_the_upper_half_of_a_head_is_no_small_head():
 
 @pytest.mark.parametrize("wrong", [{"degrees": "far"}, {"size": 0.5}, {"margin": None}])
 def test_a_wrong_entry_is_refused(wrong):
-    with pytest.raises(ModelError, match="Which heads a model turns cannot be read"):
+    with pytest.raises(ModelError, match="The upright setting of a model cannot be read"):
         Upright.of({**UPRIGHT, **wrong})
 
 
@@ -239,9 +239,9 @@ def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatc
     assert about["Pose"] == found.pose.describe()
     grid = {"Shape": [1, 1, 1], "VoxelSize": [1, 1, 1], "Orientation": "RAS"}
     facts = dict(_facts({**about, "Grid": grid}, {}))
-    assert facts["Pose"] == "turned by 12 degrees, 0.909 times the usual size"
+    assert facts["Pose"] == "rotated by 12 degrees, 0.909 times the average size"
     methods = methods_text([about["Model"]])
-    assert "turned by more than 5 degrees, or larger or smaller" in methods
+    assert "rotated by more than 5 degrees, or larger or smaller" in methods
     assert done == sorted(done)
     assert done[-1] == pytest.approx(1)
     del upright["upright"]

@@ -77,7 +77,7 @@ def test_what_cannot_be_fitted_is_one_plain_line(caplog):
     found = fitted(two.reset_index(drop=True), "~ age + months", ["GM", "Hippo"])
     assert found["protocol"].unique() == ["T2w"]
     assert [record.message for record in caplog.records] == [
-        "T1w: too few scans for the formula, or its terms say the same: GM, Hippo is left out."
+        "T1w: too few scans for the formula, or its terms are collinear: GM, Hippo is left out."
     ]
 
 
@@ -108,13 +108,13 @@ def test_scans_without_a_value_are_left_out_and_counted():
     [
         ("GM ~ height", "names height, but no table has such a column"),
         ("GM ~ weight", "names weight, but no scan has a value of it"),
-        ("GM", "is no formula"),
-        ("~ age +", "cannot be read: 'its end' is no column"),
+        ("GM", "is not a formula"),
+        ("~ age +", "cannot be read: 'its end' is not a column"),
         ("GM ~ age + (1|site)", "random effects are not written; people who repeat get a random"),
-        ("~ C(site)", "can be fitted to no protocol"),
+        ("~ C(site)", "cannot be fitted in any protocol"),
         ("nonsense ~ age", "names nonsense, but no table has such a column"),
-        ("sex ~ age", "explains sex, which holds words"),
-        ("GM ~ log(sex)", r"log\(sex\) is of numbers, but sex holds words"),
+        ("sex ~ age", "explains sex, which contains text"),
+        ("GM ~ log(sex)", r"log\(sex\) contains numbers, but sex contains text"),
         ('~ C(sex, "X")', "sex has no level 'X'. It has F, M."),
     ],
 )
@@ -326,7 +326,7 @@ class TestFormulasAreNotCode:
             assert found.table["scans"].item() == (table["age"] > 50).sum() == scans
             assert set(found.left_out.values()) == {"the formula has no value"}
         else:
-            with pytest.raises(UsageError, match="can be fitted to no protocol"):
+            with pytest.raises(UsageError, match="cannot be fitted in any protocol"):
                 fit_tissues(table, f"GM ~ {right}", ["GM"])
 
     def test_any_name_and_level_is_only_a_name(self):

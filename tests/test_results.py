@@ -209,7 +209,7 @@ def test_a_broken_label_table_is_one_line(study, tmp_path, content, capsys):
     assert cli.main([str(raw), str(out), "group"]) == 3
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"{out / LABEL_TABLE} cannot be read as a label table" in said
-    assert said.endswith("Remove it and run the participant level, which writes it anew.")
+    assert said.endswith("Remove it and run the participant level, which rewrites it.")
 
 
 def test_records_hold_what_is_of_their_types(tmp_path):
@@ -432,12 +432,12 @@ WORDY = {
         ({"Title": "Tiny, reworded", "Citation": "B, 2021.", "License": "BSD"}, ""),
         ({"Name": "small", "Version": "2"}, ""),
         ({"Members": [{"Title": "Uno", "SHA256": "b", "Citation": "C"}]}, ""),
-        ({"Members": [{"Title": "One", "SHA256": "c"}]}, "another model made it"),
-        ({"Members": []}, "another model made it"),
-        ({"SHA256": "b"}, "another model made it"),
-        ({"Folds": 2}, "another model made it"),
-        ({"Focus": {"Tissues": ["GM"], "Margin": 9}}, "another model made it"),
-        ({"Upright": {"TurnedByMoreDegreesThan": 20}}, "another model made it"),
+        ({"Members": [{"Title": "One", "SHA256": "c"}]}, "it was made with another model"),
+        ({"Members": []}, "it was made with another model"),
+        ({"SHA256": "b"}, "it was made with another model"),
+        ({"Folds": 2}, "it was made with another model"),
+        ({"Focus": {"Tissues": ["GM"], "Margin": 9}}, "it was made with another model"),
+        ({"Upright": {"TurnedByMoreDegreesThan": 20}}, "it was made with another model"),
     ],
 )
 def test_words_about_a_model_make_no_study_undone(scans, change, why):

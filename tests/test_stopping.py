@@ -64,7 +64,7 @@ def test_a_signal_ends_a_long_computation_that_hears_nothing():
     child.send_signal(signal.SIGTERM)
     _, said = child.communicate(timeout=20)
     assert child.returncode == EXIT_TRY_AGAIN
-    assert said == "siam-bids: stopped by SIGTERM in the middle of a scan; run again to go on.\n"
+    assert said == "siam-bids: stopped by SIGTERM in the middle of a scan; run again to continue.\n"
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_preemption_stops_within_seconds_and_a_rerun_does_the_rest(config, study
     assert time.monotonic() - begin < 30  # SLURM kills 30 s after a TERM (KillWait)
     assert child.returncode == EXIT_TRY_AGAIN
     assert said.splitlines()[-1] == (
-        "siam-bids: stopped by SIGTERM; finished scans are kept, run again to go on."
+        "siam-bids: stopped by SIGTERM; finished scans are kept, run again to continue."
     )
     assert scratch(config.output_dir) == []
     finished = sorted(names.subject for names in finished_scans(config.output_dir))

@@ -297,16 +297,19 @@ class TestServersThatAreNotWhatTheyShould:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["--checksum", "md5"], "'md5' is no checksum. Write md5:<hex>"),
-            (["--checksum", "md5:xyz"], "is no checksum"),
-            (["--checksum", "sha1:" + "0" * 40], "is no checksum"),
-            (["--archive", "/nonexistent.tar.gz"], "The archive /nonexistent.tar.gz is no file."),
-            (["--archive", "."], "is no file. Give --archive the archive itself"),
+            (["--checksum", "md5"], "'md5' is not a checksum. Write md5:<hex>"),
+            (["--checksum", "md5:xyz"], "is not a checksum"),
+            (["--checksum", "sha1:" + "0" * 40], "is not a checksum"),
+            (
+                ["--archive", "/nonexistent.tar.gz"],
+                "The archive /nonexistent.tar.gz is not a file.",
+            ),
+            (["--archive", "."], "is not a file. Give --archive the archive itself"),
             (
                 ["--mirror", "ftp://x/y"],
-                "ftp://x/y is no http(s) address. Give that of the archive",
+                "ftp://x/y is not an http(s) address. Give that of the archive",
             ),
-            (["--mirror", "here/"], "here/siam.tar.gz is no http(s) address"),
+            (["--mirror", "here/"], "here/siam.tar.gz is not an http(s) address"),
         ],
     )
     def test_options_say_what_they_want(self, published, capsys, words, said):
@@ -564,14 +567,14 @@ class TestArchives:
         with pytest.raises(ModelError, match="compressed in an unusual way"):
             unpack(path, tmp_path / "in")
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(ModelError, match="is no file"):
+        with pytest.raises(ModelError, match="is not a file"):
             unpack(tmp_path / "pipe", tmp_path / "in")
 
 
 def test_a_folder_of_ones_own_is_never_removed(published, original, tmp_path):
     folder = write_model(tmp_path / "mine")
     (folder / "siam-bids.json").write_text('{"files": {}}')
-    with pytest.raises(ModelError, match="is no registered model and is left alone"):
+    with pytest.raises(ModelError, match="is not a registered model and was not removed"):
         remove(str(folder), ())
     assert folder.exists()
 
@@ -602,7 +605,7 @@ def test_a_malicious_checkpoint_in_an_archive_runs_nothing_and_is_not_installed(
     server.files["siam.tar.gz"] = archived(folder)
     checksum = f"md5:{hashlib.md5(server.files['siam.tar.gz']).hexdigest()}"
     assert models_command.main(["fetch", "siam-t", "--checksum", checksum]) == 6
-    assert "is no usable checkpoint" in capsys.readouterr().err
+    assert "is not a usable checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "owned").exists()
     assert not (published / FOLDER).exists()
     assert not list(published.rglob(".unpack-*"))

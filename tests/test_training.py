@@ -311,7 +311,7 @@ def test_half_of_the_images_have_the_contrasts_and_lesions_asked_for(tmp_path):
 
 def test_unknown_contrasts_and_shares_are_refused(tmp_path, capsys):
     for argv, said in (
-        (["--contrasts", "T2w,T2"], "T2 is none of T1w, T2w"),
+        (["--contrasts", "T2w,T2"], "T2 is not one of T1w, T2w"),
         (["--lesion-share", "70"], "70 is not between 0 and 1"),
     ):
         assert train_command.main([str(tmp_path), *argv]) == 2
@@ -377,7 +377,7 @@ def test_maps_without_a_table_are_refused(tmp_path, label_map, capsys):
 def test_only_a_map_that_is_given_can_be_held_out(tmp_path, label_map, capsys):
     argv = ["--siam", str(label_map), "--hold-out", "other.nii.gz"]
     assert train_command.main([str(tmp_path), *argv]) == 2
-    assert "--hold-out other.nii.gz is none of the maps" in capsys.readouterr().err
+    assert "--hold-out other.nii.gz is not one of the maps" in capsys.readouterr().err
 
 
 def test_fine_tuning_begins_with_a_single_network(tmp_path, capsys):

@@ -118,8 +118,8 @@ def test_a_model_of_unknown_labels_gives_volumes_without_tiv_and_brain_mask(tmp_
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert said == [
         (
-            "No total intracranial volume (TIV) and no brain mask: it is not known what lobe are. "
-            "The column role of a labels.tsv beside the model's dataset.json can tell."
+            "No total intracranial volume (TIV) and no brain mask: the role of lobe is unknown. "
+            "Give roles in a labels.tsv next to the model's dataset.json."
         )
     ]
     anat = config.output_dir / "sub-01/anat"
@@ -308,7 +308,7 @@ def test_pages_name_the_model_that_made_the_scans_not_the_present_one(run, tmp_p
         ({"query": Query(suffixes=("PDw",))}, DatasetError, "No anatomical image in"),
         ({"model": "nope"}, ModelError, "There is no model 'nope'"),
         ({"probabilities": ("GM", "Bone")}, UsageError, "has no tissue Bone"),
-        ({"device": "cuda"}, UsageError, "There is no cuda device here"),
+        ({"device": "cuda"}, UsageError, "No cuda device is available"),
     ],
 )
 def test_unusable_requests_end_the_run_before_it_writes_images(config, change, error, message):

@@ -77,7 +77,7 @@ def read_covariates(
         {" ".join(visit).strip() for visit, row in zip(visits, known, strict=True) if not row}
     )
     if lacking:
-        logger.warning("participants.tsv says nothing of %s.", some(lacking))
+        logger.warning("participants.tsv has no row for %s.", some(lacking))
     columns = dict.fromkeys(
         column for own in (*people.values(), *sessions.by_visit.values()) for column in own
     )

@@ -61,7 +61,7 @@ def find_scans(root: Path, query: Query) -> Selection:
         raise DatasetError(f"No folder for participant {', '.join(missing)} in {root}.")
     if (root / ".bidsignore").exists():
         logger.warning(
-            "%s is not read: images that it lists are taken too. Leave them out with --suffix, "
+            "%s is not read: images that it lists are segmented too. Leave them out with --suffix, "
             "--session-label or --bids-filter-file.", root / ".bidsignore",
         )  # fmt: skip
     found = Selection()
@@ -148,8 +148,8 @@ def _ask(root: Path, query: Query, named: Mapping[Path, Scan], found: Selection)
     kept = []
     for path in sorted(taken):
         if twin := _preferred(path, {*taken}):
-            found.skipped[taken[path].relative] = f"{twin.parent.name}/{twin.name} is taken instead"
-            logger.warning("%s is skipped: %s is taken instead.", taken[path].relative, twin.name)
+            found.skipped[taken[path].relative] = f"{twin.parent.name}/{twin.name} is used instead"
+            logger.warning("%s is skipped: %s is used instead.", taken[path].relative, twin.name)
         else:
             kept.append(taken[path])
     found.scans.extend(_with_outputs_of_their_own(kept, found))

@@ -45,7 +45,7 @@ def _check_entity(kind: str, name: str) -> None:
         shorter = [entity for entity in known if entity.startswith(name)]
         meant = shorter[:1] or get_close_matches(name, known, 1)
         raise DatasetError(
-            f"The filter {printable(kind)!r} names {printable(name)!r}, which is no entity of "
+            f"The filter {printable(kind)!r} names {printable(name)!r}, which is not an entity of "
             "pybids.",
             f"Did you mean {meant[0]}?" if meant else f"It has: {', '.join(known)}.",
         )

@@ -67,7 +67,7 @@ def check_description(root: Path, *, derivative: bool = False) -> None:
     example = 'for example {"Name": "My study", "BIDSVersion": "1.10.0"}.'
     if not is_listed(path):
         raise DatasetError(
-            f"{root} has no dataset_description.json, so it is no BIDS dataset.",
+            f"{root} has no dataset_description.json, so it is not a BIDS dataset.",
             f"Write one, {example}",
         )
     try:
@@ -137,7 +137,7 @@ def _check_index(path: Path, root: Path, images: Sequence[Path]) -> None:
             known = {Path(image) for (image,) in index.execute("SELECT path FROM files")}
     except (sqlite3.Error, TypeError) as error:
         raise DatasetError(
-            f"{path} is no index of pybids: {error}.", "Delete it; the next run makes it anew."
+            f"{path} is not a pybids index: {error}.", "Delete it; the next run rebuilds it."
         ) from error
     if Path(indexed) != root:
         raise DatasetError(

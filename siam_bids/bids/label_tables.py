@@ -87,7 +87,7 @@ def read_label_table(root: Path) -> LabelTable:
         reason = error.strerror if isinstance(error, OSError) else str(error).removesuffix(".")
         raise DatasetError(
             f"{path} cannot be read as a label table: {reason}.",
-            "Remove it and run the participant level, which writes it anew.",
+            "Remove it and run the participant level, which rewrites it.",
         ) from error
 
 

@@ -39,14 +39,14 @@ def check_output_folder(root: Path, *, forced: bool = False) -> None:
         about = load_json(path) if is_listed(path) else {}
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path} cannot be read, so nobody can tell whose folder it is: {error}.",
+            f"{path} cannot be read, so it is unclear what made this folder: {error}.",
             "Repair it, or give another output folder.",
         ) from error
     if not generated_by_us(about):
         listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise UsageError(
             f"The output folder {root} was not made by {PIPELINE} and is not empty ({listed}).",
-            "Give an empty or new folder; --force-output writes there nevertheless.",
+            "Give an empty or new folder; --force-output writes there anyway.",
         )
 
 

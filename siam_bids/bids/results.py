@@ -149,7 +149,7 @@ def read_result(names: ScanNames, labels: LabelTable | None = None) -> ScanResul
         if before and before == _stamp(names):
             break
     else:
-        reason = "its sidecar is gone or replaced again and again: the scan is being segmented"
+        reason = "its sidecar keeps changing: the scan is being segmented"
     if reason:
         raise DatasetError(f"{names.name} has no usable result: {reason}.")
     return result
@@ -188,14 +188,14 @@ def _read(names: ScanNames, labels: LabelTable) -> ScanResult:
     quality = _quality(names.quality, recorded=bool(recorded[names.quality]))
     for table, checksum in recorded.items():
         if checksum and checksum != f"sha256:{sha256(table)}":
-            raise ValueError(f"{table.name} is not the one that the sidecar records")
+            raise ValueError(f"{table.name} does not match the checksum in the sidecar")
     return ScanResult(names=names, about=about, volumes=volumes, quality=quality)
 
 
 def _small(path: Path) -> Path:
     """Return a path whose file may be read: of a result's size."""
     if (size := path.stat().st_size) > _LARGEST:
-        raise ValueError(f"it has {size / 1e6:.0f} MB, as no file of ours")
+        raise ValueError(f"it has {size / 1e6:.0f} MB, more than any file of siam-bids")
     return path
 
 

@@ -21,7 +21,7 @@ ENTITIES = (
     "stain", "rec", "dir", "run", "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi",
     "space", "split", "recording", "chunk", "atlas", "seg", "scale", "res", "den", "label", "desc",
 )  # fmt: skip
-"""Keys of all entities, in the order that BIDS 1.11 demands."""
+"""Keys of all entities, in the order that BIDS 1.11 requires."""
 
 _NUMBERED = ("run", "echo", "flip", "inv", "split", "chunk")
 LABEL = r"[0-9a-zA-Z+]+"
@@ -59,7 +59,9 @@ class BidsName:
                 raise DatasetError(f"The name has {key}- twice.")
             labels[key] = label
         if not re.fullmatch("[0-9a-zA-Z]+", suffix, re.ASCII):
-            raise DatasetError(f"The suffix '{printable(suffix)}' is not of letters and digits.")
+            raise DatasetError(
+                f"The suffix '{printable(suffix)}' may contain only letters and digits."
+            )
         if "sub" not in labels:
             raise DatasetError("The name has no sub- entity.")
         return cls(tuple((key, labels[key]) for key in ENTITIES if key in labels), suffix)
@@ -83,18 +85,20 @@ def _entity(part: str) -> tuple[str, str]:
     key, dash, label = part.partition("-")
     if not dash:
         raise DatasetError(
-            f"'{printable(part)}' in the name is no entity (key-label); labels hold no underscore."
+            f"'{printable(part)}' in the name is not an entity (key-label); labels cannot "
+            "contain underscores."
         )
     if key not in ENTITIES:
         meant = f" Did you mean {key.lower()}-?" if key.lower() in ENTITIES else ""
-        raise DatasetError(f"'{printable(key)}-' in the name is no entity of BIDS.{meant}")
+        raise DatasetError(f"'{printable(key)}-' in the name is not a BIDS entity.{meant}")
     if not re.fullmatch(LABEL, label, re.ASCII):
         raise DatasetError(
-            f"The label of '{printable(part)}' is not of letters, digits and + alone, as BIDS "
-            "demands."
+            f"The label of '{printable(part)}' may contain only letters, digits and +."
         )
     if key in _NUMBERED and not label.isdigit():
-        raise DatasetError(f"'{part}' in the name is not a number, as BIDS demands of {key}-.")
+        raise DatasetError(
+            f"'{part}' in the name must be a number, because BIDS requires one for {key}-."
+        )
     return key, label
 
 
@@ -130,7 +134,7 @@ class Scan:
         places = dict(zip(("sub", "ses"), above, strict=False))
         for key, kind in (("sub", "participant"), ("ses", "session")):
             named = f"{key}-{identity.labels[key]}" if key in identity.labels else f"no {kind}"
-            place = printable(places.get(key, f"no folder of a {kind}"))
+            place = printable(places.get(key, f"no {kind} folder"))
             if named != place and (key in places or key in identity.labels):
                 raise DatasetError(f"The name says {named}, but the file lies in {place}.")
         return cls(path=path, relative=path.relative_to(root).as_posix(), identity=identity)

@@ -24,9 +24,9 @@ RESULTS_VERSION = 2
 
 IDENTITY = {
     "InputSHA256": "the input changed",
-    "Model": "another model made it",
+    "Model": "it was made with another model",
     "Options": "the options changed",
-    "ResultsVersion": "a version of siam-bids that gives other results made it",
+    "ResultsVersion": "it was made by a version of siam-bids whose results differ",
 }
 """Sidecar entries that must be unchanged for a result to count as done, and what a change means.
 
@@ -161,7 +161,7 @@ def declare(path: Path, root: Path, about: Mapping[str, Any], written: Mapping[P
         )
     raise DatasetError(
         f"{Path(changed[0]).name} was replaced while the scan was written.",
-        "Another run writes into this folder: let it end, then run again.",
+        "Another run writes into this folder: wait until it ends, then run again.",
     )
 
 

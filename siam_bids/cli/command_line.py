@@ -98,7 +98,7 @@ class CommandLine(argparse.ArgumentParser):
         ):
             known = re.findall(r"[\w.-]+", found[3])
             raise UsageError(
-                f"{found[1]} is {found[2]!r}, which is none of {', '.join(known)}.",
+                f"{found[1]} is {found[2]!r}, which is not one of {', '.join(known)}.",
                 did_you_mean(found[2], known),
             )
         raise UsageError(f"{message[:1].upper()}{message[1:]}.", f"See {self.prog} --help.")

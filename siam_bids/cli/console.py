@@ -50,7 +50,9 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
             raise
         return _disk_trouble(error)
     except Stopped as stop:
-        print(f"siam-bids: {stop}; finished scans are kept, run again to go on.", file=sys.stderr)
+        print(
+            f"siam-bids: {stop}; finished scans are kept, run again to continue.", file=sys.stderr
+        )
         return stop.exit_code
     except KeyboardInterrupt:
         print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)

@@ -61,7 +61,7 @@ def _maps(arguments: argparse.Namespace) -> list[tuple[Path, str]]:
     maps += [(path, str(arguments.table)) for path in arguments.maps]
     for path in arguments.hold_out:
         if path not in [given for given, _ in maps]:
-            raise UsageError(f"--hold-out {path} is none of the maps.", "Name it there as well.")
+            raise UsageError(f"--hold-out {path} is not one of the maps.", "Name it there as well.")
     return maps
 
 
@@ -203,7 +203,7 @@ def _contrasts(text: str) -> tuple[str, ...]:
 
     wanted = words(text)
     if unknown := [word for word in wanted if word not in CONTRASTS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]} is none of {', '.join(CONTRASTS)}")
+        raise argparse.ArgumentTypeError(f"{unknown[0]} is not one of {', '.join(CONTRASTS)}")
     return tuple(wanted)
 
 

@@ -96,7 +96,7 @@ class ImageFile:
             raise _faulty(path, (str(error).splitlines() or [""])[0]) from error
         if packed != path.name.lower().endswith(("gz", ".mgz")):
             how = "compressed" if packed else "uncompressed"
-            logger.warning("%s is %s, unlike its name.", path.name, how)
+            logger.warning("%s is %s, contrary to its name.", path.name, how)
         need = found.offset + math.prod(found.shape) * found.dtype.itemsize
         if need > size * (_MOST_PACKED if packed else 1):
             raise ImageError(
@@ -192,7 +192,7 @@ def image_checksum(path: Path) -> str:
     Raises
     ------
     ImageError
-        It is no regular file with content of its own.
+        It is not a regular file with content of its own.
     """
     regular_file(path, ImageError)
     return sha256(path)
@@ -221,9 +221,11 @@ def _kind(start: bytes) -> type[Any] | None:
 
 def _faulty(path: Path, words: str) -> ImageError:
     if words.startswith("data code 1 "):
-        return ImageError(f"{path.name} holds 1-bit voxels: a mask, no scan.", "Leave it out.")
+        return ImageError(
+            f"{path.name} holds 1-bit voxels: it is a mask, not a scan.", "Leave it out."
+        )
     return ImageError(
-        f"{path.name} is damaged, its header makes no sense: {words.rstrip('.')}.",
+        f"{path.name} has an invalid header: {words.rstrip('.')}.",
         "Fetch or convert it again.",
     )
 
@@ -235,7 +237,7 @@ def _affine(path: Path, header: nib.Nifti1Header, forms: Forms) -> npt.NDArray[n
     declared = int(header["sform_code"]) > 0
     if forms.qform_code and forms.qform is not None:
         if declared:
-            logger.warning("%s has an unusable sform; its qform places it.", path.name)
+            logger.warning("%s has an unusable sform; its qform is used.", path.name)
         return forms.qform
     if declared or int(header["qform_code"]) > 0:
         raise ImageError(f"{path.name} has no usable affine (sform/qform).", "Repair its header.")
@@ -247,7 +249,7 @@ def _scaling(path: Path, header: Any) -> tuple[float, float]:
     if isinstance(header, nib.Nifti1Header) and not np.isfinite(header["scl_inter"]):
         slope = float(header["scl_slope"])
         if slope and math.isfinite(slope):
-            logger.warning("%s has no valid intercept (scl_inter): 0 is taken.", path.name)
+            logger.warning("%s has no valid intercept (scl_inter): 0 is used.", path.name)
             return slope, 0.0
         return 1.0, 0.0
     slope, inter = header.get_slope_inter()

@@ -151,16 +151,16 @@ class LabelTable:
             return ""
         if names := self.without_role:
             more = ", ..." if len(names) > 5 else ""
-            why = f"it is not known what {', '.join(names[:5])}{more} are"
+            why = f"the role of {', '.join(names[:5])}{more} is unknown"
         elif not self.of_role(*BRAIN):
             why = "no label is brain tissue"
         elif not self.of_role("csf"):
             why = "no label is cerebrospinal fluid"
         else:
-            why = "no label tells the ventricles from other cerebrospinal fluid"
+            why = "no label separates the ventricles from other cerebrospinal fluid"
         return (
             f"No {' and no '.join(lacking)}: {why}. "
-            "The column role of a labels.tsv beside the model's dataset.json can tell."
+            "Give roles in a labels.tsv next to the model's dataset.json."
         )
 
     def of_role(self, *roles: str) -> tuple[Label, ...]:

@@ -62,11 +62,11 @@ def _shape(image: ImageFile, index: int | None) -> tuple[int, int, int]:
     if index is not None and len(shape) > 3 and index >= image.volumes:
         raise ImageError(
             f"{name} has {image.volumes} volumes, there is no volume {index}.",
-            "They are counted from 0.",
+            "Volumes are counted from 0.",
         )
     i, j, k = shape[:3]
     if min(i, j, k) < 8:
-        raise ImageError(f"{name} is {(i, j, k)} voxels, too thin to segment a head in.")
+        raise ImageError(f"{name} is {(i, j, k)} voxels, too thin to contain a head.")
     return i, j, k
 
 
@@ -85,7 +85,7 @@ def _check_affine(image: ImageFile) -> None:
     if edges.min() < SMALLEST_VOXEL or edges.max() > LARGEST_VOXEL:
         raise ImageError(
             f"{name} has voxels of {' x '.join(f'{edge:g}' for edge in edges)} mm, "
-            "which is no head scan.",
+            "which is impossible for a head scan.",
             "Repair the voxel size in its header (in mm).",
         )
 
@@ -166,7 +166,9 @@ def load_labels(path: Path) -> tuple[npt.NDArray[np.int32], Grid]:
     with np.errstate(invalid="ignore"):
         whole = np.asarray(np.rint(data), dtype=np.int32)
     if not np.array_equal(whole, data):
-        raise ImageError(f"{path.name} holds values that are not whole numbers, no label map.")
+        raise ImageError(
+            f"{path.name} holds values that are not whole numbers, so it is not a label map."
+        )
     return whole, grid
 
 

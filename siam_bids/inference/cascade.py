@@ -73,17 +73,19 @@ class Chain:
         regions = tuple((region.inside, _open(region.model)) for region in record.regions)
         for head in heads:
             if head.channels != 1:
-                raise ModelError(f"{head.folder} wants {head.channels} images of a head, not one.")
+                raise ModelError(
+                    f"{head.folder} needs {head.channels} input channels, but a scan has only one."
+                )
             if head.labels != heads[0].labels:
                 raise ModelError(
-                    f"{head.folder} has other labels than {heads[0].folder}: "
+                    f"{head.folder} has different labels from {heads[0].folder}: "
                     "they cannot be averaged."
                 )
         for _, model in regions:
             if model.channels > 2:
                 raise ModelError(
-                    f"{model.folder} is no model of a region: it has {model.channels} channels, "
-                    "not an image and perhaps a mask."
+                    f"{model.folder} is not a model of a region: it has {model.channels} channels, "
+                    "but is given an image and a mask at most."
                 )
         for name in record.focus.tissues if record.focus else ():
             if name not in heads[0].labels.by_name:

@@ -25,7 +25,7 @@ def choose_device(wish: str) -> torch.device:
     if wish == "auto":
         return torch.device(next(name for name, there in available.items() if there))
     if not available[wish]:
-        raise UsageError(f"There is no {wish} device here.", "Use --device auto or cpu.")
+        raise UsageError(f"No {wish} device is available.", "Use --device auto or cpu.")
     return torch.device(wish)
 
 

@@ -209,7 +209,8 @@ def upright_window(
     if pose is None or not _needed(upright, pose):
         return None
     logger.info(
-        "The head is turned by %.0f degrees and of %.2f times the usual size: looking again.",
+        "The head is rotated by %.0f degrees and %.2f times the usual size: segmenting it again "
+        "in standard orientation.",
         pose.degrees, 1 / pose.size,
     )  # fmt: skip
     matrix = pose.affine @ centres(voxel_size)

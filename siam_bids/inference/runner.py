@@ -77,7 +77,7 @@ class Runner:
                     f"OpenVINO cannot run {self._model.folder.name}: {error}.",
                     "Give --engine torch.",
                 ) from error
-            logger.warning("OpenVINO cannot run this network (%s): going on with torch.", error)
+            logger.warning("OpenVINO cannot run this network (%s): continuing with torch.", error)
             self._build(device, lean=True)
 
     def predict(
@@ -161,7 +161,7 @@ class Runner:
         """Work in smaller pieces on the same device, or else on the CPU, from now on."""
         pieces = self.may_save_memory
         way = "in smaller pieces" if pieces else "on the CPU"
-        logger.warning("%s: going on %s.", trouble, way)
+        logger.warning("%s: continuing %s.", trouble, way)
         del self._engine
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()

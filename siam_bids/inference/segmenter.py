@@ -267,7 +267,7 @@ class NnunetSegmenter:
             helps = f"{', '.join(leaner)} or more memory" if leaner else "More memory"
             raise ImageError(
                 f"The scan needs {what}; {limit}.",
-                f"{helps[0].upper()}{helps[1:]} (--mem-gb) helps.",
+                f"{helps[0].upper()}{helps[1:]} (--mem-gb) may help.",
             )
 
     def memory_of_scan(self, grid: Grid, part: Grid | None = None) -> float:

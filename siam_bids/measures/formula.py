@@ -116,7 +116,9 @@ class Factor:
             return {self.label: self._levels(table[column])}
         for name in self.columns:
             if is_words(table[name]):
-                raise UsageError(f"--formula: {self.label} is of numbers, but {name} holds words.")
+                raise UsageError(
+                    f"--formula: {self.label} contains numbers, but {name} contains text."
+                )
         if self.compute is None:
             return {self.label: table[column].astype(np.float64)}
         with np.errstate(all="ignore"):
@@ -144,7 +146,7 @@ class Factor:
 
 
 def is_words(values: pd.Series) -> bool:
-    """Tell whether a column holds words."""
+    """Tell whether a column contains text."""
     return not pd.api.types.is_numeric_dtype(values)
 
 
@@ -252,7 +254,7 @@ def parse(text: str) -> Formula:
         raise UsageError(f"--formula has more than {LONGEST} characters.", EXAMPLE)
     left, tilde, right = text.partition("~")
     if not tilde or not right.strip():
-        raise UsageError(f"--formula {text!r} is no formula.", EXAMPLE)
+        raise UsageError(f"--formula {text!r} is not a formula.", EXAMPLE)
     reader = _Reader(text, right)
     terms = reader.all()
     return Formula(
@@ -296,7 +298,7 @@ class _Reader:
                     "random effects are not written; people who repeat get a random intercept each"
                 )
             if not found:
-                raise self._error(f"{side[place:].strip()[:20]!r} is not of its language")
+                raise self._error(f"{side[place:].strip()[:20]!r} is not allowed in a formula")
             kind = str(found.lastgroup)
             text = "**" if found[kind] == "^" else found[kind]
             yield _Token("name" if kind == "quoted" else kind.removeprefix("other_"), text)
@@ -344,7 +346,7 @@ class _Reader:
                 self._expect("+")
             token = self._take()
             if token.kind != "name":
-                raise self._error("its left side is no column of the tables")
+                raise self._error("its left side is not a column of the tables")
             found.append(token.text)
         return tuple(dict.fromkeys(found))
 
@@ -415,7 +417,7 @@ class _Reader:
     def _whole_number(self) -> int:
         token = self._take()
         if token.kind != "number" or not re.fullmatch(r"[1-9]", token.text):
-            raise self._error(f"{token.text!r} is no whole number from 1 to {HIGHEST_POWER}")
+            raise self._error(f"{token.text!r} is not a whole number from 1 to {HIGHEST_POWER}")
         if int(token.text) > HIGHEST_POWER:
             raise self._error(f"the power {token.text} is above {HIGHEST_POWER}")
         return int(token.text)
@@ -431,7 +433,7 @@ class _Reader:
         if token == _Token("number", "1"):
             return {(): None}
         if token.kind != "name":
-            raise self._error(f"{token.text!r} is no column")
+            raise self._error(f"{token.text!r} is not a column")
         if not self._found("("):
             return {(Factor(self._label(start), (token.text,)),): None}
         factor = self._call(token.text, start)
@@ -443,7 +445,8 @@ class _Reader:
             return self._category(start)
         if function not in (*FUNCTIONS, "poly"):
             raise self._error(
-                f"{function}() is no function of it; there are C, poly, {', '.join(FUNCTIONS)}"
+                f"{function}() is not a supported function; there are C, poly, "
+                f"{', '.join(FUNCTIONS)}"
             )
         number = self._arithmetic()
         compute: Callable[[pd.DataFrame], Array]
@@ -460,7 +463,7 @@ class _Reader:
     def _category(self, start: int) -> Factor:
         column = self._take()
         if column.kind != "name":
-            raise self._error(f"{column.text!r} is no column")
+            raise self._error(f"{column.text!r} is not a column")
         reference = ""
         if self._found(","):
             wrapped = self._next() == _Token("name", "Treatment")  # as patsy has it
@@ -521,11 +524,11 @@ class _Reader:
         if token.kind == "number":
             return _constant(float(token.text))
         if token.kind != "name":
-            raise self._error(f"{token.text!r} is no number and no column")
+            raise self._error(f"{token.text!r} is neither a number nor a column")
         if not self._found("("):
             return _Number(_column(token.text), (token.text,))
         if token.text not in FUNCTIONS:
-            raise self._error(f"{token.text}() is no function of it")
+            raise self._error(f"{token.text}() is not a supported function")
         number = self._arithmetic()
         self._expect(")")
         return _Number(_applied(FUNCTIONS[token.text], number.compute), number.columns)

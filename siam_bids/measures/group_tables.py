@@ -67,9 +67,9 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "Biostatistics 2007; Fortin et al., NeuroImage 2018); age, sex and TIV are preserved.",
         "Units": "mL",
     },
-    "flag": {"Description": "Quality of the scan, see group_qc.tsv."},
-    "rating": {"Description": "What a person said of the scan: pass, warn or fail."},
-    "rating_note": {"Description": "The person's note."},
+    "flag": {"Description": "Quality flag of the scan, see group_qc.tsv."},
+    "rating": {"Description": "Rating of the scan by a person: pass, warn or fail."},
+    "rating_note": {"Description": "Note of the person who rated it."},
     "session_from": {"Description": "Earlier session."},
     "session_to": {"Description": "Later session."},
     "volume_from_mL": {"Description": "Volume in the earlier session.", "Units": "mL"},
@@ -91,13 +91,14 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "Description": "Whether the scan counts in medians, adjustments and models.",
         "Levels": {"yes": "it counts", "no": "--exclude leaves it out"},
     },
-    "excluded_because": {"Description": "What of --exclude leaves the scan out."},
+    "excluded_because": {"Description": "The rule of --exclude that leaves the scan out."},
     "scans": {"Description": "Included scans of the protocol that have a value."},
     "measure": {"Description": "Tissue or quality metric."},
     "value": {"Description": "The scan's value, in the unit of the measure."},
     "median": {"Description": "Median of the included scans of the protocol."},
     "expected": {
-        "Description": "What the robust fit of --adjust-for gives for the scan; n/a without."
+        "Description": "Value that the robust fit of --adjust-for predicts for the scan; n/a "
+        "without."
     },
     "robust_z": {
         "Description": "(value - median) / (1.4826 MAD) within the protocol; after adjustment, of "
@@ -105,7 +106,7 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "the mean absolute deviation times 1.2533 stands for 1.4826 MAD.",
         "Units": "1",
     },
-    "reason": {"Description": "The finding in words."},
+    "reason": {"Description": "The finding as a sentence."},
 }
 
 

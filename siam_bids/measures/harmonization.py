@@ -153,12 +153,10 @@ def _refusal(sites: pd.Series[str], covariates: pd.DataFrame, column: str) -> st
         between = values.groupby(sites.to_numpy()).transform("mean")
         total = float(((values - values.mean()) ** 2).sum())
         if total and float(((between - values.mean()) ** 2).sum()) / total > _CONFOUNDED:
-            return f"{column} and {name} say nearly the same; their effects cannot be told apart."
+            return f"{column} and {name} are nearly collinear; their effects cannot be separated."
     design = np.column_stack([pd.get_dummies(sites).to_numpy(dtype=np.float64), covariates])
     if np.linalg.matrix_rank(design) < design.shape[1]:
-        return (
-            f"{column} and the covariates {', '.join(map(str, covariates))} cannot be told apart."
-        )
+        return f"{column} and the covariates {', '.join(map(str, covariates))} cannot be separated."
     if len(design) < design.shape[1] + FEWEST:
         return f"{len(design)} scans are too few for {design.shape[1]} sites and covariates."
     return ""

@@ -48,12 +48,12 @@ class Exclusion:
         Raises
         ------
         UsageError
-            It is no comparison.
+            It is not a comparison.
         """
         found = re.fullmatch(r"\s*(.+?)\s*(<=|>=|!=|==|=|<|>)\s*(.+?)\s*", text)
         if not found:
             raise UsageError(
-                f"--exclude {text!r} is no comparison.",
+                f"--exclude {text!r} is not a comparison.",
                 "For example rating=fail, flag!=pass, 'snr_WM<5'.",
             )
         return cls(column=found[1], sign=found[2].replace("==", "="), value=found[3])
@@ -70,9 +70,9 @@ class Exclusion:
         if pd.api.types.is_numeric_dtype(values):
             wanted = as_number(self.value)
             if math.isnan(wanted):
-                raise UsageError(f"--exclude {self}: {self.column} holds numbers.")
+                raise UsageError(f"--exclude {self}: {self.column} contains numbers.")
         elif self.sign not in ("=", "!="):
-            raise UsageError(f"--exclude {self}: {self.column} holds words.", "Use = or !=.")
+            raise UsageError(f"--exclude {self}: {self.column} contains text.", "Use = or !=.")
         applied: pd.Series[bool] = _COMPARISONS[self.sign](values, wanted).astype(bool)
         return values.notna() & applied
 

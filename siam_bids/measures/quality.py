@@ -107,14 +107,15 @@ def dictionary(columns: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     known = {metric.name: metric for metric in metrics()}
     described: dict[str, dict[str, Any]] = {
         "flag": {
-            "Description": "Worst of all metrics against their bounds; a call for a look.",
+            "Description": "Worst of all metrics against their bounds; a request to look at the "
+            "scan.",
             "Levels": {
                 "pass": "within all bounds",
-                "warn": "beyond a bound of concern",
-                "fail": "beyond a bound that human heads do not pass",
+                "warn": "beyond the warning bound",
+                "fail": "beyond the failure bound",
             },
         },
-        "reasons": {"Description": "Why the flag is not pass, in words, worst first."},
+        "reasons": {"Description": "Why the flag is not pass, worst first."},
     }
     for column in columns:
         tissue = column.partition("_")[2]

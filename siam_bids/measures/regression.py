@@ -22,11 +22,12 @@ logger = logging.getLogger(__name__)
 DICTIONARY: dict[str, dict[str, Any]] = {
     "protocol": {"Description": "The scans that were modelled together."},
     "tissue": {
-        "Description": "What is explained: the volume of a tissue in mL, or the column that stands "
+        "Description": "Dependent variable: the volume of a tissue in mL, or the column that "
+        "stands "
         "on the left side of the formula, in its unit."
     },
     "term": {"Description": "Term of the formula."},
-    "estimate": {"Description": "Change of what is explained per unit of the term."},
+    "estimate": {"Description": "Change of the dependent variable per unit of the term."},
     "ci_low": {"Description": "Lower end of the 95 % confidence interval."},
     "ci_high": {"Description": "Upper end of the 95 % confidence interval."},
     "standard_error": {"Description": "Standard error of the estimate."},
@@ -36,7 +37,7 @@ DICTIONARY: dict[str, dict[str, Any]] = {
         "protocol and term (Benjamini and Hochberg, 1995)."
     },
     "estimate_percent": {
-        "Description": "Estimate in percent of the mean of what is explained.",
+        "Description": "Estimate in percent of the mean of the dependent variable.",
         "Units": "%",
     },
     "ci_low_percent": {"Description": "ci_low in percent of that mean.", "Units": "%"},
@@ -121,7 +122,7 @@ def fit_tissues(
     check_columns(table, [*asked.left, *asked.columns], "--formula")
     words = [name for name in asked.left if is_words(table[name])]
     if words:
-        raise UsageError(f"--formula explains {words[0]}, which holds words, not numbers.")
+        raise UsageError(f"--formula explains {words[0]}, which contains text, not numbers.")
     corrected = {"ICV", INTRACRANIAL} & {*asked.columns}
     explained = asked.left or [name for name in tissues if not (name == INTRACRANIAL and corrected)]
     rows: list[dict[str, object]] = []
@@ -134,8 +135,8 @@ def fit_tissues(
         rows += _fit_protocol(scans, design, str(protocol), explained)
     if not rows:
         raise UsageError(
-            f"--formula {asked.text!r} can be fitted to no protocol: too few scans have all of "
-            f"{', '.join(asked.columns) or 'its columns'}, or they are too alike in them.",
+            f"--formula {asked.text!r} cannot be fitted in any protocol: too few scans have all of "
+            f"{', '.join(asked.columns) or 'its columns'}, or these do not vary enough.",
         )
     found = pd.DataFrame(rows)
     found["formula"] = found["tissue"] + f" ~ {asked.right}"
@@ -173,10 +174,10 @@ def _fit_protocol(
         about = {"protocol": protocol, "tissue": tissue, "left_out": len(scans) - len(volume)}
         rows += [about | row for row in own]
     if design.empty:
-        logger.warning("%s: no scans for the formula, or a category of one level.", protocol)
+        logger.warning("%s: no scans for the formula, or a category with a single level.", protocol)
     elif impossible:
         logger.warning(
-            "%s: too few scans for the formula, or its terms say the same: %s is left out.",
+            "%s: too few scans for the formula, or its terms are collinear: %s is left out.",
             protocol, some(impossible),
         )  # fmt: skip
     if doubtful:

@@ -59,7 +59,7 @@ def unpack(archive: Path, folder: Path) -> None:
         unpacked. Or the disk has no room for it.
     """
     if not archive.is_file():
-        raise ModelError(f"{archive} is no file.")
+        raise ModelError(f"{archive} is not a file.")
     try:
         if zipfile.is_zipfile(archive):
             _unpack_zip(archive, folder)

@@ -60,7 +60,7 @@ def published_checksum(record: str, file: str) -> tuple[str, int]:
         http.client.HTTPException,
     ) as error:  # fmt: skip
         raise ModelError(
-            f"{record} does not tell the checksum of {file} ({reason_of(error)}).",
+            f"{record} does not give the checksum of {file} ({reason_of(error)}).",
             "Give it with --checksum md5:..., as the page of the record shows it, and the file, if "
             f"it cannot be had from there, with --mirror URL (its address, or that of its folder "
             f"with / at the end) or --archive {file} (on this disk).",
@@ -95,7 +95,7 @@ def download(
     """
     if not url.startswith(("http://", "https://")):
         raise ModelError(
-            f"{url} is no http(s) address.",
+            f"{url} is not an http(s) address.",
             "Give that of the archive, or that of its folder with / at the end.",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def download(
         if failures >= attempts:
             raise ModelError(
                 f"{url} cannot be fetched: {reason}.",
-                f"Check the network or proxy; the next fetch goes on from here. {_ELSEWHERE}",
+                f"Check the network or proxy; the next fetch continues from here. {_ELSEWHERE}",
             )
         logger.info("%s: %s; trying again", url, reason)
         time.sleep(min(2.0**failures, 30) * (0.05 if grown > 0 else 1))
@@ -162,7 +162,7 @@ def _receive(url: str, target: Path, start: int, size: int, progress: Progress |
         resumed = start > 0 and answer.status == 206
         if resumed and not str(answer.headers.get("Content-Range")).startswith(f"bytes {start}-"):
             target.unlink()
-            raise ValueError("the server sent another part than was asked for")
+            raise ValueError("the server sent a different part of the file than requested")
         there = start if resumed else 0
         length = answer.length or 0  # None for a header that is absent or no number
         most = size or LARGEST
@@ -186,7 +186,7 @@ def _receive(url: str, target: Path, start: int, size: int, progress: Progress |
 
 def _too_much(url: str, found: int, most: int) -> ModelError:
     return ModelError(
-        f"{url} sends {found} bytes or more, not {most}, and is given up.",
+        f"{url} sends {found} bytes or more, not {most}, so the download was stopped.",
         "The server does not have the genuine archive.",
     )
 
@@ -202,7 +202,7 @@ def check_checksum(checksum: object) -> tuple[str, str]:
     found = re.fullmatch(r"(md5):([0-9a-f]{32})|(sha256):([0-9a-f]{64})", str(checksum).lower())
     if not found:
         raise ModelError(
-            f"{str(checksum)[:80]!r} is no checksum.", "Write md5:<hex> or sha256:<hex>."
+            f"{str(checksum)[:80]!r} is not a checksum.", "Write md5:<hex> or sha256:<hex>."
         )
     kind, value = (part for part in found.groups() if part)
     return kind, value
@@ -219,7 +219,7 @@ def check_archive(path: Path, checksum: str) -> None:
     kind, expected = check_checksum(checksum)
     if not path.is_file():
         raise ModelError(
-            f"The archive {path} is no file.",
+            f"The archive {path} is not a file.",
             "Give --archive the archive itself, a .tar.gz or .zip.",
         )
     found = digest(path, kind)

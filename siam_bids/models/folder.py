@@ -107,7 +107,7 @@ def read_object(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
         content = load_json(path)
         if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", "") or error
         raise ModelError(f"{path} cannot be read: {reason}.") from error

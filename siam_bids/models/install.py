@@ -144,7 +144,7 @@ def _install(
         try:
             os.rename(folder, target)  # noqa: PTH104 - must fail where something is in the way
         except OSError as error:
-            raise ModelError(f"{target} is in the way.", "Move it away.") from error
+            raise ModelError(f"{target} already exists.", "Move it away.") from error
     return target
 
 
@@ -180,11 +180,13 @@ def remove(name: str, roots: Sequence[Path]) -> Path:
     record = find_model(name, roots)
     if len(parts := record.parts()) > 1:
         names = ", ".join(dict.fromkeys(part.name for part in parts))
-        raise ModelError(f"{name} consists of {names}.", "Remove those that you can spare.")
+        raise ModelError(f"{name} consists of {names}.", "Remove the parts that you do not need.")
     folder = record.folder
     if name not in known.registry():
-        raise ModelError(f"{name} is no registered model and is left alone.", "Remove it yourself.")
+        raise ModelError(
+            f"{name} is not a registered model and was not removed.", "Remove it yourself."
+        )
     if not (folder / MANIFEST).exists():
-        raise ModelError(f"{folder} was not fetched by siam-bids-models and is left alone.")
+        raise ModelError(f"{folder} was not fetched by siam-bids-models and was not removed.")
     shutil.rmtree(folder)
     return folder

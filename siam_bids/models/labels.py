@@ -79,7 +79,7 @@ def _values(where: str, content: Any) -> dict[str, int]:
         value = given[0] if isinstance(given, list) and len(given) == 1 else given
         if isinstance(value, list):
             raise ModelError(
-                f"{where} has overlapping regions ({_shown(name)}), not one label a voxel.",
+                f"{where} has overlapping regions ({_shown(name)}), not one label per voxel.",
                 "Models trained on regions are not supported.",
             )
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -162,7 +162,7 @@ def check_names(where: str, labels: Iterable[Label]) -> None:
         if not _NAME.fullmatch(name):
             raise ModelError(
                 f"{where} names a label {_shown(name)}.",
-                "Names are up to 64 of the signs A-Z a-z 0-9 _ + -; "
+                "Names are up to 64 of the characters A-Z a-z 0-9 _ + -; "
                 f"the columns index and name of a {LABELS} beside it may give another.",
             )
         if name.lower() in _RESERVED:

@@ -65,7 +65,9 @@ def find_model(
         path = Path(name).expanduser()
         files = (*named_by, path.resolve())
         if path.resolve() in named_by or len(files) > _DEEPEST:
-            raise ModelError(f"{' names '.join(file.name for file in files[-3:])}: without an end.")
+            raise ModelError(
+                f"{' names '.join(file.name for file in files[-3:])}: a circular reference."
+            )
         return _joined(path.stem, _joined_file(path), roots, checkpoint, files)
     if name in known:
         entry = known[name]
@@ -73,7 +75,7 @@ def find_model(
             return _joined(name, entry, roots, checkpoint, named_by)
         if not (here := locate(name, roots)):
             raise ModelError(
-                f"The model {name} is not here.", f"Get it with: siam-bids-models fetch {name}"
+                f"The model {name} is not installed.", f"Get it with: siam-bids-models fetch {name}"
             )
         (folder,) = here
         version = entry.get("version") or read_object(folder / "version.json")["version"]
@@ -138,7 +140,7 @@ def _joined_file(path: Path) -> dict[str, Any]:
         return {**said, **first, "regions": regions}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
         raise ModelError(
-            f"{path} is no chain of models ({str(error).rstrip('.')}).",
+            f"{path} is not a cascade of models ({str(error).rstrip('.')}).",
             'Write {"model": ..., "regions": [{"inside": LABEL or [LABEL, ...], "model": ...}]} '
             'or, for an ensemble, {"members": [..., ...]}.',
         ) from error
@@ -163,7 +165,9 @@ def _joined(
     )
     for member in members:
         if member.members or member.regions:
-            raise ModelError(f"{name}: {member.name} is no single model, so no member.")
+            raise ModelError(
+                f"{name}: {member.name} is not a single model, so it cannot be a member."
+            )
     members = tuple(replace(member, intensities=None, upright=None) for member in members)
     if known := tuple(entry.get("precisions", ())):
         members = tuple(replace(member, precisions=known) for member in members)
@@ -201,7 +205,7 @@ def _inside(given: Any) -> tuple[str, ...]:
     """Return the labels of a region, which may be given as one name or as a list."""
     names = (given,) if isinstance(given, str) else tuple(given)
     if not names or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
-        raise TypeError("inside is no label and no list of labels")
+        raise TypeError("inside is neither a label nor a list of labels")
     return names
 
 
@@ -255,7 +259,7 @@ def listed_files(folder: Path) -> dict[str, dict[str, Any]]:
         for about in files.values()
     )
     if not isinstance(files, dict) or not good:
-        raise ModelError(f"{folder / MANIFEST} is no list of files.", "Fetch the model again.")
+        raise ModelError(f"{folder / MANIFEST} is not a list of files.", "Fetch the model again.")
     return files
 
 
@@ -275,8 +279,8 @@ def _folder_checksum(folder: Path, checkpoint: str) -> str:
     digest = hashlib.sha256()
     for part in model_files(folder, checkpoint):
         if not part.is_file():
-            what = "is no regular file" if part.exists() else "is missing"
-            raise ModelError(f"{folder} is no nnU-Net model folder: {part.name} {what}.")
+            what = "is not a regular file" if part.exists() else "is missing"
+            raise ModelError(f"{folder} is not an nnU-Net model folder: {part.name} {what}.")
         name = part.relative_to(folder).as_posix()
         listed = known.get(name, {})
         same = listed.get("size") == part.stat().st_size  # gigabytes: hashed by `verify` only

@@ -187,7 +187,7 @@ class Upright:
             return cls(degrees, size, margin)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"Which heads a model turns cannot be read ({error!r}).",
+                f"The upright setting of a model cannot be read ({error!r}).",
                 'Write {"degrees": 25, "size": 1.12, "margin": 8}.',
             ) from error
 

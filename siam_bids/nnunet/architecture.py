@@ -145,7 +145,9 @@ def read_architecture(architecture: Any) -> tuple[type[nn.Module], dict[str, Any
     short = _last(name, _HOME)
     if short not in _NETWORKS:
         names = ", ".join(_NETWORKS)
-        raise ValueError(f"network_class_name is {shown(name)}, none of nnU-Net's U-Nets ({names})")
+        raise ValueError(
+            f"network_class_name is {shown(name)}, not one of nnU-Net's U-Nets ({names})"
+        )
     kind, own, blocks = _NETWORKS[short]
     given = table(architecture.get("arch_kwargs"), "arch_kwargs")
     stages = whole(2, _MOST_STAGES)(given.get("n_stages"), "n_stages")
@@ -192,15 +194,17 @@ def _edges(allowed: range) -> Check:
 
     def edge(value: Any, what: str) -> int:
         if type(value) is not int or value not in allowed:
-            odd = "odd number" if allowed.step == 2 else "whole number"
-            raise ValueError(f"{what} is {shown(value)}, no {odd} from 1 to {allowed[-1]}")
+            odd = "an odd number" if allowed.step == 2 else "a whole number"
+            raise ValueError(f"{what} is {shown(value)}, not {odd} from 1 to {allowed[-1]}")
         return value
 
     def check(value: Any, what: str) -> int | list[int]:
         if type(value) is int:
             return edge(value, what)
         if not isinstance(value, list) or len(value) != 3:
-            raise ValueError(f"{what} is {shown(value)}, no three numbers: only 3-D networks run")
+            raise ValueError(
+                f"{what} is {shown(value)}, not three numbers: only 3-D networks are supported"
+            )
         return [edge(each, what) for each in value]
 
     return check
@@ -215,7 +219,7 @@ def _found(layers: _Layers, name: Any, what: str) -> tuple[type[nn.Module], Mapp
     short = _last(name, layers.home)
     if short not in layers.known:
         known = ", ".join(layers.known)
-        raise ValueError(f"{what} is {shown(name)}, none of {layers.home[:-1]}'s {known}")
+        raise ValueError(f"{what} is {shown(name)}, not one of {layers.home[:-1]}'s: {known}")
     return layers.known[short]
 
 

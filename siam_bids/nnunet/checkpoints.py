@@ -172,18 +172,18 @@ def _unpickled(path: Path, *, mmap: bool = False) -> dict[str, Any]:
             if names := torch.serialization.get_unsafe_globals_in_checkpoint(path):
                 what = ", ".join(sorted(_plain(name) for name in names)[:3])
                 raise ModelError(
-                    f"{path} is no usable checkpoint: it names {what}, "
+                    f"{path} is not a usable checkpoint: it names {what}, "
                     "which may run code; only tensors and numbers are read."
                 )
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} is no usable checkpoint: it holds more than tensors and numbers."
+            f"{path} is not a usable checkpoint: it holds more than tensors and numbers."
         ) from error
     except _BROKEN as error:
-        raise ModelError(f"{path} is no usable checkpoint: {_plain(error)}.") from error
+        raise ModelError(f"{path} is not a usable checkpoint: {_plain(error)}.") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} is no usable checkpoint: it is not nnU-Net's.")
+        raise ModelError(f"{path} is not a usable checkpoint: it is not nnU-Net's.")
     return content
 
 
@@ -203,19 +203,21 @@ def _check_archive(path: Path) -> None:
 def _named(path: Path, weights: Any) -> dict[str, torch.Tensor]:
     """Return weights without the prefixes that compiling and several GPUs add to their names."""
     if not isinstance(weights, dict) or not weights:
-        raise ModelError(f"{path} is no usable checkpoint: it has no table of network_weights.")
+        raise ModelError(f"{path} is not a usable checkpoint: it has no table of network_weights.")
     found = {}
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise ModelError(f"{path} is no usable checkpoint: network_weights are no tensors.")
+            raise ModelError(f"{path} is not a usable checkpoint: network_weights are not tensors.")
         plain = torch.Tensor.detach(value)
         stored = plain.layout == torch.strided and plain.device.type == "cpu"
         stored = stored and not (plain.is_quantized or plain.is_nested)
         if not stored or plain.numel() * plain.itemsize > plain.untyped_storage().nbytes():
-            raise ModelError(f"{path} is no usable checkpoint: it does not hold all its weights.")
+            raise ModelError(
+                f"{path} is not a usable checkpoint: it does not hold all its weights."
+            )
         found[_bare(name)] = plain
     if len(found) < len(weights):
-        raise ModelError(f"{path} is no usable checkpoint: it has two arrays of one name.")
+        raise ModelError(f"{path} is not a usable checkpoint: it has two arrays of one name.")
     return found
 
 

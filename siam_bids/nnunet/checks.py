@@ -27,7 +27,7 @@ def whole(low: int, high: int) -> Check:
 
     def check(value: Any, what: str) -> int:
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"{what} is {shown(value)}, no whole number from {low} to {high}")
+            raise ValueError(f"{what} is {shown(value)}, not a whole number from {low} to {high}")
         return value
 
     return check
@@ -40,7 +40,7 @@ def number(low: float = -math.inf, high: float = math.inf) -> Check:
         fits = type(value) in (int, float) and low <= value <= high
         if not fits or not abs(value) < 1e300:
             bounds = f" from {low:g} to {high:g}" if math.isfinite(low) else ""
-            raise ValueError(f"{what} is {shown(value)}, no number{bounds}")
+            raise ValueError(f"{what} is {shown(value)}, not a number{bounds}")
         return float(value)
 
     return check
@@ -77,7 +77,7 @@ def listed(inner: Check, length: int | None = None) -> Check:
     def check(value: Any, what: str) -> list[Any]:
         if not isinstance(value, list) or (length is not None and len(value) != length):
             of = "" if length is None else f" of {length}"
-            raise ValueError(f"{what} is {shown(value)}, no list{of}")
+            raise ValueError(f"{what} is {shown(value)}, not a list{of}")
         return [inner(each, f"an entry of {what}") for each in value]
 
     return check
@@ -94,7 +94,7 @@ def repeated(inner: Check, length: int) -> Check:
 def table(value: Any, what: str) -> dict[str, Any]:
     """Allow JSON objects."""
     if not isinstance(value, dict):
-        raise ValueError(f"{what} is {shown(value)}, no object")
+        raise ValueError(f"{what} is {shown(value)}, not an object")
     return value
 
 

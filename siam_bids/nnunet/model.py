@@ -153,7 +153,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         return read_object(folder / name)
     except ModelError as error:
-        raise ModelError(f"{folder} is no nnU-Net model folder: {error.message}") from error
+        raise ModelError(f"{folder} is not an nnU-Net model folder: {error.message}") from error
 
 
 def _channels(folder: Path, dataset: dict[str, Any]) -> int:

@@ -150,14 +150,16 @@ class Plan:
             if what in holder:
                 one_of(*known)(holder[what], what)
         if found.get("previous_stage") is not None:
-            raise ValueError(f"{name} is the second stage of a cascade, which does not run alone")
+            raise ValueError(
+                f"{name} is the second stage of a cascade, which cannot run on its own"
+            )
         patch = _three(_PATCH)(found.get("patch_size"), "patch_size")
         if math.prod(patch) > _MOST_VOXELS:
             raise ValueError(f"patch_size is {patch}, more voxels than any computer can hold")
         _, options = read_architecture(found["architecture"])
         depths = strides_of(options)
         if any(edge % step for edge, step in zip(patch, depths, strict=True)) or patch == depths:
-            raise ValueError(f"patch_size is {patch}, no multiple of the network's {depths}")
+            raise ValueError(f"patch_size is {patch}, not a multiple of the network's {depths}")
         data, probabilities = (_resampling(found, kind) for kind in ("data", "probabilities"))
         if probabilities.func is no_resampling_hack is not data.func:
             raise ValueError("resampling_fn_probabilities leaves out what resampling_fn_data does")
@@ -233,7 +235,7 @@ def _modern(configuration: dict[str, Any]) -> dict[str, Any]:
     """Return the configuration with an `architecture`, as stock nnU-Net makes it of older ones."""
     patch = configuration.get("patch_size")
     if isinstance(patch, list) and len(patch) == 2:
-        raise ValueError("it is a 2-D configuration; only 3-D ones run")
+        raise ValueError("it is a 2-D configuration; only 3-D ones are supported")
     if "architecture" in configuration:
         return configuration
     if "UNet_class_name" not in configuration:

@@ -75,7 +75,7 @@ class Output:
         Raises
         ------
         UsageError
-            A file that would be written is an input, or is there and was not made by this app.
+            A file that would be written is an input, or exists and was not made by this app.
         """
         there = [path for path in self.files if is_listed(path)]
         for path in there:
@@ -83,7 +83,7 @@ class Output:
                 raise UsageError(f"The output {path} would replace an input.", "Give another.")
         if there and not made_by_us(self.beside(".json")):
             raise UsageError(
-                f"The output {there[0]} is there and was not made by {PIPELINE}.",
+                f"The output {there[0]} exists and was not made by {PIPELINE}.",
                 "Give another, or remove it.",
             )
 

@@ -162,7 +162,7 @@ def run_group(config: RunConfig) -> GroupSummary:
             command=config.command,
         )
     if not with_pages:
-        logger.info("The subjects' pages show the group after: participant --reports-only")
+        logger.info("To show the group on the subject pages, run: participant --reports-only")
     pages: dict[str, str] = {}
     for subject in people if with_pages else ():
         page = f"sub-{subject}.html"
@@ -236,7 +236,8 @@ def _say_what_counts(scans: pd.DataFrame, excluded: Mapping[str, str]) -> None:
         bad = int((included[column] == "fail").sum()) if column in included else 0
         if bad:
             logger.warning(
-                "Scans %s fail count in all numbers: %d of %d; --exclude %s=fail leaves them out.",
+                "Scans %s fail are included in all statistics: %d of %d; --exclude %s=fail "
+                "leaves them out.",
                 done, bad, len(included), column,
             )  # fmt: skip
 
@@ -346,7 +347,7 @@ def _earlier(
     described = read_json(root / f"{WIDE}.json")
     kept = [name for name in covariates_of(described) if name not in taken]
     if kept:
-        logger.warning("Covariates are those of the earlier run: %s.", some(kept))
+        logger.warning("Covariates are taken from the earlier run: %s.", some(kept))
     return {name: tuple(row.get(name) for row in own) for name in kept}
 
 
@@ -410,7 +411,7 @@ def _subjects(bids_dir: Path) -> list[str]:
     try:
         return subjects(bids_dir)
     except DatasetError as error:
-        logger.warning("Nobody can be missed: %s", error)
+        logger.warning("Participants without results cannot be listed: %s", error)
         return []
 
 

@@ -77,7 +77,7 @@ class Segmentation(grid.Segmentation):
         """
         path = Path(path)
         if not path.name.endswith((".nii", ".nii.gz")):
-            raise UsageError(f"{path} is no NIfTI name.", "Give it the ending .nii.gz.")
+            raise UsageError(f"{path} is not a NIfTI file name.", "Give it the ending .nii.gz.")
         if path.exists() and not overwrite:
             raise UsageError(f"{path} exists.", "Give another name, or overwrite=True.")
         save_segmentation(path, self)
@@ -214,12 +214,12 @@ def _inference(device: str, options: dict[str, Any]) -> Inference:
         ("precision", options.get("precision", "auto"), _PRECISIONS),
     ):
         if value not in allowed:
-            raise UsageError(f"{name}={value!r} is none of {', '.join(allowed)}.")
+            raise UsageError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
     for name in ("voxel_size", "scale"):
         value = options.get(name)
         if value is not None and not 0 < value < 1000:
             raise UsageError(f"{name}={value!r} is not above 0 and below 1000.")
     folds = options.get("folds", ())
     if isinstance(folds, str):
-        raise UsageError(f"folds={folds!r} is no list of folds.", f'Write folds=("{folds}",).')
+        raise UsageError(f"folds={folds!r} is not a list of folds.", f'Write folds=("{folds}",).')
     return Inference(**{**options, "folds": tuple(map(str, folds))})

@@ -123,7 +123,8 @@ def render_scripts(config: ArrayConfig) -> Scripts:
     for text in (str(config.run.output_dir.absolute()), *config.sbatch):
         if not text.isprintable():
             raise UsageError(
-                f"{text!r} holds a line break or another character that #SBATCH lines cannot hold.",
+                f"{text!r} contains a line break or another character that #SBATCH lines cannot "
+                "contain.",
                 "Give another output folder or option.",
             )
     size = _size(config, chain, scans)

@@ -52,17 +52,17 @@ def methods_text(models: Sequence[Description], labels: LabelTable | None = None
         if "Members" in model
     )
     followed = "".join(
-        f" The class probabilities of {model['Title']} were then updated by the intensities of the "
-        "scan: Gaussians per class, measured in windows around each place, and a Markov random "
-        "field (Ashburner and Friston, NeuroImage 2005; Zhang et al., IEEE Trans. Med. Imaging "
+        f" The class probabilities of {model['Title']} were then refined with the intensities of the "
+        "scan, using Gaussian class models estimated in local windows and a Markov random field "
+        "(Ashburner and Friston, NeuroImage 2005; Zhang et al., IEEE Trans. Med. Imaging "
         "2001)."
         for model in models
         if "Intensities" in model
     )
     turned = "".join(
-        f" Heads turned by more than {upright['TurnedByMoreDegreesThan']:g} degrees, or larger or "
-        f"smaller than usual by more than a factor of {upright['OfSizeFactorMoreThan']:g}, were "
-        f"brought upright and to the usual size for {model['Title']}."
+        f" Heads rotated by more than {upright['TurnedByMoreDegreesThan']:g} degrees, or larger or "
+        f"smaller than average by more than a factor of {upright['OfSizeFactorMoreThan']:g}, were "
+        f"rotated to a standard orientation and scaled to average size for {model['Title']}."
         for model in models
         if (upright := model.get("Upright"))
     )
@@ -71,7 +71,7 @@ def methods_text(models: Sequence[Description], labels: LabelTable | None = None
         total = f"; {INTRACRANIAL} is the {describe_total(labels)}"
     text = (
         f"Head MRI scans were segmented with siam-bids {__version__} using the model {used}. "
-        "Each scan was brought to RAS+ order, z-scored and resampled to the voxel size of the "
+        "Each scan was reoriented to RAS+, z-scored and resampled to the voxel size of the "
         "network, labelled by an nnU-Net (Isensee et al., Nature Methods 2021) over "
         "overlapping tiles, and the class scores were interpolated back to the scan's own "
         f"grid{several}.{turned}{followed} Volumes are label counts times the voxel volume{total}."

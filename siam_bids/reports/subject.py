@@ -147,7 +147,7 @@ def _facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tuple[
     yield "Orientation", grid["Orientation"]
     if pose := about.get("Pose"):
         turned, size = pose["TurnedByDegrees"], pose["RelativeSize"]
-        yield "Pose", f"turned by {turned:g} degrees, {size:g} times the usual size"
+        yield "Pose", f"rotated by {turned:g} degrees, {size:g} times the average size"
     yield "Model", f"{model['Title']} {model['Version']}"
     yield "Model SHA-256", model["SHA256"]
     yield "Input SHA-256", about["InputSHA256"]

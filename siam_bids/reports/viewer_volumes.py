@@ -41,7 +41,9 @@ def save_previews(root: Path, subject: str, bids_dir: Path) -> None:
             logger.warning("%s has no viewer: %s", names.name, error)
             continue
         if not volume.grid.same_as(grid):
-            logger.warning("%s has no viewer: the scan is not the segmented one.", names.name)
+            logger.warning(
+                "%s has no viewer: the scan has changed since it was segmented.", names.name
+            )
             continue
         image, coarse = shrink(volume, Segmentation(labels.astype(np.uint8), grid, table))
         save_preview(names.preview("image"), image, coarse.grid)

@@ -85,6 +85,6 @@ def _watch(inbox: socket.socket, grace: float, signals: list[signal.Signals]) ->
             while inbox.recv(64):  # further signals; nothing at all when the block has ended
                 inbox.settimeout(max(deadline - time.monotonic(), 0.001))
             return
-    sys.stderr.write(f"siam-bids: {stop} in the middle of a scan; run again to go on.\n")
+    sys.stderr.write(f"siam-bids: {stop} in the middle of a scan; run again to continue.\n")
     sys.stderr.flush()
     os._exit(stop.exit_code)

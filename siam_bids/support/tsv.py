@@ -68,7 +68,7 @@ def _cells(text: str) -> list[tuple[int, list[str]]]:
             rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
         except csv.Error as error:
             if quoting == csv.QUOTE_NONE:
-                raise ValueError(f"it is no table: {error}") from error
+                raise ValueError(f"it is not a table: {error}") from error
             continue
         if not any("\n" in cell or "\t" in cell for _, row in rows for cell in row):
             break
@@ -115,19 +115,19 @@ def as_numbers_or_words(cells: Sequence[str | None], rows: Sequence[str]) -> Col
     )
     if not numbers or identifiers or 4 * len(wrong) > len(numbers):
         mixed = numbers and wrong and not identifiers
-        remark = f"is read as words: not all values are numbers ({_some(odd, rows)})"
+        remark = f"is read as text: not all values are numbers ({_some(odd, rows)})"
         words = tuple(texts.get(place) for place in range(len(cells)))
         return Column(values=words, words=True, remarks=(remark,) if mixed else ())
     remarks = []
     for pattern, meaning in (
         (_OR_MORE, "values with a plus sign are read as the number before it"),
-        (_DECIMAL_COMMA, "values with a decimal comma are read with a point, which BIDS wants"),
+        (_DECIMAL_COMMA, "values with a decimal comma are read with a point, which BIDS requires"),
     ):
         found = {place: texts[place] for place in numbers if pattern.fullmatch(texts[place])}
         if found:
             remarks.append(f"{meaning} ({_some(found, rows)})")
     if odd:
-        remarks.append(f"values that are no numbers are left out ({_some(odd, rows)})")
+        remarks.append(f"values that are not numbers are left out ({_some(odd, rows)})")
     values = tuple(numbers.get(place) for place in range(len(cells)))
     return Column(values=values, words=False, remarks=tuple(remarks))
 

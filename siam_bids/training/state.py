@@ -80,5 +80,5 @@ def shape_of(folder: Path) -> dict[str, Any]:
         if int(voxel) != voxel or voxel < 1:
             raise ValueError(f"its voxels have {voxel} mm, not a whole number of them")
     except (ModelError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise ModelError(f"{folder} is no model folder of siam-bids-train ({error}).") from error
+        raise ModelError(f"{folder} is not a model folder of siam-bids-train ({error}).") from error
     return {"features": features, "patch": int(patch), "voxel": int(voxel)}

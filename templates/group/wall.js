@@ -74,7 +74,7 @@ function drawOutliers() {
   const rows = state.chosen.filter((i) => outliers[i].length).sort((a, b) => far(b) - far(a));
   $("outlier-count").textContent = rows.length
     ? `${rows.length} of the scans chosen${rows.length > 100 ? ", the first 100 shown" : ""}.`
-    : "None of the scans chosen.";
+    : "No outliers among the selected scans.";
   $("outlier-list").replaceChildren(...rows.slice(0, 100).map((i) => make("li", { "data-scan": scans.name[i] },
     make("button", { type: "button", class: "link", "data-open": i }, scans.name[i]),
     ...outliers[i].slice(0, 6).map((outlier) => make("span", { class: "far-value", title: outlier.reason },
@@ -103,7 +103,7 @@ function drawDetail() {
   const reasons = [...scans.reasons[i].split("; ").filter(Boolean), ...outliers[i].map((o) => o.reason)];
   $("detail-reasons").replaceChildren(reasons.length
     ? make("ul", {}, ...reasons.map((reason) => make("li", {}, reason)))
-    : make("p", {}, "Nothing stands out."));
+    : make("p", {}, "No outliers."));
   $("detail-rate").replaceChildren(...rateButtons(i));
   $("note").value = ratingOf(i).note;
   const link = $("detail-page");
