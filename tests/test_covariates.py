@@ -76,7 +76,7 @@ class TestIdentity:
     def test_who_has_no_row_is_named(self, tmp_path, caplog):
         table(tmp_path, "participant_id age", "sub-1 30", "sub-02 40")
         assert ages(tmp_path) == [None, None, "40"]
-        assert "says nothing of sub-01 ses-a, sub-01 ses-b." in caplog.text
+        assert "has no row for sub-01 ses-a, sub-01 ses-b." in caplog.text
 
     def test_scans_tsv_may_have_backslashes_and_a_leading_dot(self, tmp_path):
         table(
@@ -213,7 +213,7 @@ class TestNumbers:
         assert self.read("None", "NA", "a", "n/a") == (["None", "NA", "a", None], "")
         values, remark = self.read("1", "2", "3A", "4B")
         assert values == ["1", "2", "3A", "4B"]
-        assert remark.startswith("is read as words")
+        assert remark.startswith("is read as text")
 
     @pytest.mark.parametrize("cell", ["inf", "1e999", "1_000", "0x10", "True", "٣٤x", "1+1"])
     def test_what_python_takes_for_a_number_is_none(self, cell):
@@ -281,7 +281,7 @@ class TestGroupNeverDies:
         mistyped = config.bids_dir / "mistyped"
         assert cli.main([str(mistyped), str(config.output_dir), "group"]) == 0
         assert f"{mistyped}/participants.tsv was not found" in caplog.text
-        assert "Covariates are those of the earlier run: age, sex." in caplog.text
+        assert "Covariates are taken from the earlier run: age, sex." in caplog.text
         for _ in range(2):
             after = run_group(replace(config, bids_dir=mistyped)).wide
             pd.testing.assert_frame_equal(after, before)

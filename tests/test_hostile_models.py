@@ -182,7 +182,7 @@ class TestPlansThatNameCode:
         for name, command in commands.items():
             assert command() == 6, name
             assert (
-                "nonlin in arch_kwargs is 'os.system', none of torch.nn's Lea"
+                "nonlin in arch_kwargs is 'os.system', not one of torch.nn's Lea"
                 in capsys.readouterr().err
             ), name
         assert not proof.exists()
@@ -401,7 +401,9 @@ class TestPickles:
     def test_other_names_are_told_in_one_plain_line(self, tmp_path, content, names):
         path = saved(tmp_path / CHECKPOINT, content)
         for read in (load_weights, Checkpoint.read):
-            with pytest.raises(ModelError, match=f"no usable checkpoint: it names .*{names}") as no:
+            with pytest.raises(
+                ModelError, match=f"not a usable checkpoint: it names .*{names}"
+            ) as no:
                 read(path)
             line = str(no.value)
             assert line.isprintable()
@@ -424,7 +426,7 @@ class TestPickles:
     def test_broken_pickles_are_model_errors(self, tmp_path, content):
         path = with_pickle(saved(tmp_path / CHECKPOINT, 0), lambda _: content)
         for read in (load_weights, Checkpoint.read):
-            with pytest.raises(ModelError, match="no usable checkpoint"):
+            with pytest.raises(ModelError, match="not a usable checkpoint"):
                 read(path)
 
     @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ def test_a_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path):
         load_weights(tmp_path / "checkpoint_final.pth")
     assert not proof.exists()
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Evil(proof), protocol=2))
-    with pytest.raises(ModelError, match="no usable checkpoint"):
+    with pytest.raises(ModelError, match="not a usable checkpoint"):
         load_weights(tmp_path / "plain.pth")
     assert not proof.exists()
 

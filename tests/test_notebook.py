@@ -70,7 +70,7 @@ def test_the_image_lies_where_the_scan_lies(found, head, tmp_path):
     with pytest.raises(siam_bids.UsageError, match=r"labels.nii.gz exists. Give another name"):
         found.save(path)
     assert found.save(path, overwrite=True) == path
-    with pytest.raises(siam_bids.UsageError, match="no NIfTI name"):
+    with pytest.raises(siam_bids.UsageError, match="is not a NIfTI file name"):
         found.save(tmp_path / "labels.mgz")
 
 

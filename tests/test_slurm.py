@@ -229,7 +229,7 @@ def test_a_line_break_is_no_part_of_a_directive(study, tmp_path, tiny_model, cap
     for more in (["--sbatch=--account=a\nrm -rf x"], []):
         out = str(tmp_path / "o") if more else str(tmp_path / "o\nrm -rf x")
         assert slurm_command.main([words[0], out, *words[2:], *more]) == 2
-        assert "that #SBATCH lines cannot hold" in capsys.readouterr().err
+        assert "that #SBATCH lines cannot contain" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"study"}
 
 

@@ -90,7 +90,7 @@ def test_a_fetched_model_answers_as_the_original_does(published, original, head,
     capsys.readouterr()
     assert models_command.main(["where", "siam-t"]) == 6
     assert capsys.readouterr().err == (
-        "siam-bids: error: The model siam-t is not here. "
+        "siam-bids: error: The model siam-t is not installed. "
         "Get it with: siam-bids-models fetch siam-t\n"
     )
 
@@ -135,7 +135,7 @@ def test_a_server_that_never_answers_is_given_up_in_one_line(server, tmp_path):
         download(server.url + "none", tmp_path / "file")
     server.files["file"] = b"x" * 10
     server.breaks = [0] * 10
-    with pytest.raises(ModelError, match=r"goes on from here. Or get the archive elsewhere"):
+    with pytest.raises(ModelError, match=r"continues from here. Or get the archive elsewhere"):
         download(server.url + "file", tmp_path / "file", attempts=3)
     assert len(server.breaks) == 7
 
@@ -184,13 +184,13 @@ class TestServersThatAreNotWhatTheyShould:
         server.odd["siam.tar.gz"] = self.endless
         assert models_command.main(["fetch", "siam-t"]) == 6
         said = capsys.readouterr().err
-        assert f"not {len(archive)}, and is given up" in said
+        assert f"not {len(archive)}, so the download was stopped" in said
         assert not list((published / ".download").iterdir())
 
     def test_a_body_of_unknown_size_ends_at_a_cap(self, server, tmp_path, monkeypatch):
         monkeypatch.setattr("siam_bids.models.download.LARGEST", 5_000_000)
         server.odd["file"] = self.endless
-        with pytest.raises(ModelError, match="not 5000000, and is given up"):
+        with pytest.raises(ModelError, match="not 5000000, so the download was stopped"):
             download(server.url + "file", tmp_path / "file")
         assert not (tmp_path / "file").exists()
 
@@ -264,18 +264,18 @@ class TestServersThatAreNotWhatTheyShould:
     @pytest.mark.parametrize(
         ("record", "said"),
         [
-            ('{"files": ' + "[" * 100_000, "does not tell"),
-            ('{"files": [{"key": "siam.tar.gz", "checksum": "md5:0", "size": 1}]}', "no checksum"),
-            ('{"files": [{"key": "siam.tar.gz", "checksum": 5, "size": 1}]}', "no checksum"),
+            ('{"files": ' + "[" * 100_000, "does not give the checksum"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": "md5:0", "size": 1}]}', "not a checksum"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": 5, "size": 1}]}', "not a checksum"),
             ('{"files": [{"key": "siam.tar.gz", "checksum": "%s", "size": -1}]}', "has -1 bytes"),
             ('{"files": [{"key": "siam.tar.gz", "checksum": "%s", "size": true}]}', "has True"),
             ('{"files": [{"key": "siam.tar.gz", "checksum": "%s", "size": 1e400}]}', "has inf"),
-            ('{"files": [{"key": "siam.tar.gz", "checksum": "%s"}]}', "does not tell"),
+            ('{"files": [{"key": "siam.tar.gz", "checksum": "%s"}]}', "does not give the checksum"),
             ('{"files": [{"key": "other"}]}', "lists no siam.tar.gz"),
-            ('{"files": [5]}', "does not tell"), ('{"files": 5}', "does not tell"),
-            ('{"files": {"a": 5}}', "does not tell"),
-            ("[]", "does not tell"), ("null", "does not tell"), ("", "does not tell"),
-            ("\xff\xfe", "does not tell"), (" " * (5 << 20), "longer than 4 MiB"),
+            ('{"files": [5]}', "does not give the checksum"), ('{"files": 5}', "does not give the checksum"),
+            ('{"files": {"a": 5}}', "does not give the checksum"),
+            ("[]", "does not give the checksum"), ("null", "does not give the checksum"), ("", "does not give the checksum"),
+            ("\xff\xfe", "does not give the checksum"), (" " * (5 << 20), "longer than 4 MiB"),
         ],
     )  # fmt: skip
     def test_an_odd_record_is_one_line_that_says_what_helps(

