@@ -140,7 +140,7 @@ def test_confidence_is_weighted_by_volume():
     gray, white = (int((segmentation.data == value).sum()) for value in (1, 2))
     assert found["confidence"] == pytest.approx((0.9 * gray + 0.6 * white) / (gray + white))
     assert (found["confidence_WM"], found["entropy"]) == (0.6, 0.4)
-    assert judge(found)[1].count("The model is undecided (entropy 0.40).") == 1
+    assert judge(found)[1].count("The entropy of the model's probabilities is high (0.40).") == 1
 
 
 def test_empty_segmentations_have_no_ratios():
@@ -230,19 +230,19 @@ def test_clipping_hot_voxels_and_ct_are_flagged():
     found = scan_quality(clipped, segmentation)
     brain = np.isin(segmentation.data, [1, 2, 4, 5, 6])
     assert found["clipped"] == pytest.approx(100 * (clipped.data == 100)[brain].mean())
-    assert "of the brain are clipped" in " ".join(judge({"clipped": found["clipped"]})[1])
+    assert "of the brain is clipped" in " ".join(judge({"clipped": found["clipped"]})[1])
     hot = volume.data.copy()
     hot[20, 20, 20], hot[3, 4, 5] = 25_000, -9_000
     found = scan_quality(replace(volume, data=hot), segmentation)
     assert found["spikes"] == 2
     assert judge({"spikes": 2.0}) == (
         "warn",
-        ("2 hot voxels lie far beyond all other intensities.",),
+        ("2 hot voxels have intensities far beyond all others.",),
     )
     units = replace(volume, data=np.where(segmentation.data > 0, volume.data, -1000 + volume.data))
     assert scan_quality(units, segmentation)["ct"] == 1
     named = scan_quality(volume, segmentation, ct=True)
-    assert "out of the range of the compact model" in " ".join(judge({"ct": named["ct"]})[1])
+    assert "for which the compact model was not made" in " ".join(judge({"ct": named["ct"]})[1])
 
 
 @pytest.mark.parametrize(

@@ -124,21 +124,21 @@ def parser() -> CommandLine:
         "siam-bids",
         "Segment the head MRI scans of a BIDS dataset, any contrast, any resolution.",
         usage="siam-bids BIDS_DIR OUTPUT_DIR {participant,group} [options]",
-        epilog="Every option may be spelled with hyphens or underscores.",
+        epilog="Options may be spelled with hyphens or underscores.",
     )
     add_folders(top)
     top.add_argument(
         "analysis_level",
         nargs="+",
         choices=("participant", "group"),
-        help="participant: segment scans; group: tables and page over all that is segmented; "
-        "or both, one after the other",
+        help="participant: segment scans; group: tables and a page of all segmented scans; "
+        "or both, in this order",
     )
 
     add_query(top)
     how = top.add_argument_group("how")
     how.add_argument(
-        "--model", default="compact", help="name of a model or path of an nnU-Net v2 model folder"
+        "--model", default="compact", help="model name or path of an nnU-Net v2 model folder"
     )
     how.add_argument(
         "--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="where to compute"
@@ -169,21 +169,30 @@ def parser() -> CommandLine:
     again.add_argument(
         "--resume",
         action="store_true",
-        help="do only what is missing or was made from another input, model or options (default)",
+        help="segment only scans without results, or whose input, model or options changed "
+        "(default)",
     )
-    again.add_argument("--overwrite", action="store_true", help="segment all of them anew")
+    again.add_argument("--overwrite", action="store_true", help="segment finished scans again")
     how.add_argument(
-        "-w", "--work-dir", type=Path, metavar="DIR", help="scratch files and caches of libraries"
+        "-w",
+        "--work-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder for scratch files and library caches",
     )
     how.add_argument(
-        "--viewer", action="store_true", help="put a viewer of scan and labels into the pages"
+        "--viewer",
+        action="store_true",
+        help="add an interactive viewer of scan and labels to the pages",
     )
     how.add_argument(
         "--force-output",
         action="store_true",
-        help="write into the output folder though others made what it holds",
+        help="write into a folder that is not empty and was not made by siam-bids",
     )
-    how.add_argument("--stop-on-first-crash", action="store_true", help="stop at a failing scan")
+    how.add_argument(
+        "--stop-on-first-crash", action="store_true", help="stop at the first failing scan"
+    )
 
     group = top.add_argument_group("group level")
     group.add_argument(
@@ -197,27 +206,28 @@ def parser() -> CommandLine:
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="regress these out before looking for outliers, for example age sex TIV",
+        help="covariates to regress out before looking for outliers, for example age sex TIV",
     )
     group.add_argument(
         "--exclude",
         nargs="+",
         default=[],
         metavar="RULE",
-        help="leave these scans out of all numbers, for example rating=fail flag=fail 'age<18'",
+        help="exclude these scans from all statistics, for example rating=fail flag=fail 'age<18'",
     )
     group.add_argument(
         "--group-by",
         nargs="+",
         default=[],
         metavar="COLUMN",
-        help="compare scans that agree in these columns (default: contrast and shared entities)",
+        help="compare scans with the same values in these columns (default: contrast and shared "
+        "entities)",
     )
     group.add_argument(
         "--harmonize",
         default="",
         metavar="COLUMN",
-        help="also adjust volumes for these sites or scanners by ComBat; keeps age, sex, TIV",
+        help="also adjust volumes for sites or scanners by ComBat, preserving age, sex and TIV",
     )
     group.add_argument(
         "--ratings",
@@ -230,18 +240,20 @@ def parser() -> CommandLine:
     what.add_argument(
         "--dry-run",
         action="store_true",
-        help="list what would be done, why, and what it takes; write nothing",
+        help="list what would be done, why, and its cost; write nothing",
     )
     what.add_argument(
         "--verify",
         action="store_true",
-        help="compare every output with its recorded checksum; exit code 1 if one was changed",
+        help="compare every output with its recorded checksum; exit code 1 if any was changed",
     )
-    what.add_argument("--reports-only", action="store_true", help="write the pages anew")
+    what.add_argument("--reports-only", action="store_true", help="rewrite the pages")
     what.add_argument("--boilerplate-only", action="store_true", help="print the methods text")
 
     top.add_common_options()
-    top.add_argument("-v", "--verbose", action="count", default=0, help="twice: tracebacks too")
+    top.add_argument(
+        "-v", "--verbose", action="count", default=0, help="more messages; twice: also tracebacks"
+    )
     accepted = top.add_argument_group("accepted for compatibility, without effect")
     for name in ("--skip-bids-validation", "--skip-bids-validator", "--notrack"):
         accepted.add_argument(name, action="store_true", help=argparse.SUPPRESS)
@@ -254,7 +266,7 @@ def parser() -> CommandLine:
 _OF_OTHERS = {
     ("--mem",): "--mem-gb or --mem-mb",
     ("-m", "--modalities", "--modality"): "--suffix",
-    ("--clean-workdir",): "rm: --work-dir keeps nothing but caches",
+    ("--clean-workdir",): "rm: --work-dir holds only caches",
     ("--output-layout", "--output-spaces"): "nothing: outputs are a BIDS derivative dataset",
     ("-d", "--derivatives"): "nothing: only the raw dataset is read",
 }

@@ -50,12 +50,15 @@ def add_query(top: argparse.ArgumentParser) -> None:
         help='JSON with pybids filters per suffix, for example {"t1w": {"acquisition": "mprage"}}',
     )
     which.add_argument(
-        "--bids-database-dir", type=Path, metavar="DIR", help="pybids index to make and reuse"
+        "--bids-database-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder for a pybids index, created if absent and reused",
     )
     which.add_argument(
         "--derivative-input",
         action="store_true",
-        help="take a dataset of type derivative, its images being named as raw ones are",
+        help="accept a derivative dataset whose images are named like raw ones",
     )
 
 
@@ -83,22 +86,22 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         "-voxelsize",
         type=_positive,
         metavar="MM",
-        help="pretend that voxels have this isotropic size",
+        help="treat the voxels as isotropic with this size",
     )
     group.add_argument(
         "--scale",
         type=_positive,
         default=1.0,
         metavar="FACTOR",
-        help="pretend that voxels are larger by this factor; 1.4 for newborns",
+        help="treat the voxels as larger by this factor; 1.4 for newborns",
     )
     group.add_argument(
         "--no-interpolation",
         action="store_true",
-        help="take the voxels as they are, whatever the model's voxel size",
+        help="do not resample to the model's voxel size",
     )
     group.add_argument(
-        "--folds", nargs="+", default=[], metavar="N", help="average these folds only"
+        "--folds", nargs="+", default=[], metavar="N", help="use only these folds of the model"
     )
     group.add_argument(
         "--checkpoint",
@@ -110,32 +113,33 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--mirror",
         action=argparse.BooleanOptionalAction,
-        help="average over mirrored tiles too, if trained for it (default: as the model says)",
+        help="test-time mirroring, for models trained with mirroring (default: as the model "
+        "specifies)",
     )
     group.add_argument(
         "--no-intensities",
         dest="intensities",
         action="store_false",
-        help="keep the network's own labels where a model lets borders follow the intensities",
+        help="turn off intensity refinement: keep the network's own labels",
     )
     group.add_argument(
         "--no-upright",
         dest="upright",
         action="store_false",
-        help="do not look again, with the head upright, where a model does so with turned ones",
+        help="do not segment rotated heads again in standard orientation",
     )
     group.add_argument(
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of the network (default: on a CPU bfloat16 where it is fast in that and the model is"
-        " known to bear it, else float32; on CUDA float16)",
+        help="of the network (default: on a CPU bfloat16 if the CPU supports it and the model is"
+        " known to tolerate it, else float32; on CUDA float16)",
     )
     group.add_argument(
         "--engine",
         choices=("auto", "torch", "openvino"),
         default="auto",
-        help="what computes the network (default: OpenVINO on a CPU where it is installed and"
+        help="inference engine (default: OpenVINO on a CPU if it is installed and"
         " memory suffices, else torch)",
     )
     group.add_argument(
@@ -145,11 +149,11 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         "--mem-gb",
         type=_gigabytes,
         metavar="GB",
-        help="refuse scans that need more memory than this (default: than is free)",
+        help="refuse scans that need more memory than this (default: the free memory)",
     )
     group.add_argument("--mem-mb", type=_megabytes, dest="mem_gb", help=argparse.SUPPRESS)
     group.add_argument(
-        "--low-mem", action="store_true", help="keep the sums of all classes on disk (--work-dir)"
+        "--low-mem", action="store_true", help="keep the class scores on disk (--work-dir)"
     )
 
 

@@ -39,7 +39,7 @@ class CommandLine(argparse.ArgumentParser):
             "--config-file",
             type=Path,
             metavar="FILE",
-            help='options in TOML, for example: suffix = ["T1w"]; those typed here go before',
+            help='options in TOML, for example: suffix = ["T1w"]; the command line wins',
         )
         more.add_argument(
             "--print-completion",

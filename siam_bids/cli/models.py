@@ -94,15 +94,16 @@ def parser() -> CommandLine:
     top = CommandLine(
         "siam-bids-models",
         "List, fetch and check models.",
-        epilog="They lie in SIAM_MODEL_DIR (else nnUNet_results), the user's data folder, or "
+        epilog="Models are stored in SIAM_MODEL_DIR (else nnUNet_results), the user's data "
+        "folder, or "
         "~/siam_params. Proxies: https_proxy, http_proxy, no_proxy.",
     )
     top.add_common_options()
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     verbs.add_parser(
         "list",
-        description="List the models that are known.",
-        help="which models there are, and where",
+        description="List all known models.",
+        help="known models and where they are stored",
     )
     fetch = verbs.add_parser(
         "fetch", description="Download, check and unpack a model.", help="download, check, unpack"
@@ -111,10 +112,10 @@ def parser() -> CommandLine:
         "--mirror",
         default=os.environ.get("SIAM_BIDS_MIRROR", ""),
         metavar="URL",
-        help="fetch the archive from here: its address, or its folder with / at the end "
+        help="URL of the archive, or of its folder with / at the end "
         "(default: environment variable SIAM_BIDS_MIRROR, else Zenodo)",
     )
-    fetch.add_argument("--archive", type=Path, metavar="FILE", help="the archive, if on disk")
+    fetch.add_argument("--archive", type=Path, metavar="FILE", help="archive on this disk")
     fetch.add_argument(
         "--checksum", default="", metavar="md5:HEX", help="of the archive (default: as published)"
     )

@@ -60,7 +60,7 @@ def parser() -> CommandLine:
     top = CommandLine(
         "siam-bids-segment",
         "Segment head MRI files without BIDS: one image, or all images of a folder. "
-        "siam-pred's spellings are understood too.",
+        "siam-pred's option names also work.",
         usage="siam-bids-segment [options] INPUT OUTPUT",
     )
     top.add_argument("input", nargs="?", type=Path, help="NIfTI or MGH file, or a folder of them")
@@ -71,7 +71,7 @@ def parser() -> CommandLine:
         "--model",
         "-m",
         default="compact",
-        help="name of a model or path of an nnU-Net v2 model folder; siam-pred's numbers 0, 1 and "
+        help="model name or path of an nnU-Net v2 model folder; siam-pred's numbers 0, 1 and "
         "2 are siam-v0.3, siam-v0.1 and siam-v0.2",
     )
     top.add_argument("--device", "-device", choices=("auto", "cpu", "cuda", "mps"), default="auto")

@@ -109,9 +109,9 @@ def parser() -> CommandLine:
     """Return the command line of `siam-bids-slurm`."""
     top = CommandLine(
         "siam-bids-slurm",
-        "Write sbatch scripts that segment what is still to do of a BIDS dataset.",
+        "Write sbatch scripts that segment the remaining scans of a BIDS dataset.",
         usage="siam-bids-slurm BIDS_DIR OUTPUT_DIR [options] [-- options of siam-bids]",
-        epilog="What follows a lone -- is handed to every siam-bids, for example -- --low-mem.",
+        epilog="Options after a lone -- are passed to every siam-bids, for example -- --low-mem.",
     )
     add_folders(top)
     add_query(top)
@@ -119,22 +119,26 @@ def parser() -> CommandLine:
     how.add_argument("--model", default="compact", help="as for siam-bids")
     how.add_argument("--probabilities", nargs="+", default=[], metavar="TISSUE")
     how.add_argument("--write-probseg", action="store_true")
-    how.add_argument("--gpu", action="store_true", help="one GPU a task, --device cuda")
-    how.add_argument("--container", type=Path, metavar="IMAGE.sif", help="run it by Apptainer")
+    how.add_argument("--gpu", action="store_true", help="one GPU per task, --device cuda")
     how.add_argument(
-        "--program", default="siam-bids", help="the command without container (default: siam-bids)"
+        "--container", type=Path, metavar="IMAGE.sif", help="run in this Apptainer image"
+    )
+    how.add_argument(
+        "--program", default="siam-bids", help="command without a container (default: siam-bids)"
     )
     shape = top.add_argument_group("the array")
-    shape.add_argument("--sessions", action="store_true", help="a task per session")
+    shape.add_argument("--sessions", action="store_true", help="one task per session")
     shape.add_argument(
         "--per-task",
         type=int,
         default=0,
         metavar="N",
-        help="participants of one task (default: what fills a third of the time limit)",
+        help="participants per task (default: as many as fill a third of the time limit)",
     )
-    shape.add_argument("--throttle", type=int, default=0, metavar="N", help="tasks at once")
-    shape.add_argument("--cpus", type=int, default=2, metavar="N", help="CPUs of a task")
+    shape.add_argument(
+        "--throttle", type=int, default=0, metavar="N", help="tasks that run at the same time"
+    )
+    shape.add_argument("--cpus", type=int, default=2, metavar="N", help="CPUs per task")
     shape.add_argument(
         "--mem-mb", type=int, default=0, metavar="MB", help="memory (default: estimated)"
     )
@@ -149,7 +153,7 @@ def parser() -> CommandLine:
         help="further #SBATCH option, may be repeated: --sbatch=--account=lab",
     )
     what = top.add_argument_group("the scripts")
-    what.add_argument("--folder", type=Path, help="where they go (default: OUTPUT_DIR/code/slurm)")
+    what.add_argument("--folder", type=Path, help="output folder (default: OUTPUT_DIR/code/slurm)")
     what.add_argument(
         "--templates", type=Path, metavar="DIR", help="your copies of templates/slurm/*.jinja"
     )

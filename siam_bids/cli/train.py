@@ -105,7 +105,7 @@ def parser() -> CommandLine:
     """Return the command line of `siam-bids-train`."""
     top = CommandLine(
         "siam-bids-train",
-        "Train the compact model on label maps; resumes what lies in FOLDER.",
+        "Train the compact model on label maps; resumes the training in FOLDER.",
         usage="siam-bids-train FOLDER [options]",
     )
     top.add_argument("folder", type=Path, help="state, log and model folder of the run")
@@ -116,7 +116,7 @@ def parser() -> CommandLine:
             type=Path,
             default=[],
             metavar="MAP",
-            help=f"label maps in the coding of data/labels/source_{source}.tsv",
+            help=f"label maps with the values of data/labels/source_{source}.tsv",
         )
     top.add_argument(
         "--maps",
@@ -138,34 +138,32 @@ def parser() -> CommandLine:
         type=Path,
         default=[],
         metavar="MAP",
-        help="of all these maps, those that are not trained on: the log tells the Dice on them",
+        help="those of the maps not used for training; the log gives the Dice on them",
     )
     top.add_argument(
         "--from",
         dest="start",
         metavar="MODEL",
-        help="begin with the weights of this model (name or folder): fine-tuning; with larger "
+        help="start from the weights of this model (name or folder) for fine-tuning; with larger "
         "--features the network grows wider, with one more and half the --voxel by a finer stage",
     )
     top.add_argument("--features", type=_channels, help="channels of each stage: 16,32,64")
     top.add_argument("--patch", type=int, help="edge of patches and tiles, in voxels")
-    top.add_argument(
-        "--batch", type=_count, default=1, help="patches in one step: on a GPU 4 or more"
-    )
+    top.add_argument("--batch", type=_count, default=1, help="patches per step; 4 or more on a GPU")
     top.add_argument("--voxel", type=int, help="voxel size in mm")
     top.add_argument("--learning-rate", type=float, help="peak of the learning rate")
     top.add_argument(
         "--dice-weight",
         type=float,
         default=1.0,
-        help="weight of the Dice term; 0 in a last leg sets volumes and probabilities right",
+        help="weight of the Dice term; 0 in a last session calibrates volumes and probabilities",
     )
     top.add_argument(
         "--contrasts",
         type=_contrasts,
         default=(),
         metavar="T2w,FLAIR",
-        help="paint half of the images in these contrasts",
+        help="generate half of the images in these contrasts",
     )
     top.add_argument(
         "--lesion-share",
@@ -173,9 +171,9 @@ def parser() -> CommandLine:
         default=0.35,
         help="share of the images with lesions; of those in --contrasts, if given",
     )
-    top.add_argument("--minutes", type=float, default=30, help="length of this leg")
+    top.add_argument("--minutes", type=float, default=30, help="length of this session")
     top.add_argument(
-        "--cooldown", action="store_true", help="last leg: the learning rate falls to zero"
+        "--cooldown", action="store_true", help="last session: the learning rate falls to zero"
     )
     top.add_argument("--device", default="cpu", help="cpu, cuda or mps")
     top.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
@@ -183,7 +181,7 @@ def parser() -> CommandLine:
         "--processes",
         type=_count,
         default=1,
-        help="train in several processes that share what they learn: on a CPU, one per core "
+        help="train in several processes that average their weights: on a CPU, one per core "
         "trains faster than one with all cores (2 GB of memory each)",
     )
     top.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")

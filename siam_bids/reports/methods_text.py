@@ -52,8 +52,9 @@ def methods_text(models: Sequence[Description], labels: LabelTable | None = None
         if "Members" in model
     )
     followed = "".join(
-        f" The class probabilities of {model['Title']} were then refined with the intensities of the "
-        "scan, using Gaussian class models estimated in local windows and a Markov random field "
+        f" The class probabilities of {model['Title']} were then refined with the scan's "
+        "intensities, using Gaussian class models estimated in local windows and a Markov random "
+        "field "
         "(Ashburner and Friston, NeuroImage 2005; Zhang et al., IEEE Trans. Med. Imaging "
         "2001)."
         for model in models

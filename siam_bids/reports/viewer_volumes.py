@@ -20,7 +20,7 @@ from siam_bids.reports.mosaics import to_grey
 logger = logging.getLogger(__name__)
 
 VOXEL_MM = 2.0
-"""Voxels are joined up to about this size; those of larger edges stay."""
+"""Voxels are averaged to about this size; larger ones are kept."""
 
 
 def save_previews(root: Path, subject: str, bids_dir: Path) -> None:

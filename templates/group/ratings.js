@@ -21,7 +21,7 @@ function showRatings() {
 
 function store() {
   try { localStorage.setItem(KEY, JSON.stringify(own)); } catch {
-    say("This browser keeps no ratings: export them before you close the page.");
+    say("This browser cannot store ratings: export them before you close the page.");
   }
 }
 

@@ -103,7 +103,7 @@ function drawDetail() {
   const reasons = [...scans.reasons[i].split("; ").filter(Boolean), ...outliers[i].map((o) => o.reason)];
   $("detail-reasons").replaceChildren(reasons.length
     ? make("ul", {}, ...reasons.map((reason) => make("li", {}, reason)))
-    : make("p", {}, "No outliers."));
+    : make("p", {}, "No quality problems or outliers."));
   $("detail-rate").replaceChildren(...rateButtons(i));
   $("note").value = ratingOf(i).note;
   const link = $("detail-page");

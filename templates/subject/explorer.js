@@ -5,7 +5,7 @@ function explore(explorer) {
   const where = explorer.querySelector("output");
   if (!document.createElement("canvas").getContext("webgl2")) {
     const words = document.createElement("p");
-    words.textContent = "This browser offers no WebGL2, which the viewer needs. The slices above show the same scan.";
+    words.textContent = "The viewer needs WebGL2, which this browser does not support. The slices above show the same scan.";
     explorer.querySelector(".room").replaceWith(words);
     return;
   }
