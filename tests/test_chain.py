@@ -218,7 +218,7 @@ def test_a_chain_that_names_itself_is_one_line(tmp_path):
         content = {"model": f"{model}.json", "regions": []}
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     for name in ("a", "own"):
-        with pytest.raises(ModelError, match=f"{name}.json: without an end") as raised:
+        with pytest.raises(ModelError, match=f"{name}.json: a circular reference") as raised:
             find_model(str(tmp_path / f"{name}.json"))
         assert len(str(raised.value).splitlines()) == 1
 
@@ -285,7 +285,7 @@ def test_what_does_not_fit_is_named(chain_file, tmp_path):
     refused("is not a cascade of models", model=first)
     refused("no label WM for", model=first, regions=[{"inside": "WM", "model": second}])
     three = str(write_model(tmp_path / "three", channels=3))
-    refused("has 3 channels, not an image", model=first, regions=[{"inside": "GM", "model": three}])
+    refused("has 3 channels, but is given", model=first, regions=[{"inside": "GM", "model": three}])
     regions = [{"inside": ["GM", "WM"], "model": second}]
     refused("no label WM for .*second to refine", model=first, regions=regions)
     for odd in ([], 5, None, ["GM", "GM"], [["GM"]], {}):
@@ -385,7 +385,7 @@ def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypa
     with pytest.raises(ModelError, match="other labels"):
         opened(odd)
     odd.write_text(json.dumps({"members": [str(pair), "other"]}))
-    with pytest.raises(ModelError, match="no single model"):
+    with pytest.raises(ModelError, match="is not a single model"):
         opened(odd)
 
 

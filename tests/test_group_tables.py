@@ -201,7 +201,7 @@ class TestExclusion:
         options = ["--exclude", "rating=fail", "flag=fail", "--formula", "~ age + C(sex)"]
         assert cli.main([*place, *options]) == 0
         assert "2 of 12 scans are left out by --exclude." in caplog.text
-        assert "count in all numbers" not in caplog.text
+        assert "are included in all statistics" not in caplog.text
         for name in ("group_desc-wide_volumes", "group_desc-tidy_volumes", "group_qc"):
             table = read(config, name).drop_duplicates("scan").set_index("scan")
             assert table["included"].value_counts().to_dict() == {"yes": 10, "no": 2}

@@ -434,9 +434,9 @@ class TestPickles:
         [
             ([1, 2], "no table of network_weights"),
             ({}, "no table of network_weights"),
-            ({"a": 1.0}, "no tensors"),
-            ({"a": np.float64(1)}, "no tensors"),
-            ({1: torch.ones(1)}, "no tensors"),
+            ({"a": 1.0}, "are not tensors"),
+            ({"a": np.float64(1)}, "are not tensors"),
+            ({1: torch.ones(1)}, "are not tensors"),
             ({"a": torch.ones(1).expand(10**12)}, "does not hold all its weights"),
             ({"a": torch.ones(2, device="meta")}, "does not hold all its weights"),
             ({"a": torch.ones(2).to_sparse()}, "does not hold all its weights"),

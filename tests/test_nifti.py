@@ -163,9 +163,9 @@ def declared(offset, code, *values):
     [
         (
             lambda p: os.truncate(p, 352),
-            r"a.nii is damaged: 10 x 11 x 12 voxels are 2.992 kB, its 352 B",
+            r"a.nii is damaged: 10 x 11 x 12 voxels need 2.992 kB, more than its 352 B",
         ),
-        (declared(42, "hhh", 3000, 3000, 3000), "is damaged: 3000 x 3000 x 3000 voxels are 54 GB"),
+        (declared(42, "hhh", 3000, 3000, 3000), "is damaged: 3000 x 3000 x 3000 voxels need 54 GB"),
         (declared(108, "f", 1e9), "is damaged: .* can hold"),
         (declared(108, "f", -1e9), "is damaged, its header is invalid"),
         (declared(70, "hh", 1, 1), "holds 1-bit voxels: it is a mask, not a scan"),
