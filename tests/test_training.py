@@ -264,7 +264,7 @@ def test_two_processes_train_one_network(tmp_path, label_map):
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16_is_for_cpus_that_have_it(monkeypatch, fast):
-    monkeypatch.setattr("siam_bids.training.trainer.has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr("siam_bids.training.loss.has_fast_bfloat16", lambda: fast)
     layer = torch.nn.Linear(2, 2)
     with mixed_precision(torch.device("cpu")):
         answer = layer(torch.ones(1, 2))
