@@ -53,7 +53,7 @@ DAMAGES = {
     ),
     "a list": (lambda n: sidecar(n.segmentation).write_text("[1]"), "is not an object"),
     "deep": (lambda n: sidecar(n.segmentation).write_text("[" * 200_000), "nested more than"),
-    "huge": (lambda n: os.truncate(sidecar(n.segmentation), 10**12), "it has 1000000 MB, more than"),
+    "huge": (lambda n: os.truncate(sidecar(n.segmentation), 10**12), "it has 1000000 MB, more"),
     "binary": (lambda n: sidecar(n.segmentation).write_bytes(bytes(range(256))), "Expecting value"),
     "a pipe": (lambda n: instead(sidecar(n.segmentation), os.mkfifo), "not a regular file"),
     "a folder": (lambda n: instead(sidecar(n.segmentation), Path.mkdir), "not a regular file"),
