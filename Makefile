@@ -46,6 +46,7 @@ docs: setup
 # What a release uploads: dist/ with an sdist and a wheel, checked as the index will.
 dist: setup
 	rm -rf dist
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build twine
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/twine check --strict dist/*
 
