@@ -67,8 +67,8 @@ class Shifted:
     def planes(self) -> Iterator[torch.Tensor]:
         return (plane.float() + self.offsets for plane in self.scores.planes())
 
-    def every(self, apart: Sequence[int]) -> "Shifted":
-        return Shifted(self.scores.every(apart), self.offsets)
+    def subsample(self, stride: Sequence[int]) -> "Shifted":
+        return Shifted(self.scores.subsample(stride), self.offsets)
 
 
 def tried(

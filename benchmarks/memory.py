@@ -21,7 +21,7 @@ import torch
 
 from siam_bids.config import Inference
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Chain
+from siam_bids.inference.cascade import Cascade
 from siam_bids.models.registry import find_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,7 +56,7 @@ def measure(place: Path, size: str, model: str, precision: str) -> str:
         scan.parent.mkdir(parents=True)
         nib.save(nib.Nifti1Image(data, affine), scan)
     (place / "in/dataset_description.json").write_text('{"Name": "a", "BIDSVersion": "1.10.0"}')
-    chain = Chain.open(find_model(model))
+    chain = Cascade.open(find_model(model))
     options = Inference(precision=precision)
     need = chain.estimate([load_volume(scan).grid], torch.device("cpu"), options, cpus=1).memory
     command = [

@@ -14,7 +14,7 @@ import numpy as np
 
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.nifti import load_labels
-from siam_bids.inference.head_pose import Shape, measured
+from siam_bids.inference.head_pose import Shape, tissue_moments
 from siam_bids.synthesis.label_maps import prepare_anatomy, source_table
 
 TISSUES = ("GM", "WM", "CSFv", "cerGM", "Thal", "Pal", "Put", "Caud", "Hippo", "Amyg")
@@ -25,7 +25,7 @@ def shapes(path: Path) -> dict[str, Shape]:
     labels, grid = load_labels(path)
     anatomy = prepare_anatomy(labels, grid, source_table("synthseg"))
     target = np.array([each[0] if len(each) == 1 else 255 for each in anatomy.table.target])
-    return measured(target[anatomy.codes].T, anatomy.voxel_size[::-1], siam_labels(), TISSUES)
+    return tissue_moments(target[anatomy.codes].T, anatomy.voxel_size[::-1], siam_labels(), TISSUES)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, Volume
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import MARGIN, Chain, ChainSegmenter, box_around
+from siam_bids.inference.cascade import MARGIN, Cascade, ChainSegmenter, box_around
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.folder import CHECKPOINT
@@ -77,8 +77,8 @@ def chain_file(tmp_path_factory):
     return path
 
 
-def opened(path) -> Chain:
-    return Chain.open(find_model(str(path)))
+def opened(path) -> Cascade:
+    return Cascade.open(find_model(str(path)))
 
 
 def predicted(path, volume, **options):
@@ -197,7 +197,7 @@ def test_a_region_may_be_several_labels_together(chain_file, tmp_path):
     path.write_text(json.dumps({"model": str(tmp_path / "halves"), "regions": regions}))
     record = find_model(str(path))
     assert record.describe()["Regions"][0]["Inside"] == ["GM", "WM"]
-    chain = Chain.open(record)
+    chain = Cascade.open(record)
     assert [(label.name, label.role) for label in chain.labels.foreground] == [
         ("Dim", "brain"), ("Bright", "brain"),
     ]  # fmt: skip
@@ -312,10 +312,10 @@ def test_a_registered_chain_is_one_model_with_its_own_checksum(chain_file, monke
     assert (record.title, record.version, record.name) == ("Halves", "1", "halves")
     assert record.sha256 == find_model(str(chain_file)).sha256 != find_model(entry["model"]).sha256
     assert record.describe()["Regions"][0]["Inside"] == "GM"
-    size = Chain.open(record).estimate([], CPU, Inference(), cpus=1)
-    alone = Chain.open(find_model(entry["model"])).estimate([], CPU, Inference(), cpus=1)
+    size = Cascade.open(record).estimate([], CPU, Inference(), cpus=1)
+    alone = Cascade.open(find_model(entry["model"])).estimate([], CPU, Inference(), cpus=1)
     assert size.seconds > alone.seconds
-    assert isinstance(Chain.open(record).regions[0][1], NnunetModel)
+    assert isinstance(Cascade.open(record).regions[0][1], NnunetModel)
 
 
 @pytest.fixture(scope="module")
@@ -353,11 +353,11 @@ def test_an_ensemble_takes_the_class_of_the_highest_mean_probability(pair):
 def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypatch):
     record = find_model(str(pair))
     assert (record.title, record.name) == ("Pair", "pair")
-    assert [each.folder.name for each in record.parts()] == ["half", "first"]
+    assert [each.folder.name for each in record.networks()] == ["half", "first"]
     described = record.describe()["Members"]
     assert [each["Name"] for each in described] == ["half", "first"]
     assert record.sha256 not in {each["SHA256"] for each in described}
-    chain = Chain.open(record)
+    chain = Cascade.open(record)
     assert chain.folds == 2
     mixed = replace(
         chain, heads=(chain.heads[0], replace(chain.heads[1], precisions=("bfloat16",)))
@@ -370,10 +370,10 @@ def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypa
     assert precisions(mixed) == ["float32", "bfloat16"]
     path = pair.with_name("sure.json")  # what is known of an ensemble holds for all in it
     path.write_text(json.dumps({**json.loads(pair.read_text()), "precisions": ["bfloat16"]}))
-    known = Chain.open(find_model(str(path)))
+    known = Cascade.open(find_model(str(path)))
     assert precisions(known) == ["bfloat16", "bfloat16"]
     sizes = [
-        Chain.open(find_model(str(pair.parent / name))).estimate([], CPU, Inference(), cpus=1)
+        Cascade.open(find_model(str(pair.parent / name))).estimate([], CPU, Inference(), cpus=1)
         for name in ("half", "first")
     ]
     whole = chain.estimate([], CPU, Inference(), cpus=1)
@@ -382,7 +382,7 @@ def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypa
     write_model(tmp_path / "other", names=["background", "WM"])
     odd = tmp_path / "odd.json"
     odd.write_text(json.dumps({"members": [str(pair.parent / "first"), "other"]}))
-    with pytest.raises(ModelError, match="other labels"):
+    with pytest.raises(ModelError, match="different labels"):
         opened(odd)
     odd.write_text(json.dumps({"members": [str(pair), "other"]}))
     with pytest.raises(ModelError, match="is not a single model"):
@@ -463,7 +463,7 @@ def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
     assert record.focus.typical(grid).shape == (17, 12, 22)
     assert record.focus.typical(scene().grid).shape == (17, 12, 22)
     sizes = [
-        Chain.open(each).estimate([grid], CPU, Inference(), cpus=1) for each in (record, plain)
+        Cascade.open(each).estimate([grid], CPU, Inference(), cpus=1) for each in (record, plain)
     ]
     assert sizes[0].seconds < sizes[1].seconds
     assert sizes[0].memory <= sizes[1].memory
@@ -522,7 +522,7 @@ def test_a_chain_keeps_the_intensities_of_its_first_model(pair):
     assert "Intensities" in find_model("compact-2mm").describe()
     ensemble = find_model("compact").describe()
     assert not any("Intensities" in member for member in ensemble["Members"])
-    plain = find_model("compact").as_asked(Inference(intensities=False))
+    plain = find_model("compact").with_options(Inference(intensities=False))
     assert "Intensities" not in plain.describe()
 
 
@@ -538,10 +538,10 @@ def test_networks_are_built_and_estimated_without_torchs_compiler():
     """Its import takes two seconds of every run, and comes with many functions of torch."""
     code = """
 import sys, torch
-from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, ChainSegmenter
 from siam_bids.config import Inference
 from siam_bids.models.registry import find_model
-chain = Chain.open(find_model("compact"))
+chain = Cascade.open(find_model("compact"))
 ChainSegmenter(chain, torch.device("cpu"), Inference())
 chain.estimate([], torch.device("cpu"), Inference(), cpus=1)
 print(*{"torch._dynamo", "sympy"} & set(sys.modules))

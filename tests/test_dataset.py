@@ -228,7 +228,7 @@ def test_a_derivative_dataset_is_taken_if_asked_for(tree):
 
 
 @pytest.mark.parametrize(
-    ("wishes", "why"),
+    ("requested", "why"),
     [
         *(({name: "x"}, f"'{name}', which is not an entity") for name in (
             "target", "scope", "return_type", "regex_search", "absolute_paths", "invalid_filters",
@@ -241,12 +241,12 @@ def test_a_derivative_dataset_is_taken_if_asked_for(tree):
         ({"run": [[1], {}]}, "Give text, a number, null, or a list of these."),
     ],
 )  # fmt: skip
-def test_filters_take_entities_alone(tree, wishes, why):
+def test_filters_take_entities_alone(tree, requested, why):
     for kind in ("t1w", "T1w", "anat"):
         with pytest.raises(DatasetError) as error:
-            find_scans(tree, Query(filters={kind: wishes}))
+            find_scans(tree, Query(filters={kind: requested}))
         assert why in str(error.value)
-    find_scans(tree, Query(filters={"bold": wishes, "fmap": wishes}))
+    find_scans(tree, Query(filters={"bold": requested, "fmap": requested}))
 
 
 def test_a_scan_knows_its_place(tree):

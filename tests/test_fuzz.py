@@ -154,7 +154,7 @@ def test_a_filter_file_is_read_or_refused(content, tmp_path):
     if filters is None:
         assert "\n" not in str(error)
         return
-    assert all(isinstance(wishes, dict) for wishes in filters.values())
+    assert all(isinstance(requested, dict) for requested in filters.values())
 
 
 @given(st.lists(st.text(min_size=1, max_size=8), max_size=6))

@@ -46,7 +46,7 @@ def image():
 @pytest.mark.parametrize("slab", [1 << 26, 20_000])
 def test_float32_logits_are_the_plain_networks_in_slabs_too(architecture, image, slab, monkeypatch):
     monkeypatch.setattr("siam_bids.nnunet.lean_unet.SLAB", slab)
-    monkeypatch.setattr("siam_bids.nnunet.lean_unet._GROUP", slab)
+    monkeypatch.setattr("siam_bids.nnunet.lean_unet._ELEMENTS_AT_ONCE", slab)
     expected = built(architecture)(image)
     found = LeanUNet(built(architecture))(image)
     assert found.dtype == torch.float32

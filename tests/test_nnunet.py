@@ -15,7 +15,7 @@ from siam_bids.config import Inference
 from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, Volume
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, ChainSegmenter
 from siam_bids.inference.device import has_openvino
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.registry import find_model
@@ -117,7 +117,7 @@ def test_the_shipped_models_in_less_precision_label_a_whole_scan_as_in_float32(n
     path = resource("data", "sample_bids", "sub-seg3d", "anat", "sub-seg3d_T1w.nii.gz")
     volume = load_volume(path)
     exact, fast = (
-        ChainSegmenter(Chain.open(record), CPU, Inference(precision=each))
+        ChainSegmenter(Cascade.open(record), CPU, Inference(precision=each))
         .segment(volume)
         .segmentation.data
         for each in ("float32", precision)
@@ -140,8 +140,8 @@ def test_the_default_is_what_the_model_is_known_to_bear_and_the_cpu_is_fast_in(
     monkeypatch.setattr("siam_bids.inference.cost.has_fast_bfloat16", lambda: fast)
     model = NnunetModel.open(tiny_model, precisions=known)
 
-    def precision(wish):
-        return NnunetSegmenter(model, CPU, Inference(precision=wish)).load.precision
+    def precision(requested):
+        return NnunetSegmenter(model, CPU, Inference(precision=requested)).load.precision
 
     assert precision("auto") == default
     assert (precision("float32"), precision("bfloat16")) == ("float32", "bfloat16")

@@ -19,13 +19,13 @@ from siam_bids.inference.head_pose import (
     Pose,
     Shape,
     centres,
-    measured,
     pose_of,
+    tissue_moments,
     upright_head,
     upright_window,
 )
 from siam_bids.inference.resampling import Logits, labels_of
-from siam_bids.inference.rotated_resampling import TurnedLogits
+from siam_bids.inference.rotated_resampling import RotatedLogits
 from siam_bids.inference.runner import Runner
 from siam_bids.models.registry import find_model, registry
 from siam_bids.models.settings import Upright
@@ -70,7 +70,7 @@ def test_shapes_are_measured_in_millimetres():
     gm = siam_labels().by_name["GM"].index
     labels[2:12, 4:8, 5:7] = gm
     labels[0, 0, 0] = siam_labels().by_name["WM"].index
-    found = measured(labels, (2.0, 1.0, 3.0), siam_labels(), upright_head())
+    found = tissue_moments(labels, (2.0, 1.0, 3.0), siam_labels(), upright_head())
     assert set(found) == {"GM"}  # a single voxel is no tissue
     assert found["GM"].centre == pytest.approx([14, 6, 18])
     assert np.diag(found["GM"].covariance) == pytest.approx([4 * 99 / 12, 15 / 12, 9 * 3 / 12])
@@ -111,7 +111,7 @@ def test_the_upper_half_of_a_head_is_no_small_head():
     """Its tissues are cut, so that they seem small; the misfit tells."""
     labels, edges = blobs(0)
     upper = labels[44:]
-    pose = pose_of(measured(upper, edges, siam_labels(), upright_head()))
+    pose = pose_of(tissue_moments(upper, edges, siam_labels(), upright_head()))
     assert pose.size > UPRIGHT["size"] or pose.degrees > UPRIGHT["degrees"]
     assert upright_window(Upright.of(UPRIGHT), upper, edges, siam_labels()) is None
 
@@ -136,7 +136,7 @@ def stacked(scores):
 def test_unturned_logits_are_those_of_linear_interpolation():
     logits, shape = logits_of(), (12, 14, 8)
     own, wanted = centres((2.0, 2.0, 3.0)), centres((1.0, 1.0, 3.0))
-    turned = TurnedLogits(logits, own, wanted, shape, NOTHING)
+    turned = RotatedLogits(logits, own, wanted, shape, NOTHING)
     plain = Logits(logits, shape)
     torch.testing.assert_close(stacked(turned), stacked(plain), atol=2e-3, rtol=0)
     np.testing.assert_array_equal(labels_of(turned), labels_of(plain))
@@ -152,7 +152,7 @@ def quarter_turn(shape):
     source = logits.flip(3).transpose(2, 3).float()
     part = tuple(slice(0, min(n, m)) for n, m in zip(shape, source.shape[1:], strict=True))
     expected[(slice(None), *part)] = source[(slice(None), *part)]
-    return TurnedLogits(logits, np.eye(4), wanted, shape, NOTHING), expected
+    return RotatedLogits(logits, np.eye(4), wanted, shape, NOTHING), expected
 
 
 def test_a_quarter_turn_is_exact_and_says_nothing_beyond_what_was_seen():
@@ -164,7 +164,7 @@ def test_a_quarter_turn_is_exact_and_says_nothing_beyond_what_was_seen():
     part = (slice(1, 5), slice(2, 8), slice(3, 9))
     inner = stacked(turned.within(part)).float()
     torch.testing.assert_close(inner, found[(slice(None), *part)], equal_nan=True)
-    every = stacked(turned.every((2, 1, 3), (1, 0, 2))).float()
+    every = stacked(turned.subsample((2, 1, 3), (1, 0, 2))).float()
     torch.testing.assert_close(every, found[:, 1::2, :, 2::3], equal_nan=True)
     softmax = found.softmax(0)[3].numpy()
     np.testing.assert_allclose(turned.probability(3), softmax, atol=1e-3)
@@ -180,7 +180,7 @@ def test_where_others_say_nothing_the_first_stands_alone():
     mean = MeanScores(first, [turned], share=0.4)
     torch.testing.assert_close(stacked(mean).exp(), expected, atol=2e-3, rtol=0)
     np.testing.assert_allclose(mean.probability(1), expected[1], atol=2e-3)
-    few = stacked(mean.every((2, 2, 2))).exp()
+    few = stacked(mean.subsample((2, 2, 2))).exp()
     torch.testing.assert_close(few, expected[:, ::2, ::2, ::2], atol=2e-3, rtol=0)
 
 
@@ -223,7 +223,7 @@ def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatc
     path.write_text(json.dumps(upright))
     record = find_model(str(path))
     assert record.describe()["Upright"]["TurnedByMoreDegreesThan"] == 5
-    assert record.as_asked(Inference(upright=False)).upright is None
+    assert record.with_options(Inference(upright=False)).upright is None
     done = []
     found = predicted(path, scene(), probabilities=names, progress=done.append)
     maps = np.stack([found.probabilities[each] for each in names])

@@ -7,7 +7,7 @@ from siam_bids.inference.averaging import MeanScores
 from siam_bids.inference.certainty import Certainty
 from siam_bids.inference.intensity_refinement import Posterior
 from siam_bids.inference.resampling import Logits, labels_of
-from siam_bids.inference.rotated_resampling import TurnedLogits
+from siam_bids.inference.rotated_resampling import RotatedLogits
 from siam_bids.models.settings import Intensities
 
 
@@ -129,7 +129,7 @@ def all_kinds_of_scores():
     sure = torch.tensor([0.0, -6e4, -6e4, -6e4])
     how = Intensities(weight=0.7, reach=20, spread=0.2, neighbours=4, temperature=2.3, rounds=2)
     image = rng.normal(size=shape).astype(np.float32)
-    turned = TurnedLogits(logits(), np.diag([2, 2, 2, 1.0]), np.eye(4), shape, sure)
+    turned = RotatedLogits(logits(), np.diag([2, 2, 2, 1.0]), np.eye(4), shape, sure)
     first = Logits(logits(), shape)
     mean = MeanScores(Logits(logits(), shape), [Logits(logits(), (7, 5, 7))], box, 0.4)
     return {
@@ -138,9 +138,9 @@ def all_kinds_of_scores():
         "turned": turned,
         "part of turned": turned.within(box),
         "mean": mean,
-        "every other": first.every((2, 1, 2)),
-        "every other of the mean": mean.every((2, 1, 2)),
-        "every other of turned": turned.every((1, 2, 3)),
+        "every other": first.subsample((2, 1, 2)),
+        "every other of the mean": mean.subsample((2, 1, 2)),
+        "every other of turned": turned.subsample((1, 2, 3)),
         "refined": Posterior(mean, image, (1, 1.5, 3), how),
     }
 
@@ -161,18 +161,18 @@ def test_probabilities_can_be_asked_for_at_any_time(kind, order):
     np.testing.assert_allclose(maps, planes, atol=2e-3)
 
 
-@pytest.mark.parametrize("apart", [(1, 1, 1), (2, 1, 3), (2, 2, 2)])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 3), (2, 2, 2)])
 @pytest.mark.parametrize("start", [0, 3, 4])
-def test_every_few_voxels_have_the_scores_of_the_whole(apart, start):
+def test_every_few_voxels_have_the_scores_of_the_whole(stride, start):
     rng = np.random.default_rng(5)
     box = (slice(start, 11), slice(start, 9), slice(start, 10))
     shapes = [part.stop - part.start for part in box]
     first = Logits(torch.from_numpy(rng.normal(size=(3, 6, 7, 8))).half(), (12, 11, 16))
     other = Logits(torch.from_numpy(rng.normal(size=(3, *shapes))).half(), shapes)
     coarser = Logits(torch.from_numpy(rng.normal(size=(3, 4, 2, 3))).half(), shapes)
-    i, j, k = (slice(None, None, step) for step in apart)
+    i, j, k = (slice(None, None, step) for step in stride)
     for scores in (first, MeanScores(first, [other, coarser], box)):
-        some = scores.every(apart)
+        some = scores.subsample(stride)
         planes = torch.stack(list(some.planes()), 1)
         expected = torch.stack(list(scores.planes()), 1)[:, i, j, k]
         assert some.shape == tuple(planes.shape[1:]) == tuple(expected.shape[1:])

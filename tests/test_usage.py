@@ -59,8 +59,8 @@ def groups(tmp_path, monkeypatch):
             (folder / "memory.max").write_text(f"{limits[name]}\n")
             (folder / "memory.stat").write_text("anon 300000000\nfile 900000000\nkernel 50000000\n")
         (tmp_path / "self").write_text("0::/job/step\n")
-        monkeypatch.setattr("siam_bids.support.memory._GROUP", tmp_path / "self")
-        monkeypatch.setattr("siam_bids.support.memory._GROUPS", root)
+        monkeypatch.setattr("siam_bids.support.memory._CGROUP", tmp_path / "self")
+        monkeypatch.setattr("siam_bids.support.memory._CGROUPS", root)
 
     return make
 

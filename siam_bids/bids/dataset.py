@@ -147,9 +147,13 @@ def _ask(root: Path, query: Query, named: Mapping[Path, Scan], found: Selection)
                 )
     kept = []
     for path in sorted(taken):
-        if twin := _preferred(path, {*taken}):
-            found.skipped[taken[path].relative] = f"{twin.parent.name}/{twin.name} is used instead"
-            logger.warning("%s is skipped: %s is used instead.", taken[path].relative, twin.name)
+        if preferred := _preferred(path, {*taken}):
+            found.skipped[taken[path].relative] = (
+                f"{preferred.parent.name}/{preferred.name} is used instead"
+            )
+            logger.warning(
+                "%s is skipped: %s is used instead.", taken[path].relative, preferred.name
+            )
         else:
             kept.append(taken[path])
     found.scans.extend(_with_outputs_of_their_own(kept, found))

@@ -29,12 +29,12 @@ def filters_for(suffix: str, query: Query) -> dict[str, Any]:
         filters["subject"] = list(query.participants)
     if query.sessions:
         filters["session"] = list(query.sessions)
-    for kind, wishes in query.filters.items():
-        if kind.lower() in (suffix.lower(), "anat") or wishes.get("suffix") == suffix:
-            for name, value in wishes.items():
+    for kind, requested in query.filters.items():
+        if kind.lower() in (suffix.lower(), "anat") or requested.get("suffix") == suffix:
+            for name, value in requested.items():
                 _check_entity(kind, name)
                 if name != "suffix":
-                    filters[name] = _wish(f"{kind}: {name}", value)
+                    filters[name] = _requested(f"{kind}: {name}", value)
     return filters
 
 
@@ -58,10 +58,10 @@ def _entities() -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for config in configs for name in config.entities))
 
 
-def _wish(place: str, value: Any) -> Any:
+def _requested(place: str, value: Any) -> Any:
     """Translate a JSON value: null and 'Query.NONE' mean absent, 'Query.ANY' and '*' any."""
     if isinstance(value, list):
-        return [_wish(place, item) for item in value]
+        return [_requested(place, item) for item in value]
     if value is None or value == "Query.NONE":
         return Match.NONE
     if value in ("Query.ANY", "*"):

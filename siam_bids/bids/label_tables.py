@@ -93,5 +93,5 @@ def read_label_table(root: Path) -> LabelTable:
 
 def _role_of(row: Mapping[str, str], known: Mapping[str, Label]) -> str:
     """Return the role of a label by its name, or by that of the label it refines."""
-    twin = known.get(row["abbreviation"]) or known.get(row.get("parent", ""))
-    return twin.role if twin else ""
+    match = known.get(row["abbreviation"]) or known.get(row.get("parent", ""))
+    return match.role if match else ""

@@ -32,7 +32,7 @@ def _run(argv: list[str]) -> int:
         for row in [["name", "title", "size", "licence", "place"], *_rows(registry(), roots)]:
             print("\t".join(row))
     elif arguments.verb == "where":
-        for model in find_model(arguments.name, roots).parts():
+        for model in find_model(arguments.name, roots).networks():
             print(model.folder)
     elif arguments.verb == "remove":
         print(f"removed {remove(arguments.name, roots)}")
@@ -42,7 +42,7 @@ def _run(argv: list[str]) -> int:
             print(f"{'ok' if good else 'CHANGED'}\t{part}")
         from siam_bids.nnunet.model import NnunetModel
 
-        for model in find_model(arguments.name, roots).parts():
+        for model in find_model(arguments.name, roots).networks():
             NnunetModel.open(model.folder)
         return 0 if all(good for _, good in answers) else ModelError.exit_code
     else:

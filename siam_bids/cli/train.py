@@ -72,7 +72,7 @@ def _start(arguments: argparse.Namespace) -> Path | None:
 
     if not arguments.start:
         return None
-    parts = find_model(arguments.start, search_path(os.environ)).parts()
+    parts = find_model(arguments.start, search_path(os.environ)).networks()
     if len(parts) > 1:
         names = ", ".join(part.name for part in parts)
         raise UsageError(f"{arguments.start} consists of {names}.", "Start from one of them.")

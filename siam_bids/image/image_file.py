@@ -28,7 +28,7 @@ from siam_bids.support.input_files import regular_file
 
 logger = logging.getLogger(__name__)
 
-_BLOCK = 1 << 20
+_READ_BYTES = 1 << 20
 _MOST_PACKED = 1032
 """Bytes that deflate can make of one (zlib's documentation: the limit of its format)."""
 _LONGEST_HEADER = 540
@@ -288,7 +288,7 @@ def _stream(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
 def _fill(stream: BinaryIO, content: bytearray) -> None:
     view, done = memoryview(content), 0
     while done < len(view):
-        block = stream.read(min(_BLOCK, len(view) - done))
+        block = stream.read(min(_READ_BYTES, len(view) - done))
         if not block:
             raise EOFError
         view[done : done + len(block)] = block
@@ -297,7 +297,7 @@ def _fill(stream: BinaryIO, content: bytearray) -> None:
 
 def _skip(stream: BinaryIO, length: int) -> None:
     while length > 0:
-        block = stream.read(min(_BLOCK, length))
+        block = stream.read(min(_READ_BYTES, length))
         if not block:
             raise EOFError
         length -= len(block)
@@ -309,7 +309,7 @@ def _finish(stream: BinaryIO) -> None:
     What follows a whole stream and is none itself does no harm: gzip ignores it too.
     """
     try:
-        while stream.read(_BLOCK):
+        while stream.read(_READ_BYTES):
             pass
     except gzip.BadGzipFile as error:
         if not str(error).startswith("Not a gzipped file"):

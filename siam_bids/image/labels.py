@@ -230,14 +230,14 @@ class LabelTable:
         known = known_labels(names)
         rows = []
         for name, index in sorted(names.items(), key=lambda item: item[1]):
-            twin = known.get(name) or Label(
+            known_label = known.get(name) or Label(
                 index=index,
                 name=name,
                 long_name=name.replace("_", " "),
                 color=_spread_color(index),
             )
-            role = twin.role.replace("background", "") if index else "background"
-            rows.append(replace(twin, index=index, role=role))
+            role = known_label.role.replace("background", "") if index else "background"
+            rows.append(replace(known_label, index=index, role=role))
         return cls(tuple(rows))
 
 

@@ -56,15 +56,15 @@ class MeanScores:
                 total[(slice(None), *window)] = inner
             yield total.clamp_(min=LEAST_PROBABILITY).log_()
 
-    def every(self, apart: Sequence[int]) -> MeanScores:
+    def subsample(self, stride: Sequence[int]) -> MeanScores:
         """Return those of every few voxels along each axis."""
-        first = [-part.start % step for part, step in zip(self._box, apart, strict=True)]
+        offset = [-part.start % step for part, step in zip(self._box, stride, strict=True)]
         box = [
             slice(-(-part.start // step), -(-part.stop // step))
-            for part, step in zip(self._box, apart, strict=True)
+            for part, step in zip(self._box, stride, strict=True)
         ]
-        others = [part.every(apart, first) for part in self._others]
-        return MeanScores(self._first.every(apart), others, box, self._share)
+        others = [part.subsample(stride, offset) for part in self._others]
+        return MeanScores(self._first.subsample(stride), others, box, self._share)
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the mean probability (I, J, K) of one class."""

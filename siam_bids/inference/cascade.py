@@ -15,7 +15,7 @@ from siam_bids.errors import LabelError, ModelError, UsageError
 from siam_bids.image.grid import Box, Grid, Segmentation, Volume, box_of
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.spikes import without_spikes
-from siam_bids.inference.cost import Load, Size, estimate
+from siam_bids.inference.cost import Cost, Load, estimate
 from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each
 from siam_bids.inference.prediction import Prediction, ProbabilityMaps, Progress
 from siam_bids.inference.segmenter import NnunetSegmenter
@@ -29,7 +29,7 @@ MARGIN = 4
 
 
 @dataclass(frozen=True)
-class Chain:
+class Cascade:
     """What `--model` names, opened: usually one model, without regions.
 
     Attributes
@@ -59,7 +59,7 @@ class Chain:
     repair_spikes: bool = False
 
     @classmethod
-    def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Chain:
+    def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Cascade:
         """Open the folders of a record; `folds` are those of the first model, empty for all.
 
         Raises
@@ -153,7 +153,7 @@ class Chain:
 
     def estimate(
         self, grids: Sequence[Grid], device: torch.device, options: Inference, *, cpus: int
-    ) -> Size:
+    ) -> Cost:
         """Estimate what the largest of some scans takes, see `nnunet.estimate`."""
         looks = [*focus_of_each(self.heads, self.focus), *(None for _ in self.regions)]
         sizes = [
@@ -163,7 +163,7 @@ class Chain:
         heads = sizes[: len(self.heads)]
         kept = sum(size.answer for size in heads)
         together = max(size.memory + kept - size.answer for size in heads)
-        return Size(
+        return Cost(
             memory=max([together, *(size.memory for size in sizes)]),
             seconds=sum(size.seconds for size in sizes),
         )
@@ -184,10 +184,10 @@ class ChainSegmenter:
     Raises
     ------
     UsageError
-        A model was not trained for mirroring, which the options ask for; or see `Chain.check`.
+        A model was not trained for mirroring, which the options ask for; or see `Cascade.check`.
     """
 
-    def __init__(self, chain: Chain, device: torch.device, options: Inference) -> None:
+    def __init__(self, chain: Cascade, device: torch.device, options: Inference) -> None:
         chain.check(options)
         self.chain = chain
         self.options = options

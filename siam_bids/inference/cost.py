@@ -90,7 +90,7 @@ def estimate(
     cpus: int,
     focus: Focus | None = None,
     load: Load | None = None,
-) -> Size:
+) -> Cost:
     """Estimate what the largest of some scans takes; without any, one of 256^3 at 1 mm stands in.
 
     Fit for asking a scheduler with some spare, not for promising. `focus` tells what the network
@@ -102,7 +102,7 @@ def estimate(
         for grid in grids or [Grid((256, 256, 256), np.eye(4))]
     ]
     work, step = model.multiply_adds, focus.step if focus else TILE_STEP
-    return Size(
+    return Cost(
         memory=max(load.memory(*scan) for scan in scans),
         answer=max(load.answer(*scan) for scan in scans),
         seconds=max(
@@ -233,7 +233,7 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class Cost:
     """What a job needs.
 
     Attributes

@@ -9,7 +9,7 @@ import torch
 from siam_bids.errors import UsageError
 
 
-def choose_device(wish: str) -> torch.device:
+def choose_device(requested: str) -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `mps`.
 
     Raises
@@ -22,11 +22,11 @@ def choose_device(wish: str) -> torch.device:
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
-    if wish == "auto":
+    if requested == "auto":
         return torch.device(next(name for name, there in available.items() if there))
-    if not available[wish]:
-        raise UsageError(f"No {wish} device is available.", "Use --device auto or cpu.")
-    return torch.device(wish)
+    if not available[requested]:
+        raise UsageError(f"No {requested} device is available.", "Use --device auto or cpu.")
+    return torch.device(requested)
 
 
 def has_openvino() -> bool:

@@ -112,7 +112,7 @@ def upright_head() -> Mapping[str, Shape]:
     return shapes
 
 
-def measured(
+def tissue_moments(
     labels: npt.NDArray[np.integer],
     voxel_size: npt.ArrayLike,
     table: LabelTable,
@@ -205,7 +205,7 @@ def upright_window(
     -------
     None for a head that is looked at once.
     """
-    pose = pose_of(measured(labels, voxel_size, table, upright_head()))
+    pose = pose_of(tissue_moments(labels, voxel_size, table, upright_head()))
     if pose is None or not _needed(upright, pose):
         return None
     logger.info(

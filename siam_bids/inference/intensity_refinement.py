@@ -24,13 +24,13 @@ from scipy import ndimage
 from torch.nn import functional
 
 from siam_bids.image.grid import Crop, Volume
-from siam_bids.inference.local_gaussians import Gaussians, measured
+from siam_bids.inference.local_gaussians import Gaussians, estimate_gaussians
 from siam_bids.inference.resampling import Prior, Scores
 from siam_bids.models.settings import Intensities
 
 _APART = 2.0
 """Distance in mm of the voxels that Gaussians are measured on: every other one of 1 mm."""
-_LEAST = 1e-12
+_SMALLEST_PROBABILITY = 1e-12
 """A probability that counts as 0."""
 _LOWEST = -40.0
 """Logarithm of a probability from which on down all are alike: exp is 50 times slower below -87."""
@@ -82,7 +82,7 @@ class Posterior:
         """Return the probability (I, J, K) of a class, float32 in [0, 1]."""
         first, second = self._normalisers
         found = self._scores.probability(index)
-        np.log(np.maximum(found, _LEAST, out=found), out=found)
+        np.log(np.maximum(found, _SMALLEST_PROBABILITY, out=found), out=found)
         for place in range(len(found)):
             found[place] += self._rule.likelihood(place, slice(index, index + 1))[0].numpy()
         votes = np.exp(found - first)
@@ -109,25 +109,25 @@ class Posterior:
         prior = (plane.float() for plane in self._scores.planes())
         return self._rule.followed(prior, self._how.temperature, normalisers)
 
-    def _plane(self, place: int, apart: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
+    def _plane(self, place: int, stride: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
         """Return a plane (J, K) of the standardised image, of only every few voxels if wanted."""
         mean, spread = self._scale
-        i, j, k = apart
+        i, j, k = stride
         plane = self._image[place * i, ::j, ::k]
         return torch.from_numpy((plane - np.float32(mean)) / np.float32(spread))
 
     @cached_property
     def _rule(self) -> _Rule:
         """Learn the Gaussians, in each round with the probabilities that the one before gives."""
-        apart = [max(1, round(_APART / size)) for size in self._size]
-        few = self._scores.every(apart)
+        stride = [max(1, round(_APART / size)) for size in self._size]
+        few = self._scores.subsample(stride)
         prior = [plane.float().log_softmax(0).half() for plane in few.planes()]
-        image = functools.partial(self._plane, apart=apart)
+        image = functools.partial(self._plane, stride=stride)
         measure = functools.partial(
-            measured,
+            estimate_gaussians,
             image=image,
             shape=few.shape,
-            voxel_size=[size * step for size, step in zip(self._size, apart, strict=True)],
+            voxel_size=[size * step for size, step in zip(self._size, stride, strict=True)],
             reach=self._how.reach,
             spread=self._how.spread,
         )
@@ -137,7 +137,7 @@ class Posterior:
         for _ in again:
             followed = self._rule_of(gaussians, image).followed(plane.float() for plane in prior)
             gaussians = measure((plane.exp() for plane in followed), above=above)
-        here = tuple(each.on(self.shape, apart) for each in gaussians)
+        here = tuple(each.on(self.shape, stride) for each in gaussians)
         return self._rule_of(here, self._plane)
 
     def _rule_of(

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 _FEW = 100.0
 """mm^3 (weighted) below which a class borrows its Gaussian from the whole scan."""
-_BLOCK = 8.0
+_BLOCK_MM = 8.0
 """Edge in mm of the blocks in which voxels are summed up."""
 _RARE = 1e-3
 """Least share of a part in its class."""
-_LEAST = 1e-12
+_SMALLEST_WEIGHT = 1e-12
 """A sum of weights that counts as 0."""
 
 
@@ -67,7 +67,7 @@ class Gaussians:
         return self.at(place, x)[0] < 0
 
 
-def measured(
+def estimate_gaussians(
     planes: Iterable[torch.Tensor],
     image: Callable[[int], torch.Tensor],
     shape: Sequence[int],
@@ -96,7 +96,7 @@ def measured(
     above
         Of each plane, bool (classes, J, K), see `Gaussians.below`.
     """
-    edges = tuple(max(1, round(_BLOCK / size)) for size in voxel_size)
+    edges = tuple(max(1, round(_BLOCK_MM / size)) for size in voxel_size)
     counts = [-(-length // edge) for length, edge in zip(shape, edges, strict=True)]
     sums: torch.Tensor | None = None
     for place, chances in enumerate(planes):
@@ -140,8 +140,8 @@ def _parts(
     """
     whole = sums.sum((2, 3, 4), dtype=torch.float64).float()[..., None, None, None]
     count, total, squares = (part.sum(0) for part in whole)
-    mean = total / count.clamp_min(_LEAST)
-    all_of_it = mean, (squares / count.clamp_min(_LEAST) - mean**2).clamp_min(0)
+    mean = total / count.clamp_min(_SMALLEST_WEIGHT)
+    all_of_it = mean, (squares / count.clamp_min(_SMALLEST_WEIGHT) - mean**2).clamp_min(0)
     everywhere = _borrowed(whole, *all_of_it)
     window = (2 * math.pi) ** 1.5 * math.prod(reach)
     mean, variance = _borrowed(_windows(sums, reach) * window, *everywhere)
@@ -161,8 +161,8 @@ def _shares(counts: torch.Tensor, reach: Sequence[float]) -> torch.Tensor:
     """Return the shares (parts, classes, I', J', K') of parts in their class, by their counts."""
     near = _windows(counts, reach)
     whole = counts.sum((2, 3, 4), keepdim=True)
-    near += _RARE * whole / whole.sum(0).clamp_min(_LEAST)
-    return (near / near.sum(0).clamp_min(_LEAST)).clamp_min(_RARE)
+    near += _RARE * whole / whole.sum(0).clamp_min(_SMALLEST_WEIGHT)
+    return (near / near.sum(0).clamp_min(_SMALLEST_WEIGHT)).clamp_min(_RARE)
 
 
 def _between(voxels: int, edge: int) -> torch.Tensor:
@@ -177,7 +177,7 @@ def _borrowed(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return means and variances of weighted sums; where these are small, mostly those given."""
     count, total, squares = sums
-    own = total / count.clamp_min(_LEAST)
+    own = total / count.clamp_min(_SMALLEST_WEIGHT)
     scatter = (squares - total * own).clamp_min(0)
     whole = count + _FEW
     return (total + _FEW * mean) / whole, (scatter + _FEW * variance) / whole

@@ -79,7 +79,7 @@ class Scores(Protocol):
 class Prior(Scores, Protocol):
     """Scores that can be had for a part of the voxels alone."""
 
-    def every(self, apart: Sequence[int]) -> Scores:
+    def subsample(self, stride: Sequence[int]) -> Scores:
         """Return those of every few voxels along each axis."""
         ...
 
@@ -87,7 +87,7 @@ class Prior(Scores, Protocol):
 class Part(Prior, Protocol):
     """Scores of one network among several."""
 
-    def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Part:
+    def subsample(self, stride: Sequence[int], offset: Sequence[int] = (0, 0, 0)) -> Part:
         """Return those of every few voxels along each axis, beginning with these."""
         ...
 
@@ -166,9 +166,9 @@ class Logits(Interpolated):
         ]
         super().__init__(len(logits), [len(each) for each in self._resizes])
 
-    def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> Logits:
+    def subsample(self, stride: Sequence[int], offset: Sequence[int] = (0, 0, 0)) -> Logits:
         """Return those of every few voxels along each axis."""
-        voxels = [slice(start, None, step) for start, step in zip(first, apart, strict=True)]
+        voxels = [slice(start, None, step) for start, step in zip(offset, stride, strict=True)]
         return Logits(self._logits, self._whole, nearest_axis=self._nearest_axis, voxels=voxels)
 
     @cached_property

@@ -11,11 +11,11 @@ from torch.nn import functional
 
 from siam_bids.inference.resampling import Interpolated, Logits
 
-_BLOCK = 1 << 20
+_VOXELS_AT_ONCE = 1 << 20
 """Voxels interpolated at once: 38 MB of float16 logits of 18 classes."""
 
 
-class TurnedLogits(Interpolated):
+class RotatedLogits(Interpolated):
     """Logits interpolated linearly to a grid that is turned against theirs; see `resampling.Prior`.
 
     Parameters
@@ -41,13 +41,13 @@ class TurnedLogits(Interpolated):
         super().__init__(len(logits), shape)
         self._logits, self._own, self._wanted, self._unseen = logits, own, wanted, unseen
 
-    def every(self, apart: Sequence[int], first: Sequence[int] = (0, 0, 0)) -> TurnedLogits:
+    def subsample(self, stride: Sequence[int], offset: Sequence[int] = (0, 0, 0)) -> RotatedLogits:
         """Return those of every few voxels along each axis."""
         return self.within(
-            [slice(start, None, step) for start, step in zip(first, apart, strict=True)]
+            [slice(start, None, step) for start, step in zip(offset, stride, strict=True)]
         )
 
-    def within(self, part: Sequence[slice]) -> TurnedLogits:
+    def within(self, part: Sequence[slice]) -> RotatedLogits:
         """Return those of a part of the wanted grid."""
         ranges = [
             range(*each.indices(length)) for each, length in zip(part, self.shape, strict=True)
@@ -56,7 +56,7 @@ class TurnedLogits(Interpolated):
         moved[:3, 3] = [each.start for each in ranges]
         shape = [len(each) for each in ranges]
         wanted = self._wanted @ moved
-        return TurnedLogits(self._logits, self._own, wanted, shape, self._unseen)
+        return RotatedLogits(self._logits, self._own, wanted, shape, self._unseen)
 
     def seen(self) -> tuple[slice, ...]:
         """Return the smallest box of the wanted grid around all that the network saw."""
@@ -92,7 +92,7 @@ class TurnedLogits(Interpolated):
         columns = [torch.arange(length, dtype=torch.float64) for length in across]
         grid = torch.stack(torch.meshgrid(*columns, indexing="ij"), -1)
         here = grid @ matrix[:, 1:].T + offset
-        step = max(1, _BLOCK // max(1, grid[..., 0].numel()))
+        step = max(1, _VOXELS_AT_ONCE // max(1, grid[..., 0].numel()))
         pairs = list(zip(self._logits[classes], self._unseen[classes], strict=True))
         for start in range(0, rows, step):
             row = torch.arange(start, min(start + step, rows), dtype=torch.float64)

@@ -21,7 +21,7 @@ from siam_bids.inference.head_pose import Window, centres
 from siam_bids.inference.intensity_refinement import following
 from siam_bids.inference.prediction import Prediction, Progress, prediction_of
 from siam_bids.inference.resampling import Logits
-from siam_bids.inference.rotated_resampling import TurnedLogits
+from siam_bids.inference.rotated_resampling import RotatedLogits
 from siam_bids.inference.runner import Runner
 from siam_bids.inference.sliding_window import TILE_STEP
 from siam_bids.models.settings import Intensities
@@ -182,7 +182,7 @@ class NnunetSegmenter:
         step: float = TILE_STEP,
         elsewhere: bool = False,
         progress: Progress | None = None,
-    ) -> TurnedLogits:
+    ) -> RotatedLogits:
         """Run a network of one channel over a scan with the head turned upright.
 
         Beyond the scan its outermost voxels go on.
@@ -222,7 +222,7 @@ class NnunetSegmenter:
         unseen = torch.full((len(logits),), _NEVER if elsewhere else torch.nan)
         if elsewhere:
             unseen[0] = 0
-        return TurnedLogits(
+        return RotatedLogits(
             logits.permute(0, *(1 + axis for axis in self._back)),
             upright,
             window.pose.affine @ centres(crop.voxel_size),

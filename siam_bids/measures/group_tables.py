@@ -36,7 +36,7 @@ ENTITY_COLUMNS = (
 
 PERCENT = "percent_TIV"
 ADJUSTED = "adjusted_mL"
-_KINDS = (PERCENT, ADJUSTED, HARMONIZED, "voxels")
+_MEASURES = (PERCENT, ADJUSTED, HARMONIZED, "voxels")
 """What follows the name of a tissue in the columns of the wide table."""
 
 _FEWEST_FOR_SLOPE = 10
@@ -147,7 +147,7 @@ class GroupTables:
 
 def reserved(tissues: Collection[str]) -> set[str]:
     """Return the names of columns that are ours, whatever the tables of a dataset hold."""
-    more = {f"{name}_{kind}" for name in tissues for kind in _KINDS}
+    more = {f"{name}_{kind}" for name in tissues for kind in _MEASURES}
     ours = {*_DESCRIPTIONS, *ENTITY_COLUMNS, *tissues, *more, INTRACRANIAL, "ICV", "flag"}
     return ours - {"acq_time"}
 
@@ -330,7 +330,7 @@ def dictionary(
         tissue, kind = next(
             (
                 (column.removesuffix(f"_{kind}"), kind)
-                for kind in _KINDS
+                for kind in _MEASURES
                 if column.endswith(f"_{kind}")
             ),
             (column, ""),

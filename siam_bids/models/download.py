@@ -21,7 +21,7 @@ from siam_bids.support.atomic_files import checksum as digest
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
+DownloadProgress = Callable[[int, int], None]
 """Told the bytes that are there and the bytes expected (0 if unknown)."""
 
 BLOCK = 1 << 20
@@ -74,7 +74,7 @@ def download(
     *,
     size: int = 0,
     attempts: int = _ATTEMPTS,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> None:
     """Download to `target`, going on where an earlier attempt broke off.
 
@@ -125,7 +125,9 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _attempt(url: str, target: Path, before: int, size: int, progress: Progress | None) -> str:
+def _attempt(
+    url: str, target: Path, before: int, size: int, progress: DownloadProgress | None
+) -> str:
     """Receive as much as one connection brings; say why it was not all, or nothing."""
     try:
         return "" if _receive(url, target, before, size, progress) else "the connection broke off"
@@ -149,7 +151,9 @@ def _attempt(url: str, target: Path, before: int, size: int, progress: Progress 
 _ELSEWHERE = "Or get the archive elsewhere and name it with --archive FILE or --mirror URL."
 
 
-def _receive(url: str, target: Path, start: int, size: int, progress: Progress | None) -> bool:
+def _receive(
+    url: str, target: Path, start: int, size: int, progress: DownloadProgress | None
+) -> bool:
     """Append what one connection brings; tell whether the file is whole.
 
     Raises

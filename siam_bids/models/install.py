@@ -15,7 +15,7 @@ from siam_bids.errors import ModelError, UsageError
 from siam_bids.models import registry as known
 from siam_bids.models.archives import unpack
 from siam_bids.models.download import (
-    Progress,
+    DownloadProgress,
     check_archive,
     check_checksum,
     check_space,
@@ -43,7 +43,7 @@ def fetch(
     url: str = "",
     archive: Path | None = None,
     checksum: str = "",
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> Path:
     """Download, check and unpack a registered model, or the parts of one, into the first root.
 
@@ -107,7 +107,7 @@ def fetch(
 
 
 def _download(
-    address: str, target: Path, checksum: str, size: int, progress: Progress | None
+    address: str, target: Path, checksum: str, size: int, progress: DownloadProgress | None
 ) -> Path:
     """Download an archive and check it; what is not genuine is removed."""
     check_space(target.parent, 2 * size)
@@ -157,7 +157,7 @@ def verify(name: str, roots: Sequence[Path]) -> Iterator[tuple[str, bool]]:
         The model is not here, or was not fetched by this app, so that nothing is known about it.
     """
     record = find_model(name, roots)
-    for model in record.parts():
+    for model in record.networks():
         manifest = model.folder / MANIFEST
         if not manifest.exists():
             raise ModelError(
@@ -178,7 +178,7 @@ def remove(name: str, roots: Sequence[Path]) -> Path:
         consists of models that others may use too.
     """
     record = find_model(name, roots)
-    if len(parts := record.parts()) > 1:
+    if len(parts := record.networks()) > 1:
         names = ", ".join(dict.fromkeys(part.name for part in parts))
         raise ModelError(f"{name} consists of {names}.", "Remove the parts that you do not need.")
     folder = record.folder

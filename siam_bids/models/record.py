@@ -107,7 +107,7 @@ class ModelRecord:
             **({"Regions": regions} if regions else {}),
         }
 
-    def as_asked(self, options: Inference) -> ModelRecord:
+    def with_options(self, options: Inference) -> ModelRecord:
         """Return the model without what the options leave out of it."""
         return replace(
             self,
@@ -115,7 +115,7 @@ class ModelRecord:
             upright=self.upright if options.upright else None,
         )
 
-    def parts(self) -> list[ModelRecord]:
+    def networks(self) -> list[ModelRecord]:
         """Return all models, each with a folder of its own."""
-        heads = [part for each in self.members for part in each.parts()] or [self]
-        return [*heads, *(part for region in self.regions for part in region.model.parts())]
+        heads = [part for each in self.members for part in each.networks()] or [self]
+        return [*heads, *(part for region in self.regions for part in region.model.networks())]

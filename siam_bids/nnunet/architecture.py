@@ -34,8 +34,13 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environme
     from dynamic_network_architectures.building_blocks import residual
 
 _MOST_STAGES = 12
-_SHARE = number(0, 1)
-_NORM = {"eps": _SHARE, "momentum": optional(_SHARE), "affine": flag, "track_running_stats": flag}
+_FRACTION = number(0, 1)
+_NORM = {
+    "eps": _FRACTION,
+    "momentum": optional(_FRACTION),
+    "affine": flag,
+    "track_running_stats": flag,
+}
 _IN_PLACE = {"inplace": flag}
 
 
@@ -56,19 +61,19 @@ _LAYERS: dict[str, _Layers] = {
     "dropout_op": _Layers(
         "torch.nn.",
         {
-            "Dropout": (nn.Dropout, {"p": _SHARE, **_IN_PLACE}),
-            "Dropout3d": (nn.Dropout3d, {"p": _SHARE, **_IN_PLACE}),
+            "Dropout": (nn.Dropout, {"p": _FRACTION, **_IN_PLACE}),
+            "Dropout3d": (nn.Dropout3d, {"p": _FRACTION, **_IN_PLACE}),
         },
     ),
     "nonlin": _Layers(
         "torch.nn.",
         {
-            "LeakyReLU": (nn.LeakyReLU, {"negative_slope": _SHARE, **_IN_PLACE}),
+            "LeakyReLU": (nn.LeakyReLU, {"negative_slope": _FRACTION, **_IN_PLACE}),
             "ReLU": (nn.ReLU, _IN_PLACE),
             "ELU": (nn.ELU, {"alpha": number(0, 100), **_IN_PLACE}),
             "GELU": (nn.GELU, {"approximate": one_of("none", "tanh")}),
             "Mish": (nn.Mish, _IN_PLACE),
-            "PReLU": (nn.PReLU, {"init": _SHARE}),
+            "PReLU": (nn.PReLU, {"init": _FRACTION}),
             "SiLU": (nn.SiLU, _IN_PLACE),
         },
     ),

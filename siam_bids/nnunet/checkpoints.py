@@ -105,7 +105,9 @@ class Checkpoint:
                         name: tuple(content.get_slice(name).get_shape())
                         for name in content.keys()  # noqa: SIM118
                     }
-                shapes.update({name: shapes[twin] for name, twin in about["aliases"].items()})
+                shapes.update(
+                    {name: shapes[original] for name, original in about["aliases"].items()}
+                )
                 configuration, axes = about["configuration"], about["mirror_axes"]
             except _BROKEN as error:
                 raise ModelError(f"{path} is damaged: {_plain(error)}.") from error
@@ -141,7 +143,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, "pt") as content:
             aliases = _metadata(content)["aliases"]
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-        return {**tensors, **{name: tensors[twin] for name, twin in aliases.items()}}
+        return {**tensors, **{name: tensors[original] for name, original in aliases.items()}}
     except _BROKEN as error:
         raise ModelError(f"{path} is damaged: {_plain(error)}.") from error
 

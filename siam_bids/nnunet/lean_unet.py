@@ -21,7 +21,7 @@ from torch.nn import functional
 SLAB = 1 << 24
 """Elements of one input slab of a convolution: 64 MB in float32. Smaller maps run whole."""
 
-_GROUP = 1 << 22
+_ELEMENTS_AT_ONCE = 1 << 22
 """Elements normalised, pooled or scored at once in float32: 16 MB."""
 
 
@@ -122,7 +122,7 @@ class LeanUNet(nn.Module):
         logits = features.new_empty(
             (1, self._head.out_channels, *features.shape[2:]), dtype=torch.float32
         )
-        for part in _slabs(features.shape[2], features.numel(), _GROUP):
+        for part in _slabs(features.shape[2], features.numel(), _ELEMENTS_AT_ONCE):
             logits[:, :, part] = self._head(features[:, :, part].float())
         return logits
 
@@ -241,9 +241,9 @@ class _AveragePool(nn.Module):
 
 
 def _groups(features: torch.Tensor) -> Iterator[slice]:
-    """Cut the channels of (1, C, I, J, K) into groups of at most about `_GROUP` elements."""
+    """Cut the channels of (1, C, I, J, K) into groups of about `_ELEMENTS_AT_ONCE` elements."""
     channels = features.shape[1]
-    step = max(1, _GROUP * channels // features.numel())
+    step = max(1, _ELEMENTS_AT_ONCE * channels // features.numel())
     for start in range(0, channels, step):
         yield slice(start, min(start + step, channels))
 

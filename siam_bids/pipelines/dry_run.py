@@ -9,8 +9,8 @@ import torch
 
 from siam_bids.config import RunConfig
 from siam_bids.image.grid import Grid
-from siam_bids.inference.cascade import Chain
-from siam_bids.inference.cost import Size
+from siam_bids.inference.cascade import Cascade
+from siam_bids.inference.cost import Cost
 from siam_bids.inference.device import choose_device
 from siam_bids.pipelines.todo import Prospect, survey
 
@@ -34,7 +34,7 @@ class Step:
     path: str
     action: str
     why: str = ""
-    cost: Size | None = None
+    cost: Cost | None = None
 
     def line(self) -> str:
         """Return action, path, seconds, GB of memory and reason, separated by tabs."""
@@ -81,20 +81,20 @@ def summary(steps: list[Step]) -> str:
     return text
 
 
-def _step(prospect: Prospect, cost: Callable[[Grid], Size]) -> Step:
+def _step(prospect: Prospect, cost: Callable[[Grid], Cost]) -> Step:
     path = prospect.scan.relative
     if prospect.grid:
         return Step(path=path, action="segment", why=prospect.why, cost=cost(prospect.grid))
     return Step(path=path, action="fail" if prospect.error else "done", why=prospect.error)
 
 
-def _estimator(chain: Chain, config: RunConfig) -> Callable[[Grid], Size]:
+def _estimator(chain: Cascade, config: RunConfig) -> Callable[[Grid], Cost]:
     """Return what tells the cost of a scan; scans of one size are looked at once."""
     device = choose_device(config.device)
     cpus = config.threads or torch.get_num_threads()
-    known: dict[tuple[tuple[int, ...], tuple[float, ...]], Size] = {}
+    known: dict[tuple[tuple[int, ...], tuple[float, ...]], Cost] = {}
 
-    def cost(grid: Grid) -> Size:
+    def cost(grid: Grid) -> Cost:
         size = grid.shape, tuple(round(edge, 3) for edge in grid.voxel_size)
         if size not in known:
             known[size] = chain.estimate([grid], device, config.inference, cpus=cpus)

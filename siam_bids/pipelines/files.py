@@ -18,7 +18,7 @@ from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, SiamError, UsageError
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, ChainSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.record import ModelRecord
@@ -37,7 +37,7 @@ def _segmenter(
 ) -> ChainSegmenter:
     if threads:
         torch.set_num_threads(threads)
-    chain = Chain.open(record, inference.folds)
+    chain = Cascade.open(record, inference.folds)
     return ChainSegmenter(chain, choose_device(device), inference)
 
 
@@ -152,7 +152,7 @@ def segment_files(
         raise UsageError(f"{source} is a folder, {target} is not.", "Give an output folder.")
     inputs = {_inode(image) for image in images if image.exists()}
     writers = Counter(Output.of(image, target) for image in images)
-    record = find_model(model, model_dirs, inference.checkpoint).as_asked(inference)
+    record = find_model(model, model_dirs, inference.checkpoint).with_options(inference)
     segmenter = _segmenter(record, device, threads, inference)
     if limits := segmenter.chain.labels.limits:
         logger.warning("%s", limits)

@@ -185,7 +185,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
     for table in (joined, quality):
         table.insert(list(table).index("contrast") + 1, PROTOCOL, protocol)
     tidy = tidy_volumes(joined, [result.volumes for result in results])
-    excluded = exclusions(_measured(wide_volumes(tidy, joined), quality), config.exclude)
+    excluded = exclusions(_with_quality(wide_volumes(tidy, joined), quality), config.exclude)
     _say_what_counts(joined, excluded)
     joined, tidy, quality = (with_inclusion(each, excluded) for each in (joined, tidy, quality))
     tidy[ADJUSTED] = head_size_adjusted(tidy, excluded)
@@ -197,9 +197,9 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
     tissues = tuple(name for name in inside if name in wide)
     effects = NO_EFFECTS
     if config.harmonize:
-        done = harmonize(_measured(wide, quality), tissues, config.harmonize, excluded)
+        done = harmonize(_with_quality(wide, quality), tissues, config.harmonize, excluded)
         wide, effects = wide.join(done.volumes), done.effects
-    measured = _measured(wide, quality)
+    measured = _with_quality(wide, quality)
     observed = [*tissues, *(metric.name for metric in metrics() if metric.name in quality)]
     adjust = tuple(INTRACRANIAL if name == "ICV" else name for name in config.adjust)
     return GroupTables(
@@ -221,7 +221,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
     )
 
 
-def _measured(wide: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
+def _with_quality(wide: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
     """Return all that is known of each scan."""
     again = list({*quality} & {*wide} - {"scan"})
     return wide.merge(quality.drop(columns=again), on="scan", validate="one_to_one")

@@ -19,7 +19,7 @@ from siam_bids.errors import UsageError, did_you_mean
 from siam_bids.image import grid
 from siam_bids.image.grid import Volume
 from siam_bids.image.nifti import as_volume, load_volume
-from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, ChainSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.folder import search_path
@@ -186,11 +186,11 @@ def segment(
         scan = load_volume(Path(image), index=inference.volume)
     else:
         scan = as_volume(image, Path(image.get_filename() or "the image"), inference.volume)
-    record = find_model(str(model), search_path(os.environ)).as_asked(inference)
+    record = find_model(str(model), search_path(os.environ)).with_options(inference)
     if threads:
         torch.set_num_threads(threads)
     segmenter = ChainSegmenter(
-        Chain.open(record, inference.folds), choose_device(device), inference
+        Cascade.open(record, inference.folds), choose_device(device), inference
     )
     found = segmenter.segment(scan).segmentation
     return Segmentation(found.data, found.grid, found.labels, scan, record.describe())

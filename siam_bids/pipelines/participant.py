@@ -43,7 +43,7 @@ from siam_bids.errors import DatasetError
 from siam_bids.image.grid import Volume
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Chain, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, ChainSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.quality import scan_quality
@@ -123,8 +123,8 @@ def run_participant(config: RunConfig) -> Summary:
 def boilerplate(config: RunConfig) -> str:
     """Return the methods text for the model of a run."""
     record = find_model(config.model, config.model_dirs, config.inference.checkpoint)
-    record = record.as_asked(config.inference)
-    return methods_text([record.describe()], Chain.open(record, config.inference.folds).labels)
+    record = record.with_options(config.inference)
+    return methods_text([record.describe()], Cascade.open(record, config.inference.folds).labels)
 
 
 def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:

@@ -22,8 +22,8 @@ from siam_bids.bids.scan import Scan
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError
 from siam_bids.image.nifti import read_grid
-from siam_bids.inference.cascade import Chain
-from siam_bids.inference.cost import Size
+from siam_bids.inference.cascade import Cascade
+from siam_bids.inference.cost import Cost
 from siam_bids.pipelines.todo import unfinished
 from siam_bids.support.atomic_files import atomic
 from siam_bids.support.package_data import resource
@@ -177,7 +177,7 @@ def _directive(value: object) -> str:
 
 
 def _work(
-    config: ArrayConfig, scans: Sequence[Scan], size: Size
+    config: ArrayConfig, scans: Sequence[Scan], size: Cost
 ) -> tuple[list[str], list[list[Scan]]]:
     """Return the options that choose the scans of each task, and those scans."""
     units = [
@@ -202,7 +202,7 @@ def _work(
     return lines, [[scan for unit in chunk for scan in unit] for chunk in chunks]
 
 
-def _size(config: ArrayConfig, chain: Chain, scans: Sequence[Scan]) -> Size:
+def _size(config: ArrayConfig, chain: Cascade, scans: Sequence[Scan]) -> Cost:
     """Return what a scan costs: as measured in the output folder, else estimated."""
     step = math.ceil(len(scans) / _SAMPLE)
     grids = []
@@ -219,7 +219,7 @@ def _size(config: ArrayConfig, chain: Chain, scans: Sequence[Scan]) -> Size:
     if len(past) >= 3:
         logger.info("Sized by %d scans that are finished.", len(past))
         memory, seconds = past["peak_memory_MB"].max() * 1e6, past["seconds"].quantile(0.9)
-        return Size(memory=float(memory), seconds=float(seconds), start=size.start)
+        return Cost(memory=float(memory), seconds=float(seconds), start=size.start)
     return size
 
 

@@ -20,7 +20,7 @@ from siam_bids.image.grid import Grid
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.nifti import read_grid
-from siam_bids.inference.cascade import Chain
+from siam_bids.inference.cascade import Cascade
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.failures import reason_of
@@ -38,14 +38,14 @@ def prepare(config: RunConfig) -> tuple[Checklist, Selection]:
     """
     check_folders(config)
     record = find_model(config.model, config.model_dirs, config.inference.checkpoint)
-    record = record.as_asked(config.inference)
+    record = record.with_options(config.inference)
     found = find_scans(config.bids_dir, config.query)
-    chain = Chain.open(record, config.inference.folds)
+    chain = Cascade.open(record, config.inference.folds)
     chain.check(config.inference)
     return Checklist(with_tissues(config, chain.labels), record, chain), found
 
 
-def survey(config: RunConfig) -> tuple[Chain, list[Prospect], Selection]:
+def survey(config: RunConfig) -> tuple[Cascade, list[Prospect], Selection]:
     """Return the models, what the participant level would do with each scan, and what was found.
 
     Raises
@@ -57,7 +57,7 @@ def survey(config: RunConfig) -> tuple[Chain, list[Prospect], Selection]:
     return checklist.chain, [checklist.prospect(scan) for scan in found.scans], found
 
 
-def unfinished(config: RunConfig) -> tuple[Chain, Selection]:
+def unfinished(config: RunConfig) -> tuple[Cascade, Selection]:
     """Return the models and the scans that are not done, by their sidecars, reading no image.
 
     A scan whose content changed since counts as done here; its own job would notice.
@@ -110,7 +110,7 @@ class Checklist:
 
     config: RunConfig
     record: ModelRecord
-    chain: Chain
+    chain: Cascade
 
     def names(self, scan: Scan) -> ScanNames:
         """Return where the results of a scan go."""

@@ -13,8 +13,8 @@ import psutil
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-_GROUP = Path("/proc/self/cgroup")
-_GROUPS = Path("/sys/fs/cgroup")
+_CGROUP = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
@@ -77,12 +77,12 @@ def free_memory() -> float:
 def _cgroups() -> Iterator[Path]:
     """Yield the folders of the cgroup v2 of this process and of those around it."""
     try:
-        lines = _GROUP.read_text(encoding="utf-8").splitlines()
+        lines = _CGROUP.read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return
     inner = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    group = _GROUPS / inner.lstrip("/")
-    while group != _GROUPS.parent:
+    group = _CGROUPS / inner.lstrip("/")
+    while group != _CGROUPS.parent:
         yield group
         group = group.parent
 
