@@ -59,16 +59,16 @@ class Inference:
         Average over mirrored tiles too (test-time augmentation), along the axes that the model was
         trained for; None leaves it to the model.
     intensities
-        Let the labels follow the intensities of the scan if the model says so; False leaves the
+        Use intensity refinement if the model specifies it; False leaves the
         network's own.
     upright
-        Turn heads upright for a second look if the model says so; False never does.
+        Segment rotated heads again in standard orientation if the model specifies it.
     precision
         `auto`, `float32` or `bfloat16`, on a CPU or CUDA.
     engine
         What computes the network: `auto`, `torch` or, on a CPU, `openvino`.
     volume
-        Which volume of a 4-D image is taken, from 0; None refuses 4-D images.
+        Volume of a 4-D image to use, from 0; None refuses 4-D images.
     memory
         Bytes of main memory that this program may use; None for what is free.
     low_memory
@@ -130,7 +130,7 @@ class RunConfig:
     harmonize
         Column of the sites whose effects ComBat takes from volumes at the group level, or empty.
     group_by
-        Columns that tell apart what is compared at the group level; empty for protocols.
+        Columns that define the groups compared at the group level; empty for protocols.
     ratings
         Table of ratings exported from the group page, or None for the one in the output folder.
     inference

@@ -57,7 +57,7 @@ class ModelError(SiamError):
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Tell whether memory was refused; torch says so in words only."""
+    """Return whether an error means out of memory; torch says so only in its message."""
     words = ("not enough memory", "can't allocate", "bad_alloc", "can't start new thread")
     return (
         isinstance(error, MemoryError)

@@ -1,4 +1,4 @@
-"""What participants.tsv, sessions.tsv and scans.tsv say of people, sessions and scans."""
+"""Covariates from participants.tsv, sessions.tsv and scans.tsv."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from siam_bids.support.tsv import MISSING, read_rows, some
 logger = logging.getLogger(__name__)
 
 _SESSION_COLUMNS = ("session_id", "session", "ses")
-"""Columns of participants.tsv that may tell which session a row is of, the first one there."""
+"""Columns of participants.tsv that may name the session of a row; the first present is used."""
 
 Visit = tuple[str, str]
 """A participant with `sub-`, and a session with `ses-` or nothing."""
@@ -112,7 +112,7 @@ def _labelled(label: str, prefix: str) -> str:
 
 
 def acquisition_times(root: Path, scans: Sequence[str]) -> dict[str, str]:
-    """Return `acq_time` by scan (path from the root), as far as scans.tsv files tell it."""
+    """Return `acq_time` by scan (path from the root), where scans.tsv files give it."""
     times: dict[str, str] = {}
     for folder in sorted({Path(scan).parent.parent for scan in scans}):
         path = root / folder / f"{'_'.join(folder.parts)}_scans.tsv"

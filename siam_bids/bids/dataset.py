@@ -29,8 +29,8 @@ class Selection:
     scans
         The scans, ordered by path.
     refused
-        Images that the query asks for and that cannot be told apart from others by their names,
-        with one line that says why.
+        Images that the query asks for and whose names do not distinguish them from others,
+        with the reason as one line.
     skipped
         What else lies in `FOLDERS` of the wanted participants, with the reason; also participants
         without any image there.
@@ -110,7 +110,7 @@ def _files(folder: Path, found: Selection) -> Iterator[Path]:
 
 
 def _why_not_asked_for(path: Path, query: Query) -> str:
-    """Say why a file is not what the query wants, as far as its name tells, valid or not."""
+    """Return why a file does not match the query, judging by its name, valid or not."""
     if path.is_dir() or not path.name.endswith(EXTENSIONS):
         return "no .nii.gz or .nii file"
     session = path.parent.parent.name
@@ -128,7 +128,7 @@ def _why_not_asked_for(path: Path, query: Query) -> str:
 
 
 def _ask(root: Path, query: Query, named: Mapping[Path, Scan], found: Selection) -> None:
-    """Sort images with valid names into `found`, by what pybids says of them."""
+    """Sort images with valid names into `found`, using pybids."""
     layout = open_layout(root, query, [*named])
     taken: dict[Path, Scan] = {}
     for suffix in query.suffixes:
@@ -168,7 +168,7 @@ def _preferred(path: Path, images: set[Path]) -> Path | None:
 
 
 def _with_outputs_of_their_own(scans: list[Scan], found: Selection) -> Iterator[Scan]:
-    """Yield scans whose outputs have names of their own; refuse all others."""
+    """Yield scans whose outputs have unique names; refuse all others."""
 
     def output(scan: Scan) -> str:
         name = ScanNames(Path(), scan.identity).segmentation.as_posix()

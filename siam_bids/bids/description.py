@@ -34,7 +34,7 @@ ABOUT_LABELS = {
     "Description": f"Labels of head tissues, named in {LABEL_TABLE}.",
     "SpatialReference": "orig",
 }
-"""What the sidecars of all label maps say; the label table has it too, which they inherit from."""
+"""Fields of the sidecars of all label maps, which inherit them from that of the label table."""
 
 _COLUMNS = {
     "role": {"Description": "What the tissue counts as, for example brain; n/a where unknown."},

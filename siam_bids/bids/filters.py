@@ -39,7 +39,7 @@ def filters_for(suffix: str, query: Query) -> dict[str, Any]:
 
 
 def _check_entity(kind: str, name: str) -> None:
-    """Refuse what is no entity: pybids would take some words for arguments of its own."""
+    """Refuse names that are not entities: pybids would take some for its own arguments."""
     known = _entities()
     if name not in known:
         shorter = [entity for entity in known if entity.startswith(name)]

@@ -1,4 +1,4 @@
-"""The pybids index of a dataset: the only importer of pybids beside the filters."""
+"""The pybids index of a dataset: only this module and the filters import pybids."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def _keep_index(folder: Path, make: Callable[..., BIDSLayout]) -> None:
 
 
 def _check_index(path: Path, root: Path, images: Sequence[Path]) -> None:
-    """Refuse an index of something else; say which images it lacks, being as old as it is."""
+    """Refuse an index of another dataset; warn of images that it does not list."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as index:
             (indexed,) = index.execute("SELECT root FROM layout_info").fetchone()

@@ -1,4 +1,4 @@
-"""What the JSON files beside raw images say of the scanner, with BIDS' inheritance principle."""
+"""Scanner metadata from the JSON files of raw images, with BIDS' inheritance principle."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCANNER = {
     "InversionTime": "s",
     "FlipAngle": "degree",
 }
-"""Fields of BIDS that tell scanners and sequences apart, and their units."""
+"""BIDS fields that distinguish scanners and sequences, and their units."""
 
 
 def scanner_metadata(root: Path, sources: Sequence[str]) -> dict[str, tuple[str | None, ...]]:

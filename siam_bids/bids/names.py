@@ -80,7 +80,7 @@ class ScanNames:
 
     @property
     def description(self) -> str:
-        """Label of `desc-`: the suffix, and what else tells the source apart."""
+        """Label of `desc-`: the suffix, and entities that distinguish the source."""
         folded = [key + label for key, label in self.identity.entities if key in _FOLDED]
         return "+".join([self.suffix, *folded])
 
@@ -147,7 +147,7 @@ def finished_scans(root: Path, subject: str = "*") -> Iterator[ScanNames]:
 
 
 def stray_results(root: Path) -> Iterator[Path]:
-    """Yield what looks like a result and is none: a copied folder, a renamed file."""
+    """Yield files that look like results but are not: copied folders, renamed files."""
     for path, names in _declared(root, "*"):
         if names is None and not path.name.startswith("."):
             yield path

@@ -19,7 +19,7 @@ _NO_RESULTS = ("code", "logs", "work", "lost+found", "group_ratings.tsv", "*.log
 
 
 def check_output_folder(root: Path, *, forced: bool = False) -> None:
-    """Refuse an output folder that holds the work of others, before anything is written.
+    """Refuse an output folder with files of other programs, before anything is written.
 
     It may be absent or empty, but for hidden files (`.git`, `.datalad`), logs, code and the work
     folder of this run; or a dataset whose GeneratedBy names this app.
@@ -59,7 +59,7 @@ def generated_by_us(about: Any) -> bool:
 
 
 def made_by_us(sidecar: Path) -> bool:
-    """Tell whether a JSON file says that this app made what lies beside it."""
+    """Return whether a dataset description names this app as its generator."""
     software = read_json(sidecar).get("Software")
     return isinstance(software, dict) and PIPELINE in software
 

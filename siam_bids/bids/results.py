@@ -1,4 +1,4 @@
-"""Reading back what lies on disk of a finished scan: validated like any input.
+"""Reading the results of a finished scan from disk, validated like any input.
 
 Files of results are copied, edited, cut and replaced by others while we read.
 """
@@ -25,10 +25,10 @@ from siam_bids.support.text import load_json
 from siam_bids.support.tsv import read_rows
 
 _LARGEST = 4_000_000
-"""Bytes above which a file is none of ours; a table of a scan has a few thousand."""
+"""Bytes above which a file was not made by this app; a table of a scan has a few thousand."""
 
 _TRIES = 5
-"""How often a result is read again that was replaced meanwhile."""
+"""How often a result is read again if it was replaced in the meantime."""
 
 _SIDECAR = {
     "Sources": [str],
@@ -52,7 +52,7 @@ _SIDECAR = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScanResult:
-    """What lies on disk of one finished scan.
+    """The results of one finished scan, as read from disk.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ def read_result(names: ScanNames, labels: LabelTable | None = None) -> ScanResul
 
 
 def misplaced(path: Path) -> str:
-    """Say what a sidecar is that lies where this app puts none, see `stray_results`."""
+    """Return why a sidecar in an unexpected place is refused, see `stray_results`."""
     place = Path(*path.parts[-3:]).as_posix()
     return f"{place} is not named or placed as siam-bids does it: a copied or renamed file?"
 
@@ -170,7 +170,7 @@ def _stamp(names: ScanNames) -> tuple[int, ...]:
 
 
 def _read(names: ScanNames, labels: LabelTable) -> ScanResult:
-    """Read one result; ValueError says in words what is wrong with it."""
+    """Read one result; the message of ValueError says what is wrong with it."""
     path = sidecar(names.segmentation)
     try:
         about = load_json(_small(path))

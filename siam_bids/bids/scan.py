@@ -1,4 +1,4 @@
-"""One anatomical image of a dataset, its identity, and where such images lie."""
+"""One anatomical image of a dataset, its identity, and the folders of such images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from siam_bids.errors import DatasetError
 EXTENSIONS = (".nii.gz", ".nii")
 CT = ("ct", "CT")
 FOLDERS = ("anat", *CT)
-"""Where images of heads lie: as BIDS has it, and CT as BIDS extension proposal 24 and labs do."""
+"""Folders of head images: those of BIDS, and for CT those of BIDS extension proposal 24."""
 
 NO_ANATOMY = ("phase", "real", "imag")
 

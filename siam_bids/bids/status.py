@@ -38,7 +38,7 @@ OUTPUTS = "Outputs"
 
 
 def to_do(names: ScanNames, provenance: Mapping[str, Any], outputs: Sequence[Path]) -> str:
-    """Say why a scan must be segmented (anew); empty if it is done.
+    """Return why a scan must be segmented (again); empty if it is done.
 
     Done means: all outputs exist, from the same input, model and options. The sidecar of the
     segmentation is written last of all, so its presence means a whole result. What the outputs
@@ -60,7 +60,7 @@ def to_do(names: ScanNames, provenance: Mapping[str, Any], outputs: Sequence[Pat
 
 
 def _without_words(entry: Any) -> Any:
-    """Leave out of a model's description, and of those of its parts, what no label depends on."""
+    """Remove from a model's description, and those of its members, what labels do not depend on."""
     if isinstance(entry, Mapping):
         return {key: _without_words(value) for key, value in entry.items() if key not in WORDS}
     return [_without_words(part) for part in entry] if isinstance(entry, list) else entry
@@ -72,7 +72,7 @@ def changed_outputs(root: Path, known: Mapping[str, Any]) -> list[str]:
     Parameters
     ----------
     known
-        The sidecar. One without checksums is of an earlier version: nothing can be told.
+        The sidecar. One without checksums is of an earlier version: changes cannot be detected.
 
     Returns
     -------
@@ -122,9 +122,9 @@ def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
 
 
 def declare(path: Path, root: Path, about: Mapping[str, Any], written: Mapping[Path, str]) -> None:
-    """Declare a result done, unless what lies on the disk is not what was written.
+    """Declare a result done, unless the files on disk differ from those written.
 
-    Another process may have replaced a file meanwhile, for example a run of another model.
+    Another process may have replaced a file in the meantime, for example a run of another model.
 
     Parameters
     ----------

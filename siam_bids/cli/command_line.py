@@ -1,4 +1,4 @@
-"""The manner of all our command lines: one style of help, errors of one line, option files."""
+"""The common command line: one style of help, one-line errors, option files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MANY = ("+", "*")
 
 
 class CommandLine(argparse.ArgumentParser):
-    """A parser whose help tells defaults, and whose errors are one line with a suggestion.
+    """A parser whose help shows defaults and whose errors are one line with a suggestion.
 
     Every command has `--version`, `--config-file` (its options in a TOML file; the command line
     goes before) and `--print-completion`.
@@ -139,7 +139,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 class _Help(argparse.HelpFormatter):
-    """Help that tells the default of every option that takes a value and has one."""
+    """Help that shows the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         text = action.help

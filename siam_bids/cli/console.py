@@ -79,7 +79,7 @@ def calm_threads() -> None:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Look for no garbage meanwhile: that would take half a second of every start."""
+    """Pause garbage collection, which would take half a second of every start."""
     gc.disable()
     try:
         yield
@@ -97,7 +97,7 @@ def with_hyphens(argv: Sequence[str]) -> list[str]:
 
 
 def place_caches(work: Path | None) -> None:
-    """Send the caches of all libraries to the work folder; to a passing one if HOME is no use.
+    """Put all library caches into the work folder, or a temporary one if HOME is unusable.
 
     A cluster's container has a read-only system, any user number and often no HOME.
     """

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 _MILLIMETRES = {1: 1000.0, 3: 0.001}
-"""NIfTI codes of metres and micrometres, in mm. nibabel takes all numbers for mm, ITK does not."""
+"""NIfTI codes of metres and micrometres, in mm. nibabel reads all numbers as mm, ITK does not."""
 _SCALE = 1.01
 _DISTANCE = 1.0
 _ROUNDING = 1e-3
@@ -155,7 +155,7 @@ class Forms:
 
 
 def _usable(form: npt.NDArray[np.float64] | None) -> bool:
-    """Tell whether a form places every voxel at a spot of its own."""
+    """Return whether a form maps voxels to distinct positions."""
     if form is None or not np.isfinite(form).all():
         return False
     with np.errstate(all="ignore"):

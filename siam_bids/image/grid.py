@@ -109,7 +109,7 @@ class Reorientation:
 
     @property
     def target(self) -> Grid:
-        """The turned grid: the same voxels, listed in RAS+ order."""
+        """The reoriented grid: the same voxels in RAS+ order."""
         back = nib.orientations.inv_ornt_aff(self.forward, self.source.shape)
         order = np.argsort(self.forward[:, 0])
         i, j, k = (self.source.shape[axis] for axis in order)
@@ -130,14 +130,14 @@ class Reorientation:
 
 @dataclass(frozen=True)
 class Crop:
-    """A box of a scan, its axes in nnU-Net's order [z, y, x] of the turned scan.
+    """A box of a scan, its axes in nnU-Net's order [z, y, x] of the reoriented scan.
 
     Attributes
     ----------
     turn
         Turns the scan to RAS+.
     box
-        Of the turned scan, [z, y, x].
+        Of the reoriented scan, [z, y, x].
     """
 
     turn: Reorientation

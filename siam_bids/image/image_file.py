@@ -45,7 +45,7 @@ _CHECKS = ("CRC check failed", "Incorrect length")
 
 @dataclass(frozen=True)
 class ImageFile:
-    """What the header of an image file says; its voxels are still on the disk.
+    """The header of an image file; its voxels are still on disk.
 
     Attributes
     ----------
@@ -245,7 +245,7 @@ def _affine(path: Path, header: nib.Nifti1Header, forms: Forms) -> npt.NDArray[n
 
 
 def _scaling(path: Path, header: Any) -> tuple[float, float]:
-    """Return slope and intercept; one that is no number counts as none (as in nifti1_io.c)."""
+    """Return slope and intercept; invalid ones are ignored, as in nifti1_io.c."""
     if isinstance(header, nib.Nifti1Header) and not np.isfinite(header["scl_inter"]):
         slope = float(header["scl_slope"])
         if slope and math.isfinite(slope):
@@ -274,7 +274,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _stream(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
-    """Open a file for reading, unpacked; tell whether it is packed."""
+    """Open a file for reading, decompressed; also return whether it is compressed."""
     with path.open("rb") as raw:
         packed = raw.read(2) == _GZIP
         raw.seek(0)

@@ -142,7 +142,7 @@ class LabelTable:
 
     @property
     def limits(self) -> str:
-        """One line on what cannot be told by these labels; empty where nothing is missing."""
+        """One line on what cannot be derived from these labels; empty if nothing is missing."""
         lacking = [
             *(["total intracranial volume (TIV)"] if not self.intracranial else []),
             *(["brain mask"] if not self.brain else []),
@@ -252,7 +252,7 @@ def _common(values: Sequence[_Value], otherwise: _Value) -> _Value:
 
 
 def _spread_color(index: int) -> str:
-    """Give an unnamed label a colour of its own: golden-ratio steps around the hue circle."""
+    """Return a distinct colour for an unnamed label: golden-ratio steps around the hue circle."""
     import colorsys
 
     red, green, blue = colorsys.hsv_to_rgb(index * 0.618033988749895 % 1, 0.55, 0.9)

@@ -23,7 +23,7 @@ SMALLEST_VOXEL, LARGEST_VOXEL = 0.05, 25.0
 
 
 def _grid(image: ImageFile, index: int | None) -> Grid:
-    """Refuse what the header alone tells is no scan; return the grid of one volume."""
+    """Refuse images that cannot be a head scan by their header; return the grid of one volume."""
     name, (i, j, k) = image.path.name, _shape(image, index)
     _check_affine(image)
     need, free = BYTES_PER_VOXEL * i * j * k, free_memory()
@@ -96,7 +96,7 @@ def read_grid(path: Path, *, index: int | None = None) -> Grid:
     Raises
     ------
     ImageError
-        As `load_volume`, as far as the header tells.
+        As `load_volume`, as far as the header shows.
     """
     return _grid(ImageFile.open(path), index)
 

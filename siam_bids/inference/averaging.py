@@ -15,18 +15,18 @@ from siam_bids.inference.resampling import (
 
 
 class MeanScores:
-    """The mean of the probabilities that several networks give, on one grid.
+    """The mean probabilities of several networks, on one grid.
 
     Parameters
     ----------
     first
         On the whole grid.
     others
-        On the box, of the same classes; NaN where they say nothing.
+        On the box, with the same classes; NaN where they have no prediction.
     box
-        Of the grid; outside it the first one's probabilities stand alone. Default: everything.
+        Part of the grid; outside, only the first is used. Default: the whole grid.
     share
-        What the others count together, 0 to 1. Default: each as much as the first.
+        Total weight of the others, 0 to 1. Default: equal weights.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class MeanScores:
             yield total.clamp_(min=LEAST_PROBABILITY).log_()
 
     def subsample(self, stride: Sequence[int]) -> MeanScores:
-        """Return those of every few voxels along each axis."""
+        """Return the scores of every n-th voxel along each axis."""
         offset = [-part.start % step for part, step in zip(self._box, stride, strict=True)]
         box = [
             slice(-(-part.start // step), -(-part.stop // step))
@@ -80,6 +80,6 @@ class MeanScores:
 
 
 def fill_unknown(probabilities: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """Put the first network's probabilities where another says nothing (NaN)."""
+    """Replace unknown probabilities (NaN) by those of the first network."""
     unknown = probabilities[0].isnan()
     return torch.where(unknown, first, probabilities) if unknown.any() else probabilities

@@ -1,4 +1,4 @@
-"""What `--model` names: a model or an ensemble, and models that refine its labels in a region."""
+"""Cascades: a model or an ensemble, and models that refine its labels in regions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.nnunet.model import NnunetModel
 
 MARGIN = 4
-"""Voxels of the scan around a region that its model sees, as SIAM crops for such models."""
+"""Margin in voxels around a region in the crop for its model, as in SIAM."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Cascade:
     heads
         Label the whole head; where there are several, their probabilities are averaged.
     focus
-        Where the heads but the first look; None for everywhere.
+        Box for all heads but the first; None for the whole scan.
     intensities
-        How far the labels of the heads follow the intensities of the scan; None for not at all.
+        Settings of intensity refinement; None for none.
     upright
-        Which heads are turned upright and looked at again; None for no such thing.
+        Heads to segment again in standard orientation; None for none.
     repair_spikes
         Whether hot voxels are replaced before a network sees a scan.
     regions
@@ -133,7 +133,7 @@ class Cascade:
         Raises
         ------
         UsageError
-            Voxels are to be taken as they are, and the models expect different sizes of them.
+            `--no-interpolation` is given and the models expect different voxel sizes.
         """
         if not options.interpolate and len({tuple(head.plan.spacing) for head in self.heads}) > 1:
             names = " or ".join(f"--model {head.folder.name}" for head in self.heads)
@@ -154,7 +154,7 @@ class Cascade:
     def estimate(
         self, grids: Sequence[Grid], device: torch.device, options: Inference, *, cpus: int
     ) -> Cost:
-        """Estimate what the largest of some scans takes, see `nnunet.estimate`."""
+        """Estimate time and memory of the largest of some scans, see `nnunet.estimate`."""
         looks = [*focus_of_each(self.heads, self.focus), *(None for _ in self.regions)]
         sizes = [
             estimate(model, grids, device, options, cpus=cpus, focus=focus)

@@ -1,6 +1,6 @@
-"""Time and memory that a scan takes, worked out from its size and the network's: the one estimate.
+"""Estimated time and memory of a scan, from its size and that of the network.
 
-Before a scan it decides whether the scan fits; before a job it says what to ask a scheduler for.
+Used to decide whether a scan fits into memory, and to size jobs of a scheduler.
 benchmarks/memory.md compares it with what was measured.
 """
 
@@ -91,9 +91,9 @@ def estimate(
     focus: Focus | None = None,
     load: Load | None = None,
 ) -> Cost:
-    """Estimate what the largest of some scans takes; without any, one of 256^3 at 1 mm stands in.
+    """Estimate time and memory of the largest of some scans; without any, of 256^3 at 1 mm.
 
-    Fit for asking a scheduler with some spare, not for promising. `focus` tells what the network
+    Suitable for job sizes with some reserve, not as a guarantee. `focus` tells what the network
     will see of a scan, all of it by default; `load` is `load_of` the model, if that is known.
     """
     load = load or load_of(model, device, options)
@@ -144,7 +144,7 @@ class Load:
     on_cpu
         Else a GPU holds weights and feature maps.
     low_memory
-        Whether the sums of logits lie on disk.
+        Whether the summed logits are kept on disk.
     """
 
     tile: tuple[int, ...]

@@ -15,7 +15,7 @@ def choose_device(requested: str) -> torch.device:
     Raises
     ------
     UsageError
-        There is none of the wanted kind.
+        No such device is available.
     """
     available = {
         "cuda": torch.cuda.is_available(),

@@ -36,11 +36,11 @@ class EnsembleSegmenter:
     device, options
         As for `NnunetSegmenter`.
     focus
-        Where the members but the first look; elsewhere the first one decides. Default: everywhere.
+        Box for all members but the first; outside, the first decides. Default: everywhere.
     intensities
-        How far the labels follow the intensities of the scan. Default: not at all.
+        Settings of intensity refinement. Default: none.
     upright
-        Which heads are turned upright and looked at again. Default: none.
+        Heads to segment again in standard orientation. Default: none.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class EnsembleSegmenter:
         crop: Crop,
         parts: Sequence[Progress | None],
     ) -> Prior:
-        """Let the others look at the scan as it is."""
+        """Run the other members on the scan in its own orientation."""
         box, step = None, TILE_STEP
         if self._focus:
             step = self._focus.step
@@ -100,7 +100,7 @@ class EnsembleSegmenter:
     def _upright_scores(
         self, volume: Volume, head: Window, parts: Sequence[Progress | None]
     ) -> Prior:
-        """Let all look at the head turned upright, the first one again."""
+        """Run all members, the first one again, on the head in standard orientation."""
         first, *others = self._members
         again = first.turned_scores(volume, head, elsewhere=True)
         step, window = TILE_STEP, head
@@ -116,13 +116,13 @@ class EnsembleSegmenter:
         return self._mean(again, inner, box)
 
     def _mean(self, first: Part, finer: Sequence[Part], box: Sequence[slice] | None) -> Prior:
-        """Average what the first network says with what the others, if any, say in a box."""
+        """Average the scores of the first network with those of the others in a box."""
         if not finer:
             return first
         return MeanScores(first, finer, box, self._focus.share if self._focus else None)
 
     def _window(self, coarse: Logits, crop: Crop) -> Window | None:
-        """Return where to look at the head upright, if that is wanted."""
+        """Return the window in standard orientation; None if the head is not segmented again."""
         if self._upright is None:
             return None
         labels = coarse.own_labels
@@ -161,5 +161,5 @@ class EnsembleSegmenter:
 
 
 def focus_of_each(members: Sized, focus: Focus | None) -> list[Focus | None]:
-    """Return what each member of an ensemble looks at: the first at everything (None)."""
+    """Return the box of each member of an ensemble; None (the whole scan) for the first."""
     return [None, *([focus] * (len(members) - 1))]

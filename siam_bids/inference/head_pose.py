@@ -1,8 +1,8 @@
-"""How a head lies in its scan, told by where a first look finds the tissues.
+"""Head orientation and size, estimated from the tissues that a first pass finds.
 
-Networks know heads that are more or less upright and of adult size, and do worse on others. Each
-tissue's centre and covariance do not need sharp borders; the turn and size under which they come
-closest to those of an upright head tell how to turn the scan for a second look.
+Networks are trained on adult heads near the standard orientation and do worse on others. The centre
+and covariance of each tissue are known even without sharp borders. The rotation and scaling that best
+align them with those of the standard head define how the scan is resampled for a second pass.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from siam_bids.support.tsv import read_rows
 logger = logging.getLogger(__name__)
 
 _LEAST_TISSUES = 6
-"""Of the ten of the table, fewer do not tell how a head lies."""
+"""Of the ten in the table; fewer do not determine the head orientation."""
 _LEAST_VOXELS = 20
 _BLUR = 4.0
-"""Variance in mm2 added to all, so that thin tissues do not decide alone."""
+"""Variance in mm2 added to all tissues, so that thin ones do not dominate."""
 _MISFIT = 0.4
-"""Nats; more tells of a part of a head, whose pose is not to be trusted.
+"""Nats; a larger misfit indicates a partial head, whose pose is unreliable.
 
-Whole heads are at 0.02 to 0.22, slabs that seem turned or small at 0.48 to 0.9.
+Whole heads have 0.02 to 0.22, slabs that seem rotated or small 0.48 to 0.9.
 """
 _STARTS = (np.zeros(3), *(sign * axis for axis in np.eye(3) for sign in (-0.7, 0.7)))
-"""Rotation vectors in radians that the search begins with."""
+"""Rotation vectors in radians at which the search starts."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Where a tissue lies: `centre` (3,) in mm and `covariance` (3, 3) in mm2, axes [z, y, x]."""
+    """Moments of a tissue: `centre` (3,) in mm, `covariance` (3, 3) in mm2, axes [z, y, x]."""
 
     centre: npt.NDArray[np.float64]
     covariance: npt.NDArray[np.float64]
@@ -48,18 +48,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class Pose:
-    """Takes places of a scan to those of an upright head: size * rotation @ (place - centre).
+    """Maps positions in a scan to the standard head: size * rotation @ (position - centre).
 
     Attributes
     ----------
     rotation
         (3, 3), axes [z, y, x].
     size
-        By which the head must grow to be of the usual size.
+        Factor that scales the head to average size.
     centre
-        (3,) of the brain, in mm, where places are counted from.
+        (3,) of the brain in mm, the origin of positions.
     misfit
-        How far the tissues are from those of an upright head even so: mean divergence in nats.
+        Remaining difference to the standard head: mean divergence in nats.
     """
 
     rotation: npt.NDArray[np.float64]
@@ -69,14 +69,14 @@ class Pose:
 
     @property
     def affine(self) -> npt.NDArray[np.float64]:
-        """(4, 4), from mm in the scan to mm in the upright head, axes [z, y, x]."""
+        """(4, 4), from mm in the scan to mm in the standard head, axes [z, y, x]."""
         matrix = np.eye(4)
         matrix[:3, :3] = self.size * self.rotation
         matrix[:3, 3] = -matrix[:3, :3] @ self.centre
         return matrix
 
     def describe(self) -> dict[str, float]:
-        """Return how the head lies as sidecars tell it."""
+        """Return the pose as an entry of sidecars."""
         return {
             "TurnedByDegrees": round(self.degrees, 1),
             "RelativeSize": round(1 / self.size, 3),
@@ -84,13 +84,13 @@ class Pose:
 
     @property
     def degrees(self) -> float:
-        """Angle between the head and an upright one."""
+        """Rotation angle from the standard orientation."""
         return float(np.degrees(Rotation.from_matrix(self.rotation).magnitude()))
 
 
 @dataclass(frozen=True)
 class Window:
-    """A box of the upright head: its corners `low` and `high` (3,) in mm, axes [z, y, x]."""
+    """A box in standard orientation: corners `low` and `high` (3,) in mm, axes [z, y, x]."""
 
     pose: Pose
     low: npt.NDArray[np.float64]
@@ -99,7 +99,7 @@ class Window:
 
 @lru_cache(maxsize=1)
 def upright_head() -> Mapping[str, Shape]:
-    """Read the shapes of an upright head, by label name.
+    """Read the tissue moments of the standard head, by label name.
 
     Means over the 16 SynthSeg label maps of the training and their mirror images;
     `benchmarks/upright_head.py` made the table.
@@ -118,7 +118,7 @@ def tissue_moments(
     table: LabelTable,
     names: Iterable[str],
 ) -> dict[str, Shape]:
-    """Measure those of some tissues that are there, in mm from the outer corner.
+    """Return the moments of the tissues that are present, in mm from the outer corner.
 
     Parameters
     ----------
@@ -139,14 +139,14 @@ def tissue_moments(
 
 
 def pose_of(shapes: Mapping[str, Shape]) -> Pose | None:
-    """Find the pose under which shapes come closest to those of an upright head.
+    """Find the pose that best aligns tissue moments with those of the standard head.
 
-    The mean over the tissues of the divergence (Kullback and Leibler, 1951) of the Gaussian of
-    each from that of an upright head is the least; large tissues count as much as small ones.
+    Minimises the mean over tissues of the divergence (Kullback and Leibler, 1951) of their
+    Gaussians from those of the standard head; all tissues have equal weight.
 
     Returns
     -------
-    None where too few tissues were found.
+    None if too few tissues were found.
     """
     names = [name for name in upright_head() if name in shapes]
     if len(names) < _LEAST_TISSUES:
@@ -192,7 +192,7 @@ def upright_window(
     voxel_size: npt.ArrayLike,
     table: LabelTable,
 ) -> Window | None:
-    """Return what to look at upright: a box around the head that the first look found.
+    """Return the box around the head in standard orientation, from the labels of a first pass.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def upright_window(
 
     Returns
     -------
-    None for a head that is looked at once.
+    None for a head that is not segmented again.
     """
     pose = pose_of(tissue_moments(labels, voxel_size, table, upright_head()))
     if pose is None or not _needed(upright, pose):

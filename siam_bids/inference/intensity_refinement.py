@@ -1,13 +1,13 @@
-"""A network's answer brought in line with the scan's own intensities: Bayes' rule, voxel by voxel.
+"""Intensity refinement: a network's probabilities updated by the scan's intensities.
 
-A small network knows where tissues lie better than where exactly they end. So its probabilities are
-taken as a prior. From the voxels that it is sure of we learn what each class looks like around
-every place of this very scan: a Gaussian at first, then two, since skull or fluid mix tissues.
-Their means and variances drift slowly with the bias field. How likely a voxel's intensity is under
-each class then shifts the borders. This is the model of unified segmentation (Wells et al., IEEE
-Trans. Med. Imaging 1996; Ashburner and Friston, NeuroImage 2005) with a network in the place of the
-atlas. Neighbours vote too, as in a Markov random field (Zhang et al., IEEE Trans. Med. Imaging
-2001), so that noise does not come through.
+A small network locates tissues better than it delineates them. Its probabilities are therefore
+used as a prior. From voxels with confident labels the intensities of each class are estimated
+locally: with one Gaussian first, then two, since skull and CSF have mixed intensities.
+Their means and variances vary slowly with the bias field. The likelihood of a voxel's intensity in
+each class then moves the borders. This is the model of unified segmentation (Wells et al., IEEE
+Trans. Med. Imaging 1996; Ashburner and Friston, NeuroImage 2005) with a network instead of the
+atlas. Neighbouring voxels are coupled, as in a Markov random field (Zhang et al., IEEE Trans. Med.
+Imaging 2001), to suppress noise.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from siam_bids.inference.resampling import Prior, Scores
 from siam_bids.models.settings import Intensities
 
 _APART = 2.0
-"""Distance in mm of the voxels that Gaussians are measured on: every other one of 1 mm."""
+"""Distance in mm of the voxels that Gaussians are estimated from: every other one at 1 mm."""
 _SMALLEST_PROBABILITY = 1e-12
 """A probability that counts as 0."""
 _LOWEST = -40.0
-"""Logarithm of a probability from which on down all are alike: exp is 50 times slower below -87."""
+"""Log probabilities are clipped here: exp is 50 times slower below -87."""
 
 
 class Posterior:
-    """Scores that follow the intensities of the scan.
+    """Scores refined with the intensities of the scan.
 
     With p the given probabilities of classes c, x the intensity, m and s the mean and standard
-    deviation around the voxel of a class, or of each of its parts a of share r, q =
-    softmax(log p + weight log sum_a r / s exp(-(x - m)^2 / 2 s^2)); and the logarithms of the
-    answer, times `temperature`, are those of q plus `neighbours` times the mean of q over the
+    deviation around the voxel of a class, or of each of its components a with weight r, q =
+    softmax(log p + weight log sum_a r / s exp(-(x - m)^2 / 2 s^2)); and the log
+    probabilities, times `temperature`, are those of q plus `neighbours` times the mean of q over the
     voxels around, which count 1/4, 1/2, 1/4 along each axis, or less where they are further away
-    than 1 mm: 1 / (4 mm^2). In the first round a class is one part; then it is two, the voxels
-    above and below its mean. Where voxels are longer than 1 mm, they mix tissues and follow no
+    than 1 mm: 1 / (4 mm^2). In the first round a class has one component; later two, the voxels
+    above and below its mean. Voxels longer than 1 mm have partial volume and follow no
     Gaussian: the weight is divided by their longest edge in mm.
 
-    Means and deviations are measured on voxels about 2 mm apart, one in eight of 1 mm, which vote
-    there as if they lay side by side.
+    Means and deviations are estimated from voxels about 2 mm apart (one in eight at 1 mm), which are
+    treated as neighbours there.
 
     Parameters
     ----------
     scores
-        Of the network; gone through plane by plane, and before for the voxels measured on.
+        Of the network; read plane by plane, and once before for the subsampled voxels.
     image
         (I, J, K) intensities, on the grid of the scores.
     voxel_size
@@ -110,7 +110,7 @@ class Posterior:
         return self._rule.followed(prior, self._how.temperature, normalisers)
 
     def _plane(self, place: int, stride: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
-        """Return a plane (J, K) of the standardised image, of only every few voxels if wanted."""
+        """Return a plane (J, K) of the standardised image, subsampled by `stride`."""
         mean, spread = self._scale
         i, j, k = stride
         plane = self._image[place * i, ::j, ::k]
@@ -118,7 +118,7 @@ class Posterior:
 
     @cached_property
     def _rule(self) -> _Rule:
-        """Learn the Gaussians, in each round with the probabilities that the one before gives."""
+        """Estimate the Gaussians, in each round with the probabilities of the one before."""
         stride = [max(1, round(_APART / size)) for size in self._size]
         few = self._scores.subsample(stride)
         prior = [plane.float().log_softmax(0).half() for plane in few.planes()]
@@ -159,7 +159,7 @@ class _Rule:
     Attributes
     ----------
     gaussians
-        Of each class, or of its two parts.
+        Of each class, or of its two components.
     image
         Returns the intensities (J, K) of a plane.
     weight

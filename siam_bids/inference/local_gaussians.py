@@ -1,4 +1,4 @@
-"""What each class looks like around every place of a scan: Gaussians, measured in windows."""
+"""Intensities of each class around every position of a scan: Gaussians in local windows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every segmenter answers."""
+"""The result of every segmenter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from siam_bids.inference.head_pose import Pose
 from siam_bids.inference.resampling import Scores, labels_of
 
 Progress = Callable[[float], None]
-"""Told the share of the work done, 0 to 1."""
+"""Called with the share of the work done, 0 to 1."""
 
 
 class ProbabilityMaps(Mapping[str, npt.NDArray[np.float32]]):

@@ -62,7 +62,7 @@ class _Resize:
 
 
 class Scores(Protocol):
-    """How likely each class is in every voxel of a grid."""
+    """Class scores of every voxel of a grid."""
 
     shape: tuple[int, ...]
     classes: int
@@ -80,7 +80,7 @@ class Prior(Scores, Protocol):
     """Scores that can be had for a part of the voxels alone."""
 
     def subsample(self, stride: Sequence[int]) -> Scores:
-        """Return those of every few voxels along each axis."""
+        """Return the scores of every n-th voxel along each axis."""
         ...
 
 
@@ -88,7 +88,7 @@ class Part(Prior, Protocol):
     """Scores of one network among several."""
 
     def subsample(self, stride: Sequence[int], offset: Sequence[int] = (0, 0, 0)) -> Part:
-        """Return those of every few voxels along each axis, beginning with these."""
+        """Return the scores of every n-th voxel along each axis, starting at `offset`."""
         ...
 
 
@@ -167,7 +167,7 @@ class Logits(Interpolated):
         super().__init__(len(logits), [len(each) for each in self._resizes])
 
     def subsample(self, stride: Sequence[int], offset: Sequence[int] = (0, 0, 0)) -> Logits:
-        """Return those of every few voxels along each axis."""
+        """Return the scores of every n-th voxel along each axis."""
         voxels = [slice(start, None, step) for start, step in zip(offset, stride, strict=True)]
         return Logits(self._logits, self._whole, nearest_axis=self._nearest_axis, voxels=voxels)
 
@@ -219,7 +219,7 @@ def labels_of(
     inside: npt.NDArray[np.bool_] | None = None,
     certainty: Certainty | None = None,
 ) -> npt.NDArray[np.uint8]:
-    """Take the likeliest class of each voxel; the first of equal ones wins, as in nnU-Net.
+    """Return the most probable class of each voxel; the first of equal ones, as in nnU-Net.
 
     Parameters
     ----------

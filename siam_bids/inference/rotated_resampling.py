@@ -42,7 +42,7 @@ class RotatedLogits(Interpolated):
         self._logits, self._own, self._wanted, self._unseen = logits, own, wanted, unseen
 
     def subsample(self, stride: Sequence[int], offset: Sequence[int] = (0, 0, 0)) -> RotatedLogits:
-        """Return those of every few voxels along each axis."""
+        """Return the scores of every n-th voxel along each axis."""
         return self.within(
             [slice(start, None, step) for start, step in zip(offset, stride, strict=True)]
         )

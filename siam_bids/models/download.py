@@ -22,7 +22,7 @@ from siam_bids.support.atomic_files import checksum as digest
 logger = logging.getLogger(__name__)
 
 DownloadProgress = Callable[[int, int], None]
-"""Told the bytes that are there and the bytes expected (0 if unknown)."""
+"""Called with the bytes received and the bytes expected (0 if unknown)."""
 
 BLOCK = 1 << 20
 LARGEST = 64 << 30

@@ -58,7 +58,7 @@ class ModelRecord:
         How far the labels follow the intensities of the scan; None for not at all. What a member of
         an ensemble has here holds for it alone.
     upright
-        Which heads are turned upright and looked at again; None for no such thing. What a member of
+        Heads to segment again in standard orientation; None for none. What a member of
         an ensemble has here holds for it alone.
     repair_spikes
         Whether hot voxels are replaced before the network sees a scan, see `image.spikes`. True of

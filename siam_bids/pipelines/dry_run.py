@@ -24,7 +24,7 @@ class Step:
     path
         From the root of the dataset.
     action
-        `segment`, `done`, `fail` (as far as its header tells) or `skip`.
+        `segment`, `done`, `fail` (judging by its header) or `skip`.
     why
         The reason; empty where it is done.
     cost
@@ -65,7 +65,7 @@ def plan(config: RunConfig) -> list[Step]:
 
 
 def summary(steps: list[Step]) -> str:
-    """Say in one line what a run would do, how long it would take and with how much memory."""
+    """Return one line on what a run would do, its time and its memory."""
     count = dict.fromkeys(("segment", "done", "fail", "skip"), 0)
     for step in steps:
         count[step.action] += 1
@@ -89,7 +89,7 @@ def _step(prospect: Prospect, cost: Callable[[Grid], Cost]) -> Step:
 
 
 def _estimator(chain: Cascade, config: RunConfig) -> Callable[[Grid], Cost]:
-    """Return what tells the cost of a scan; scans of one size are looked at once."""
+    """Return a function that estimates the cost of a scan, once for each scan size."""
     device = choose_device(config.device)
     cpus = config.threads or torch.get_num_threads()
     known: dict[tuple[tuple[int, ...], tuple[float, ...]], Cost] = {}
@@ -104,7 +104,7 @@ def _estimator(chain: Cascade, config: RunConfig) -> Callable[[Grid], Cost]:
 
 
 def _duration(seconds: float) -> str:
-    """Return seconds in the unit that people would say."""
+    """Return seconds in a readable unit."""
     for unit, length in (("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -52,7 +52,7 @@ def write_page(name: str, write: Callable[..., None], *arguments: Any) -> dict[s
     Raises
     ------
     OSError
-        The disk takes nothing more.
+        The disk is full.
     """
     try:
         write(*arguments)

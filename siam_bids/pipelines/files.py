@@ -55,7 +55,7 @@ class Output:
         return cls(target / f"{_stem(source)}_dseg.nii.gz")
 
     def beside(self, ending: str) -> Path:
-        """Return a path beside the segmentation, for example with ending `.json`."""
+        """Return a path next to the segmentation, for example with ending `.json`."""
         return self.segmentation.with_name(_stem(self.segmentation) + ending)
 
     @property
@@ -70,7 +70,7 @@ class Output:
         Parameters
         ----------
         inputs
-            What tells the input files from all others: device and inode.
+            Identity of the input files: device and inode.
 
         Raises
         ------

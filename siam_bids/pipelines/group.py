@@ -62,7 +62,7 @@ _SCANNERS: dict[str, dict[str, Any]] = {
 }
 
 SUBJECT_PAGES = 1000
-"""Subjects up to which the group level writes their pages anew, with the group behind them."""
+"""Subjects up to which the group level rewrites their pages, to show the group on them."""
 
 WIDE = "group_desc-wide_volumes"
 QUALITY = "group_qc"
@@ -320,7 +320,7 @@ def _texts(values: Sequence[str]) -> pd.Series[str]:
 def _with_covariates(
     keys: pd.DataFrame, results: Sequence[ScanResult], quality: pd.DataFrame, config: RunConfig
 ) -> pd.DataFrame:
-    """Add what the tables of the raw dataset say; without them, what an earlier run read."""
+    """Add covariates of the raw dataset; without its tables, those of an earlier run."""
     visits = [(f"sub-{r.names.subject}", r.names.session_id) for r in results]
     scans = keys["scan"].tolist()
     tissues = dict.fromkeys(row["name"] for result in results for row in result.volumes)
@@ -363,7 +363,7 @@ def _rows_by_scan(path: Path) -> dict[str, dict[str, str]]:
 def _with_scanners(
     quality: pd.DataFrame, results: Sequence[ScanResult], config: RunConfig
 ) -> pd.DataFrame:
-    """Add what the sidecars of the raw images say of the scanner, or did in an earlier run."""
+    """Add scanner metadata of the raw images, or of an earlier run."""
     if config.bids_dir.is_dir():
         columns = scanner_metadata(config.bids_dir, [result.source for result in results])
     else:

@@ -128,7 +128,7 @@ def boilerplate(config: RunConfig) -> str:
 
 
 def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:
-    """Write the subjects' pages anew from the results on disk.
+    """Rewrite the subjects' pages from the results on disk.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:
     Raises
     ------
     UsageError
-        The output folder holds the work of others.
+        The output folder has files of other programs.
     """
     check_output_folder(config.output_dir, forced=config.force_output)
     known = [*finished_scans(config.output_dir), *failed_scans(config.output_dir)]
@@ -271,7 +271,7 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
     Raises
     ------
     ImageError
-        It is no head scan that can be segmented.
+        It is not a head scan that can be segmented.
     DatasetError
         One of its outputs was changed since.
     OSError
@@ -339,7 +339,7 @@ def _shown(bar: tqdm[Any], name: str) -> Iterator[Progress]:
 
 
 def _write_newest_page(config: RunConfig, subject: str) -> None:
-    """Write a subject's page; again if other processes finished scans of it meanwhile."""
+    """Write a subject's page; again if other processes finished scans of it in the meantime."""
     before = None
     while before != (now := subject_state(config.output_dir, subject)):
         before = now

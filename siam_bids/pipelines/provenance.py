@@ -1,4 +1,4 @@
-"""What sidecars say of how a label map was made, with BIDS and without."""
+"""Provenance of label maps in their sidecars, with BIDS and without."""
 
 from __future__ import annotations
 

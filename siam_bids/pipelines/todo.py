@@ -87,7 +87,7 @@ class Prospect:
     why
         Why it would be segmented; empty if it is done, or if it would fail.
     error
-        Why it would fail, as far as its header tells.
+        Why it would fail, judging by its header.
     grid
         Where its voxels are; None if it is done or would fail.
     """
@@ -125,7 +125,7 @@ class Checklist:
         return [names.segmentation, *masks, *tables, *pictures, *maps]
 
     def provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
-        """Return what the sidecar of a finished scan says; `checksum` is that of its input."""
+        """Return the sidecar of a finished scan; `checksum` is that of its input."""
         made = made_from(
             checksum, self.record, folds=self.chain.folds, options=self.config.inference
         )

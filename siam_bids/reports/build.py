@@ -1,4 +1,4 @@
-"""The HTML pages, put together from what lies in the output folder and from nothing else."""
+"""The HTML pages, made only from the files in the output folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def if_there(path: Path, root: Path) -> str:
 
 
 def data_url(path: Path) -> str:
-    """Return a picture as a data URL: scripts may read its pixels, and it needs no file beside."""
+    """Return a picture as a data URL, so that scripts can read its pixels without another file."""
     if not path.is_file():
         return ""
     return f"data:image/{path.suffix.removeprefix('.')};base64,{as_base64(path)}"

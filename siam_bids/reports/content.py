@@ -1,4 +1,4 @@
-"""What a page says, as values."""
+"""The content of pages, as values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Spread:
 class TissueVolume:
     """One tissue of one scan; `volume_ml` in millilitres, `color` as `#rrggbb`.
 
-    `inside` tells whether it lies inside the skull; None if that is not known.
+    `inside`: whether it is inside the skull; None if unknown.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""The group page from what lies in the output folder."""
+"""The group page, from the files in the output folder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from siam_bids.reports.render import render_group
 from siam_bids.support.atomic_files import Batch
 
 EMBED_LIMIT = 16_000_000
-"""Bytes of thumbnails up to which the group page holds them; more of them stay beside it."""
+"""Bytes of thumbnails up to which the group page embeds them; otherwise it links to files."""
 
 
 _CATEGORIES = 12
-"""Covariates with more values than these are no categories to choose scans by."""
+"""Covariates with more values than this are not offered as categories to select scans by."""
 
 
 def write_group_page(
@@ -226,7 +226,7 @@ def _known_ratings(wide: pd.DataFrame) -> dict[str, dict[str, str]]:
 
 
 def _contrasts(wide: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    """Say for each protocol how many scans there are and which visits have none of it."""
+    """Count the scans of each protocol and list visits without it."""
     visits = wide["participant_id"].str.cat(wide["session_id"].fillna(""), sep=" ").str.strip()
     everyone = set(visits)
     included = (wide["included"] == "yes").groupby(wide["protocol"]).sum()

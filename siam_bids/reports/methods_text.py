@@ -38,7 +38,7 @@ def model_line(model: Description) -> str:
 def methods_text(models: Sequence[Description], labels: LabelTable | None = None) -> str:
     """Return a paragraph on the method, fit for the methods section of a paper.
 
-    With the `labels` of the models it says what the total intracranial volume sums.
+    With the `labels` of the models it defines the total intracranial volume.
     """
     if not models:
         return ""

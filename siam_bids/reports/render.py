@@ -27,7 +27,7 @@ def _anchor(name: str) -> str:
 
 
 def _script_json(value: Any) -> Markup:
-    """Return JSON that no HTML parser can take for the end of a script element."""
+    """Return JSON that cannot end a script element in HTML."""
     from markupsafe import Markup
 
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""A subject's page from what lies in the output folder."""
+"""A subject's page, from the files in the output folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Files that appear complete or not at all, whoever else writes into the same folder.
 
-No locks: a file is written beside its place and renamed, which is atomic on local disks and NFS.
+No locks: a file is written under a temporary name and renamed, which is atomic on local disks
+and NFS.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _FORGOTTEN_AFTER = 3600.0  # seconds without a write
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Yield a scratch path beside `path` that replaces it when the block ends without error.
+    """Yield a temporary path next to `path` that replaces it when the block ends without error.
 
     The scratch file starts with a dot and keeps the extensions, so that writers which choose the
     format by name work, and nobody mistakes it for a result. Its content is on the disk before it
@@ -44,7 +45,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def together() -> Iterator[Batch]:
-    """Yield a batch of files that all take their names when the block ends without error.
+    """Yield a batch of files that are all renamed when the block ends without error.
 
     All of them are on the disk before the first one takes its name: a disk that fills up leaves
     every old file as it was.
@@ -58,7 +59,7 @@ def together() -> Iterator[Batch]:
 
 
 class Batch:
-    """Files that are written beside their places and take their names together."""
+    """Files that are written under temporary names and renamed together."""
 
     def __init__(self) -> None:
         self._scratch: dict[Path, Path] = {}
@@ -77,13 +78,13 @@ class Batch:
         return Path(name)
 
     def write_text(self, path: Path, text: str) -> str:
-        """Write UTF-8 text; a file that already says just that is left alone.
+        """Write UTF-8 text; a file with the same content is left unchanged.
 
         What has no UTF-8 (half a pair of surrogates, as JSON allows) becomes a question mark.
 
         Returns
         -------
-        SHA-256 of what the file says, in hexadecimal.
+        SHA-256 of the content, in hexadecimal.
         """
         content = text.encode(errors="replace")
         same = False
@@ -98,11 +99,11 @@ class Batch:
         return self.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def remove(self, path: Path) -> None:
-        """Remove a file, if it is there, after the others have taken their names."""
+        """Remove a file, if it exists, after the others were renamed."""
         self._outdated.append(path)
 
     def finish(self) -> None:
-        """Let every file take its name."""
+        """Rename all files."""
         for scratch in self._scratch.values():
             _settle(scratch)
         for path, scratch in self._scratch.items():
@@ -111,7 +112,7 @@ class Batch:
             path.unlink(missing_ok=True)
 
     def drop(self) -> None:
-        """Remove the scratch files that did not take their names."""
+        """Remove the temporary files that were not renamed."""
         for scratch in self._scratch.values():
             scratch.unlink(missing_ok=True)
 
@@ -197,13 +198,13 @@ def _umask() -> int:
 
 
 def write_text(path: Path, text: str) -> str:
-    """Write UTF-8 text atomically, see `Batch.write_text`; return the SHA-256 of what it says."""
+    """Write UTF-8 text atomically, see `Batch.write_text`; return the SHA-256 of its content."""
     with together() as batch:
         return batch.write_text(path, text)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> str:
-    """Write indented JSON atomically; return the SHA-256 of what it says."""
+    """Write indented JSON atomically; return the SHA-256 of its content."""
     with together() as batch:
         return batch.write_json(path, content)
 

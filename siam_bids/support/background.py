@@ -14,7 +14,7 @@ _Result = TypeVar("_Result")
 def read_ahead(
     read: Callable[[_Item], _Result], items: Iterable[_Item]
 ) -> Iterator[tuple[_Item, Future[_Result]]]:
-    """Yield each item with its future result, the next item being read meanwhile."""
+    """Yield each item with its future result, while the next item is read."""
     with ThreadPoolExecutor(1, "read") as pool:
         previous = None
         for item in items:

@@ -1,4 +1,4 @@
-"""Input files: looked at before they are opened, and told apart where they hold no content."""
+"""Input files: checked before they are opened, with a reason if they have no content."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LFS = b"version https://git-lfs"
 
 
 def regular_file(path: Path, error: type[SiamError]) -> int:
-    """Return the size in bytes of a file that can be read, or say why it cannot.
+    """Return the size in bytes of a readable file, or raise with the reason.
 
     Nothing but a regular file is opened: reading from a named pipe or a device may never end.
-    A file that stands for content which git-annex or git-lfs keeps elsewhere is named as such.
+    Pointers of git-annex and git-lfs are named as such.
 
     Raises
     ------

@@ -8,7 +8,7 @@ from typing import Any
 Kind = Any
 """`str`, `int`, `float` (any finite number), a list of one kind, or a dict of kinds by key.
 
-A key that ends in `?` may be absent; the key `*` stands for all others.
+A key that ends in `?` may be absent; the key `*` means all others.
 """
 
 _WORDS = {str: "text", int: "a whole number", float: "a number"}

@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # malloc.h
 
 
 def reset_peak_memory() -> None:
-    """Start measuring the peak anew, where the kernel allows it (Linux, proc(5) clear_refs)."""
+    """Reset the measured peak, where the kernel allows it (Linux, proc(5) clear_refs)."""
     try:
         _CLEAR.write_text("5")
     except OSError:

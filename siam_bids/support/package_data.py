@@ -1,4 +1,4 @@
-"""Where the package's `data/` and `templates/` folders lie.
+"""The package's `data/` and `templates/` folders.
 
 A wheel carries them inside the package; a checkout (and so an editable install) has them
 beside it. The packaged copy wins.

@@ -1,4 +1,4 @@
-"""Stopping within seconds when a scheduler or the user says so."""
+"""Stopping within seconds when a scheduler or the user asks for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 EXIT_TRY_AGAIN = 75
-"""EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again to go on."""
+"""EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again to continue."""
 
 EXIT_INTERRUPTED = 130
 """What shells report after Ctrl-C."""

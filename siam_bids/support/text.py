@@ -12,13 +12,13 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 LARGEST = 256_000_000
-"""Bytes above which a file is no table or JSON of a study."""
+"""Bytes above which a file cannot be a table or JSON of a study."""
 
 DEEPEST = 100
 """Brackets of JSON within each other; libraries that write it again fail at some hundreds."""
 
 _POINTERS = {b"/annex/objects/": "git-annex", b"version https://git-lfs": "git-lfs"}
-"""How the files begin that stand for content which was not fetched."""
+"""First bytes of pointers to content that was not fetched."""
 
 
 def is_listed(path: Path) -> bool:
@@ -29,7 +29,7 @@ def is_listed(path: Path) -> bool:
 def read_text(path: Path) -> str:
     """Read a text file in UTF-8, with or without byte-order mark, or UTF-16 with one.
 
-    Anything else is taken for Latin-1, with a warning.
+    Anything else is read as Latin-1, with a warning.
 
     Raises
     ------

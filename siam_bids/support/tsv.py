@@ -1,4 +1,4 @@
-"""Tab-separated tables: reading those of others, and telling numbers from words."""
+"""Tab-separated tables: reading foreign ones, and telling numbers from text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OR_MORE = re.compile(r"(\d+)\+")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,(\d{1,2}|\d{4,})")
 _NO_VALUE = {"na", "nan", "n.a.", "n/a", "none", "null", "missing", "unknown", "-", "--", ".", "?"}
 _LARGEST_INTEGER = 2**53
-"""Integers beyond are no numbers but identifiers: a float64 would change their digits."""
+"""Larger integers are identifiers, not numbers: a float64 would change their digits."""
 
 
 def read_rows(path: Path, skipped: list[int] | None = None) -> list[dict[str, str]]:

@@ -1,1 +1,1 @@
-"""Synthetic images painted on label maps."""
+"""Synthetic images generated from label maps."""

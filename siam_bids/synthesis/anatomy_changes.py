@@ -226,7 +226,7 @@ def _push(part: torch.Tensor, distance: torch.Tensor, table: SourceTable) -> tor
 
 
 def strip_skull(codes: torch.Tensor, table: SourceTable, margin: float) -> torch.Tensor:
-    """Keep what lies inside the skull, and `margin` mm around it (in steps of 2 mm)."""
+    """Keep everything inside the skull, and `margin` mm around it (in steps of 2 mm)."""
     brain = lookup(codes, _intracranial(table))
     if not bool(brain.any()):
         return codes
@@ -238,7 +238,7 @@ def strip_skull(codes: torch.Tensor, table: SourceTable, margin: float) -> torch
 
 
 def cut_face(codes: torch.Tensor, table: SourceTable, slope: float, margin: float) -> torch.Tensor:
-    """Remove what lies in front of and below a plane, tilted `slope` degrees, before the brain.
+    """Remove everything in front of and below a plane, tilted `slope` degrees, before the brain.
 
     The plane keeps 3 mm and `margin` mm from the brain.
     """

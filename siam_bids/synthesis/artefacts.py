@@ -56,7 +56,7 @@ def add_ghost(image: torch.Tensor, strength: float, copies: int, axis: int) -> t
 
 
 def blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Smooth with a Gaussian of `sigma` voxels, cut at 2 voxels; zeros lie outside.
+    """Smooth with a Gaussian of `sigma` voxels, truncated at 2 voxels, with zeros outside.
 
     A sum of shifted copies, for oneDNN keeps work space for each shape that it ever convolved,
     and no two heads have the same: gigabytes in an hour of training.

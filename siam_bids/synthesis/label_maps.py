@@ -1,4 +1,4 @@
-"""Heads to paint: label maps, what their values mean, and what is known of each tissue.
+"""Label maps for synthesis, what their values mean, and the properties of each tissue.
 
 Label maps name their structures in a source table (`data/labels/source_*.tsv`): what to paint
 (`tissue`) and what a network should answer (`target`). A target such as `background|Skull` says
@@ -35,7 +35,7 @@ _CEREBELLUM = (7, 8, 46, 47)
 
 @dataclass(frozen=True)
 class Tissues:
-    """What can be painted: names, families of like tissues, prior means per contrast."""
+    """Tissues for synthesis: names, families of similar tissues, prior means per contrast."""
 
     names: tuple[str, ...]
     family: tuple[str, ...]
@@ -46,7 +46,7 @@ class Tissues:
 
 @lru_cache(maxsize=1)
 def tissues() -> Tissues:
-    """Read the table of paintable tissues."""
+    """Read the table of tissues for synthesis."""
     rows = read_rows(resource("data", "labels", "synthesis_tissues.tsv"))
     names = tuple(row["tissue"] for row in rows)
     return Tissues(
@@ -59,7 +59,7 @@ def tissues() -> Tissues:
 
 @dataclass(frozen=True)
 class SourceTable:
-    """How the values of a kind of label map are painted and learnt.
+    """How the values of a kind of label map are synthesised and learnt.
 
     Attributes
     ----------
@@ -165,7 +165,7 @@ def _read_table(path: Path, siam: SourceTable) -> SourceTable:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A head to paint.
+    """A label map of a head, prepared for synthesis.
 
     Attributes
     ----------

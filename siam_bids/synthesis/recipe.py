@@ -41,7 +41,7 @@ class Recipe:
         default_factory=lambda: np.full(len(tissues().names), 0.03)
     )
     patchiness: float = 0.0
-    """Share of tissues with a `second` that is painted as that second tissue."""
+    """Share of tissues with a `second` that is rendered as that second tissue."""
     boundaries: tuple[BoundaryMove, ...] = ()
     """Changes of cortical thickness, ventricles, nuclei, skull and scalp."""
     heal_lesions: bool = False

@@ -1,4 +1,4 @@
-"""Synthetic head images of random contrast, painted on label maps.
+"""Synthetic head images of random contrast, generated from label maps.
 
 The method is that of SynthSeg (Billot et al., Med. Image Anal. 2023) and SIAM (Valabregue et al.,
 arXiv 2605.02737): deform a label map, give every tissue a random Gaussian intensity, average to

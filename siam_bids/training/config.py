@@ -21,9 +21,9 @@ class TrainingConfig:
     folder
         Where state, log and the model folder are kept.
     minutes
-        Length of this leg.
+        Length of this session.
     cooldown
-        Let the learning rate fall to zero over this leg, which then ends the run.
+        Let the learning rate fall to zero over this session, which then ends the training.
     ramp_steps
         Steps over which the difficulty of the images rises from 0 to 1.
     fresh_every
@@ -31,9 +31,9 @@ class TrainingConfig:
     pool
         Images kept to draw patches from.
     voxel
-        Voxel size of the network in mm: a whole number, label maps are painted at 1 mm.
+        Voxel size of the network in mm: a whole number, images are generated at 1 mm.
     siam_share
-        Share of images painted on maps of source `siam` where there are others too.
+        Share of images generated from maps of source `siam` if there are others too.
     contrasts
         Paint half of the images in these (see `CONTRASTS`), the others in any.
     lesion_share
@@ -42,7 +42,7 @@ class TrainingConfig:
         Model folder to begin from (see `warm_start.start_from`), at full difficulty.
     dice_weight
         Weight of the Dice term. Soft Dice inflates what is uncertain (Bertels et al., Med. Image
-        Anal. 2021); a last leg at 0 sets volumes and probabilities right.
+        Anal. 2021); a last session at 0 calibrates volumes and probabilities.
     features, patch
         Channels of each stage, and edge of the training patches and tiles in voxels.
     batch

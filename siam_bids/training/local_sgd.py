@@ -2,7 +2,7 @@
 
 Small networks keep few cores busy: two processes of one core train nearly twice as many patches as
 one process of two. Each trains alone on its own images; every other minute the processes meet and
-go on from the mean of all that they have learnt (local SGD: Stich, ICLR 2019).
+continue from the mean of their weights (local SGD: Stich, ICLR 2019).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MEETING = 120.0
 
 @dataclass(frozen=True)
 class Replicas:
-    """The processes of one leg.
+    """The processes of one session.
 
     Attributes
     ----------
@@ -53,12 +53,12 @@ class Replicas:
         state: Callable[[], Sequence[torch.Tensor]],
         every: float = MEETING,
     ) -> Iterator[float]:
-        """Yield the share of a leg that has passed, until it is over for all.
+        """Yield the elapsed share of a session, until it is over for all processes.
 
         Parameters
         ----------
         seconds
-            Length of the leg.
+            Length of the session.
         state
             Returns the tensors, in the same order in all processes, that are averaged in place
             every `every` seconds and at the end.

@@ -35,7 +35,7 @@ SAVE_EVERY = 300
 
 
 def train(config: TrainingConfig) -> Trainer:
-    """Run one leg of training and save its state.
+    """Run one session of training and save its state.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def _other_replica(place: int, config: TrainingConfig, meeting_point: Path, thre
 
 
 def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy]) -> Trainer:
-    """Train for `config.minutes`, alone or beside other replicas."""
+    """Train for `config.minutes`, alone or with other replicas."""
     trainer = Trainer(config)
     held_out = load_anatomies(config.validation, config.folder / "anatomies")
     groups = TargetGroups.of([anatomy.table for anatomy in (*anatomies, *held_out)])

@@ -44,7 +44,7 @@ def marginal_loss(
     groups: TargetGroups,
     dice_weight: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy and soft Dice that stay silent where a map does not tell classes apart.
+    """Cross-entropy and soft Dice that accept any of the classes a map does not distinguish.
 
     Cross-entropy sums the probabilities of a group's members (marginal loss, Shi et al., Med.
     Image Anal. 2021). Dice of a class leaves out the voxels of merged groups that contain it.

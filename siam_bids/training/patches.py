@@ -1,4 +1,4 @@
-"""Patches of painted heads."""
+"""Patches of synthetic heads."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class PatchSource:
         return torch.cat(images), torch.cat(targets)
 
     def recipe(self, rng: np.random.Generator, difficulty: float) -> Recipe:
-        """Draw how to paint the next image, in the contrasts and with the lesions asked for."""
+        """Draw the recipe of the next image, with the configured contrasts and lesions."""
         wanted = self._config.contrasts
         if wanted and rng.random() >= 0.5 * difficulty:
             return draw_recipe(rng, difficulty=difficulty)
@@ -143,7 +143,7 @@ class PatchSource:
 
 
 def _cut(data: torch.Tensor, corner: Sequence[int], size: int) -> torch.Tensor:
-    """Cut a cube; what lies outside the data is 0."""
+    """Cut a cube; outside the data it is 0."""
     for axis, start in enumerate(corner):
         stop = start + size
         inner = data.narrow(axis, max(start, 0), min(stop, data.shape[axis]) - max(start, 0))
@@ -157,7 +157,7 @@ def _cut(data: torch.Tensor, corner: Sequence[int], size: int) -> torch.Tensor:
 
 
 def load_anatomies(maps: Sequence[tuple[Path, str]], cache: Path) -> list[Anatomy]:
-    """Prepare label maps (path, source), kept in the folder `cache` for the next leg."""
+    """Prepare label maps (path, source), cached in the folder `cache` for the next session."""
     cache.mkdir(parents=True, exist_ok=True)
     anatomies = []
     for path, source in maps:

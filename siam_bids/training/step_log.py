@@ -35,7 +35,7 @@ class StepLog:
     def write(
         self, step: int, minutes: float, rate: float, difficulty: float, validation: float | None
     ) -> str:
-        """Add a row, and return it in words; `minutes` are those of this leg."""
+        """Add a row, and return it as text; `minutes` are those of this session."""
         table = np.stack(self._dice)
         seen = np.maximum((~np.isnan(table)).sum(0), 1)
         dice = np.nansum(table, 0) / seen

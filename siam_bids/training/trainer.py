@@ -1,4 +1,4 @@
-"""Training the compact model on synthetic images, in legs that resume where the last ended."""
+"""Training the compact model on synthetic images, in sessions that resume where the last ended."""
 
 from __future__ import annotations
 
@@ -165,6 +165,6 @@ class Trainer:
         return 1.0 if self.pretrained else min(1.0, self.step / self.config.ramp_steps)
 
     def learning_rate(self, elapsed: float) -> float:
-        """Warm-up, plateau, and linear fall over a cooldown leg; `elapsed` is its share done."""
+        """Warm-up, plateau, and linear decay over a cooldown session; `elapsed` is its share."""
         warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
         return self.config.learning_rate * warm * (1 - elapsed if self.config.cooldown else 1)

@@ -20,7 +20,7 @@ from siam_bids.training.patches import (
 
 
 class Validation:
-    """Fixed patches of painted heads that are not trained on, at full difficulty.
+    """Fixed patches of synthetic heads that are not trained on, at full difficulty.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ def start_from(network: nn.Module, weights: Mapping[str, torch.Tensor]) -> bool:
     """Copy the weights of a plain U-Net into `network`.
 
     A network with more channels begins with the same answers: the channels that are new see all
-    others, as at random, and none of the old ones listens to them yet.
+    others, as with random weights, and the old ones do not use them yet.
 
     A network with one stage more, at half the voxel size, is set up so that it begins as the
     coarse network on the averaged image, its answer upsampled: training then only has to add
