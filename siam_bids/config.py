@@ -108,7 +108,7 @@ class RunConfig:
     model
         Name of a registered model, or the path of an nnU-Net v2 model folder.
     model_dirs
-        Where downloaded models may lie.
+        Folders of downloaded models.
     device
         `auto`, `cpu`, `cuda` or `mps`.
     threads

@@ -49,7 +49,7 @@ class Forms:
 
     @classmethod
     def of_header(cls, header: nib.Nifti1Header) -> Forms:
-        """Take over what a NIfTI header says; a form that places nothing loses its code.
+        """Read the forms of a NIfTI header; an unusable form loses its code.
 
         As the reference implementation does (nifti1_io.c), a quaternion that rounding left a
         little too long is brought to length 1.
@@ -85,7 +85,7 @@ class Forms:
 
     @property
     def qform(self) -> npt.NDArray[np.float64] | None:
-        """(4, 4) float64, voxel (i, j, k) to millimetres; None where it is no rotation."""
+        """(4, 4) float64, voxel (i, j, k) to millimetres; None if it is not a rotation."""
         squared = sum(part * part for part in self.quaternion)
         if not squared < 1 + _ROUNDING or not self._sized:
             return None

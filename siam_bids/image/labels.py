@@ -191,7 +191,7 @@ class LabelTable:
         Raises
         ------
         LabelError
-            More labels than a byte can tell apart.
+            More labels than a byte can represent.
         """
         outer = [self.by_name[name] for name in names]
         kept = [label for label in self if label.name not in names or label.name in finer.by_name]

@@ -108,7 +108,7 @@ class Cascade:
         Raises
         ------
         ModelError
-            A region is no label of the models before it.
+            A region is not a label of the models before it.
         """
         tables = [self.heads[0].labels]
         for inside, model in self.regions:

@@ -1,8 +1,8 @@
 """Head orientation and size, estimated from the tissues that a first pass finds.
 
 Networks are trained on adult heads near the standard orientation and do worse on others. The centre
-and covariance of each tissue are known even without sharp borders. The rotation and scaling that best
-align them with those of the standard head define how the scan is resampled for a second pass.
+and covariance of each tissue are known even without sharp borders. The rotation and scaling that
+best align them with those of the standard head define how the scan is resampled for a second pass.
 """
 
 from __future__ import annotations

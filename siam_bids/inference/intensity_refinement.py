@@ -42,13 +42,13 @@ class Posterior:
     With p the given probabilities of classes c, x the intensity, m and s the mean and standard
     deviation around the voxel of a class, or of each of its components a with weight r, q =
     softmax(log p + weight log sum_a r / s exp(-(x - m)^2 / 2 s^2)); and the log
-    probabilities, times `temperature`, are those of q plus `neighbours` times the mean of q over the
-    voxels around, which count 1/4, 1/2, 1/4 along each axis, or less where they are further away
+    probabilities, times `temperature`, are those of q plus `neighbours` times the mean of q over
+    the neighbours, which count 1/4, 1/2, 1/4 along each axis, or less where they are further away
     than 1 mm: 1 / (4 mm^2). In the first round a class has one component; later two, the voxels
     above and below its mean. Voxels longer than 1 mm have partial volume and follow no
     Gaussian: the weight is divided by their longest edge in mm.
 
-    Means and deviations are estimated from voxels about 2 mm apart (one in eight at 1 mm), which are
+    Means and deviations are estimated from voxels about 2 mm apart (one in eight at 1 mm),
     treated as neighbours there.
 
     Parameters
@@ -237,7 +237,7 @@ class _Rule:
 
 
 def _smoothed(planes: torch.Tensor, sides: Sequence[float]) -> torch.Tensor:
-    """Average planes (classes, J, K) with the voxels beside, which count `sides` on each axis."""
+    """Average planes (classes, J, K) with neighbouring voxels, weighted by `sides` on each axis."""
     padded = functional.pad(planes[None], (1, 1, 1, 1), mode="replicate")[0]
     across, along = sides
     rows = padded[:, 1:-1] * (1 - 2 * across)

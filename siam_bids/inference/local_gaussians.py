@@ -63,7 +63,7 @@ class Gaussians:
         return torch.addcmul(shift, x, sharp, value=-1), height
 
     def below(self, place: int, x: torch.Tensor) -> torch.Tensor:
-        """Tell where the mean of each class lies below the intensities: bool (classes, J, K)."""
+        """Return where intensities exceed the mean of each class: bool (classes, J, K)."""
         return self.at(place, x)[0] < 0
 
 

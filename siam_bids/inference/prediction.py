@@ -19,7 +19,7 @@ Progress = Callable[[float], None]
 
 
 class ProbabilityMaps(Mapping[str, npt.NDArray[np.float32]]):
-    """Maps by label name, made anew each time one is asked for, so that memory holds one at most.
+    """Maps by label name, computed on each access, so that at most one is in memory.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Prediction:
     segmentation
         On the scan's own grid.
     probabilities
-        (I, J, K) float32 in [0, 1] per label name, only for the names that were asked for. While
+        (I, J, K) float32 in [0, 1] per label name, only for the requested names. While
         it lives, it holds the logits of the scan.
     confidence
         Per label name, the mean probability that the network gave to the voxels of that label;
@@ -64,7 +64,7 @@ class Prediction:
     entropy
         Mean normalised entropy over all labelled voxels, 0 sure to 1 clueless; None if unknown.
     pose
-        How the head lies, if it was looked at again because of that.
+        Head pose, if the head was segmented again because of it.
     """
 
     segmentation: Segmentation

@@ -173,13 +173,13 @@ class Logits(Interpolated):
 
     @cached_property
     def own_labels(self) -> npt.NDArray[np.uint8]:
-        """The likeliest class (I', J', K') of each of the network's own voxels."""
+        """Most probable class (I', J', K') of each of the network's own voxels."""
         planes = self._logits.unbind(1)
         likeliest = [plane.float().max(0).indices.to(torch.uint8) for plane in planes]
         return torch.stack(likeliest).numpy()
 
     def box_of(self, classes: Sequence[int], margin: Sequence[float]) -> tuple[slice, ...]:
-        """Return a box of the wanted grid around the voxels where one of the classes is likeliest.
+        """Return the box of the grid in which one of the classes is the most probable.
 
         Islands of less than a twentieth of the largest connected piece do not count; where there
         is nothing, the box is the whole grid.

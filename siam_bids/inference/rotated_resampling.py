@@ -1,4 +1,4 @@
-"""Logits of a network that saw the scan turned, on the scan's own voxels."""
+"""Logits of a rotated scan, resampled to the scan's own voxels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VOXELS_AT_ONCE = 1 << 20
 
 
 class RotatedLogits(Interpolated):
-    """Logits interpolated linearly to a grid that is turned against theirs; see `resampling.Prior`.
+    """Logits interpolated linearly to a rotated grid; see `resampling.Prior`.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class RotatedLogits(Interpolated):
     shape
         (I, J, K) of the wanted grid.
     unseen
-        (classes,) logits of what lies outside; NaN where nothing is known.
+        (classes,) logits outside; NaN if unknown.
     """
 
     def __init__(

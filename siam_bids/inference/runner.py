@@ -1,4 +1,4 @@
-"""Running the folds of a model, on the device asked for or where there is memory for them."""
+"""Running the folds of a model, on the requested device or where memory suffices."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Runner:
     Raises
     ------
     UsageError
-        The model was not trained for mirroring, or OpenVINO is asked for and cannot run it here.
+        The model was not trained for mirroring, or OpenVINO is requested and cannot run it.
     """
 
     def __init__(self, model: NnunetModel, device: torch.device, options: Inference) -> None:

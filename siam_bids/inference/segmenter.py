@@ -183,16 +183,16 @@ class NnunetSegmenter:
         elsewhere: bool = False,
         progress: Progress | None = None,
     ) -> RotatedLogits:
-        """Run a network of one channel over a scan with the head turned upright.
+        """Run a network with one channel on a scan rotated to standard orientation.
 
-        Beyond the scan its outermost voxels go on.
+        Outside the scan its outermost voxels are repeated.
 
         Parameters
         ----------
         window
             What the network sees.
         elsewhere
-            Whether what lies outside is background; else nothing is said of it.
+            Whether the outside is background; else it is unknown.
         step, progress
             As for `scores`.
 
@@ -285,5 +285,5 @@ class Segmenter(Protocol):
     def segment(
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
     ) -> Prediction:
-        """Segment one scan; the result lies on exactly the scan's grid."""
+        """Segment one scan; the result is on exactly the scan's grid."""
         ...

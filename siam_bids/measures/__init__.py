@@ -1,1 +1,1 @@
-"""What is measured on segmentations, and tables over all scans."""
+"""Measures of segmentations, and tables over all scans."""

@@ -32,7 +32,7 @@ ENTITIES = (
 ENTITY_COLUMNS = (
     *(f"{entity}_id" for entity in SHARED), "run_id", "chunk_id", "task_id",
 )  # fmt: skip
-"""Columns of the entities of source images, beside participant_id and session_id."""
+"""Columns of the entities of source images, besides participant_id and session_id."""
 
 PERCENT = "percent_TIV"
 ADJUSTED = "adjusted_mL"
@@ -125,7 +125,7 @@ class GroupTables:
     covariates
         Names of the columns from participants.tsv and sessions.tsv.
     scanners
-        Names of the columns of `quality` that tell scanners and sequences apart.
+        Names of the columns of `quality` that distinguish scanners and sequences.
     site_effects
         What --harmonize took away, empty without.
     excluded
@@ -354,7 +354,7 @@ def dictionary(
 
 
 def covariates_of(described: Mapping[str, Any]) -> list[str]:
-    """Return the columns that a dictionary of `dictionary` says are covariates, and `acq_time`."""
+    """Return the columns that a data dictionary marks as covariates, and `acq_time`."""
     return [
         name
         for name, about in described.items()

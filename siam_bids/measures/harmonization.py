@@ -29,7 +29,7 @@ PRESERVED = ("age", "sex", INTRACRANIAL)
 """Columns whose effects on volumes are kept, where they are there."""
 
 FEWEST = 5
-"""Scans of a site below which its shift and spread cannot be told."""
+"""Scans of a site below which its shift and spread cannot be estimated."""
 
 _CONFOUNDED = 0.9
 """Share of a covariate's variance that sites may explain."""

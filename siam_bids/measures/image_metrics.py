@@ -1,4 +1,4 @@
-"""Metrics of an image by itself: focus, smoothness, uniformity, clipping, CT, its header."""
+"""Metrics of an image alone: focus, smoothness, uniformity, clipping, CT, its header."""
 
 from __future__ import annotations
 

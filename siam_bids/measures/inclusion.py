@@ -21,7 +21,7 @@ EXCLUDED_BECAUSE = "excluded_because"
 PROTOCOL = "protocol"
 
 SHARED = ("sample", "acq", "ce", "rec", "dir", "mod", "echo", "flip", "inv", "mt", "part", "desc")
-"""Entities that may tell protocols apart; `run` repeats one, `chunk` is a piece of one."""
+"""Entities that distinguish protocols; `run` repeats one, `chunk` is a piece of one."""
 
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
@@ -121,7 +121,7 @@ def protocols(table: pd.DataFrame, by: Sequence[str] = ()) -> pd.Series[str]:
     table
         One row per scan: participant_id, contrast, and `acq_id` and the like of their entities.
     by
-        Columns that tell groups apart. Without any: the contrast, and the entities of `SHARED`
+        Columns that define groups. Without any: the contrast, and the entities of `SHARED`
         unless no two people share a label of it (as where it holds a date or a number).
 
     Raises

@@ -203,7 +203,7 @@ class _View:
         return chosen[self.labels]
 
     def millilitres(self, *roles: str) -> float:
-        """Return the volume of the labels with one of these roles; NaN if there are no such."""
+        """Return the volume of the labels with one of these roles; NaN if there are none."""
         return self.volume(self.table.of_role(*roles))
 
     def volume(self, labels: Sequence[Label]) -> float:
@@ -211,7 +211,7 @@ class _View:
         return float(self.counts[indices].sum()) * self.voxel_ml if indices else math.nan
 
     def whole(self, *roles: str) -> list[Label]:
-        """Return the labels with one of these roles that are no part of another one."""
+        """Return the labels with one of these roles that are not part of another one."""
         return [label for label in self.table.of_role(*roles) if not label.parent]
 
 

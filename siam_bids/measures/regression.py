@@ -60,7 +60,7 @@ DICTIONARY: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What a formula tells.
+    """The result of a formula.
 
     Attributes
     ----------

@@ -1,1 +1,1 @@
-"""Which models there are, where they lie, and what they set."""
+"""Known models, where they are stored, and their settings."""

@@ -181,7 +181,7 @@ class _Contents:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that tarfile reads headers from, until `budget` bytes of them have been asked for.
+    """A stream that tarfile reads headers from, up to `budget` bytes of them.
 
     A header may say that a name or an extended header has gigabytes, which tarfile would read at
     once.

@@ -26,7 +26,7 @@ DownloadProgress = Callable[[int, int], None]
 
 BLOCK = 1 << 20
 LARGEST = 64 << 30
-"""Bytes that no archive of a model exceeds, whatever a server says."""
+"""Bytes that no archive of a model exceeds."""
 
 _TIMEOUT = 60
 _RECORD = 4 << 20  # bytes of a record's description
@@ -40,7 +40,7 @@ def published_checksum(record: str, file: str) -> tuple[str, int]:
     Raises
     ------
     ModelError
-        The record cannot be reached, is no such record, or lists no such file.
+        The record cannot be reached, is malformed, or does not list the file.
     """
     try:
         with urllib.request.urlopen(record, timeout=_TIMEOUT) as answer:  # noqa: S310
@@ -85,7 +85,7 @@ def download(
     size
         Bytes expected; 0 if unknown, then `LARGEST` at most.
     attempts
-        How often in a row a connection may bring less than a megabyte before giving up.
+        Number of successive connections with less than a megabyte before giving up.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def _size(path: Path) -> int:
 def _attempt(
     url: str, target: Path, before: int, size: int, progress: DownloadProgress | None
 ) -> str:
-    """Receive as much as one connection brings; say why it was not all, or nothing."""
+    """Receive the data of one connection; return why it is incomplete, or an empty string."""
     try:
         return "" if _receive(url, target, before, size, progress) else "the connection broke off"
     except urllib.error.HTTPError as error:
@@ -154,12 +154,12 @@ _ELSEWHERE = "Or get the archive elsewhere and name it with --archive FILE or --
 def _receive(
     url: str, target: Path, start: int, size: int, progress: DownloadProgress | None
 ) -> bool:
-    """Append what one connection brings; tell whether the file is whole.
+    """Append the data of one connection; return whether the file is complete.
 
     Raises
     ------
     ModelError
-        It brings more than there can be. What came is removed.
+        It sends more than expected. The data are removed.
     """
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310

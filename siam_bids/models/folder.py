@@ -1,4 +1,4 @@
-"""Where models and their weights lie."""
+"""Where models and their weights are stored."""
 
 from __future__ import annotations
 

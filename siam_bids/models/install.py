@@ -123,7 +123,7 @@ def _download(
 def _install(
     archive: Path, target: Path, convert: Callable[[Path], None], about: dict[str, Any]
 ) -> Path:
-    """Unpack beside the target, convert, list what is there, and only then move it in place."""
+    """Unpack next to the target, convert, list the files, and then move the folder in place."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".unpack-", dir=target.parent) as scratch:
         unpack(archive, Path(scratch) / "content")
@@ -149,7 +149,7 @@ def _install(
 
 
 def verify(name: str, roots: Sequence[Path]) -> Iterator[tuple[str, bool]]:
-    """Hash every file of a fetched model anew; yield its name and whether it is unchanged.
+    """Check the hash of every file of a fetched model; yield its name and whether it is unchanged.
 
     Raises
     ------

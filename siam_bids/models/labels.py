@@ -1,4 +1,4 @@
-"""The labels of a model folder: dataset.json, and a table beside it that says what they are."""
+"""The labels of a model folder: dataset.json, and an optional table that defines them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from siam_bids.image.labels import ROLES, Label, LabelTable, known_labels, name_
 from siam_bids.support.tsv import read_rows
 
 LABELS = "labels.tsv"
-"""Beside dataset.json, where its author wants to say more of the labels than their names.
+"""Optional table next to dataset.json with more about the labels than their names.
 
 Columns: `index`, and any of `name`, `long_name`, `color` (#rrggbb), `mapping` (BIDS common labels,
 0 to 11) and `role` (one of `ROLES`). Empty or `n/a` leaves what is known otherwise.
@@ -43,7 +43,7 @@ def read_labels(folder: Path, dataset: Mapping[str, Any]) -> LabelTable:
     ------
     ModelError
         The labels are not numbered from 0 without gaps, are regions, or have names that tables and
-        file names cannot hold or tell apart; or the table beside them is odd.
+        file names cannot represent or distinguish; or the table is invalid.
     """
     where = f"{folder}/dataset.json"
     values = _values(where, dataset.get("labels"))
@@ -106,7 +106,7 @@ def _shared_role(names: list[str], known: Mapping[str, Label]) -> str:
 
 
 def _described(path: Path, labels: list[Label]) -> list[Label]:
-    """Let the table beside the model say what it knows of each label."""
+    """Apply the table of the model folder to its labels."""
     try:
         rows = read_rows(path)
         given = {int(row["index"]): row for row in rows}
@@ -149,7 +149,7 @@ def _with_row(path: Path, label: Label, row: Mapping[str, str | None]) -> Label:
 
 
 def check_names(where: str, labels: Iterable[Label]) -> None:
-    """Refuse names that are no part of file names and tables, or that these cannot tell apart.
+    """Refuse names that file names and tables cannot represent or distinguish.
 
     Raises
     ------

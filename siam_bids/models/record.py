@@ -10,7 +10,7 @@ from siam_bids.config import Inference
 from siam_bids.models.settings import Focus, Intensities, Upright
 
 WORDS = ("Name", "Title", "Version", "License", "Citation")
-"""Entries of `ModelRecord.describe` that tell of a model in words; no label depends on them."""
+"""Entries of `ModelRecord.describe` that are descriptive only; no label depends on them."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Region:
     model: ModelRecord
 
     def describe(self) -> dict[str, Any]:
-        """Return the region as sidecars tell it."""
+        """Return the region as an entry of sidecars."""
         inside = self.inside[0] if len(self.inside) == 1 else list(self.inside)
         return {"Inside": inside, **self.model.describe()}
 

@@ -48,7 +48,7 @@ def find_model(
     Parameters
     ----------
     roots
-        Where downloaded models may lie, see `folder.search_path`.
+        Folders of downloaded models, see `folder.search_path`.
     checkpoint
         Which file of each fold is run, see `folder.fold_weights`.
     named_by
@@ -264,7 +264,7 @@ def listed_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _hash(path: Path) -> str:
-    """Return the SHA-256 of a file, which is read anew only if its size or time changes."""
+    """Return the SHA-256 of a file, which is read again only if its size or time changes."""
     about = path.stat()
     return _hash_of(path, about.st_size, about.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Settings of a model beside its weights: focus, refinement, upright heads."""
+"""Settings of a model in addition to its weights: focus, refinement, head orientation."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Focus:
             ) from error
 
     def describe(self) -> dict[str, Any]:
-        """Return the focus as sidecars tell it."""
+        """Return the focus as an entry of sidecars."""
         return {
             "Tissues": list(self.tissues),
             "MarginInMillimetres": self.margin,
@@ -99,7 +99,7 @@ class Intensities:
     weight
         Power of the likelihood. 1 is Bayes' rule for a network that had not seen the image.
     reach
-        Standard deviation in mm of the windows in which the Gaussians are measured.
+        Standard deviation in mm of the windows in which the Gaussians are estimated.
     spread
         Share of the mean variance of all classes that is added to that of each, so that no class
         is trusted to be purer than a real tissue.
@@ -109,7 +109,7 @@ class Intensities:
         What the logarithms are divided by at the end, so that of the voxels with a probability of
         80 % as many are right (Guo et al., ICML 2017); labels stay the same.
     rounds
-        How often the Gaussians are measured: first one of each class, by the network's own
+        How often the Gaussians are estimated: first one per class, by the network's own
         probabilities, then two of each.
     """
 
@@ -142,7 +142,7 @@ class Intensities:
             ) from error
 
     def describe(self) -> dict[str, Any]:
-        """Return the choices as sidecars tell them."""
+        """Return the settings as an entry of sidecars."""
         return {
             "Weight": self.weight,
             "ReachInMillimetres": self.reach,
@@ -155,12 +155,12 @@ class Intensities:
 
 @dataclass(frozen=True)
 class Upright:
-    """Which heads a model looks at a second time, turned upright and brought to the usual size.
+    """Heads that a model segments again in standard orientation and average size.
 
     Attributes
     ----------
     degrees
-        Those turned by more.
+        Heads rotated by more than this.
     size
         Those smaller or larger by more than this factor.
     margin
@@ -192,7 +192,7 @@ class Upright:
             ) from error
 
     def describe(self) -> dict[str, Any]:
-        """Return the choices as sidecars tell them."""
+        """Return the settings as an entry of sidecars."""
         return {
             "TurnedByMoreDegreesThan": self.degrees,
             "OfSizeFactorMoreThan": self.size,

@@ -233,7 +233,7 @@ def _convolution(name: Any, what: str) -> type[nn.Module]:
 
 
 def _layer(layers: _Layers, options: Any) -> Check:
-    """Allow null or a layer of the table, if the keywords beside it are its own."""
+    """Allow null or a layer of the table with keywords that it has."""
 
     def check(name: Any, what: str) -> type[nn.Module] | None:
         if name is None:

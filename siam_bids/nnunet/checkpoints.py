@@ -43,7 +43,7 @@ _NUMPY = (
     "numpy._core.multiarray.scalar",  # numpy 2
     "numpy._core.multiarray._reconstruct",
 )
-"""What stock nnU-Net checkpoints name beside torch's own: plain numbers of training logs."""
+"""What stock nnU-Net checkpoints name besides torch's own: plain numbers of training logs."""
 
 _BROKEN = (
     ArithmeticError,
@@ -68,14 +68,14 @@ _LARGEST_DESCRIPTION = 1 << 28  # bytes; training logs of 4000 epochs are 1 MB
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the weights of one fold say of themselves.
+    """The description of one fold's weights.
 
     Attributes
     ----------
     path
         The file.
     configuration
-        In which configuration of plans.json it was trained; empty where it does not say.
+        Configuration of plans.json it was trained with; empty if unknown.
     mirror_axes
         Axes (0 to 2) along which tiles may be mirrored.
     shapes
@@ -89,7 +89,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
-        """Read the description of a checkpoint, or of its conversion, and none of its weights.
+        """Read the description of a checkpoint, or of its conversion, without its weights.
 
         Raises
         ------
@@ -134,7 +134,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     ModelError
-        The file is damaged, is no nnU-Net checkpoint, or names anything but tensors and numbers.
+        The file is damaged, is not an nnU-Net checkpoint, or names more than tensors and numbers.
     """
     regular_file(path, ModelError)
     if path.suffix != ".safetensors":
@@ -149,7 +149,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def mirror_axes(path: Path) -> tuple[int, ...]:
-    """Return the axes (0 to 2) along which a fold may be mirrored, as its checkpoint says."""
+    """Return the axes (0 to 2) along which a fold may be mirrored, from its checkpoint."""
     return Checkpoint.read(path).mirror_axes
 
 

@@ -50,7 +50,7 @@ def multiply_adds(network: Any, tile: Sequence[int]) -> int:
     """Count the multiply-adds of the convolutions, for a tile through a network that `is_unet`.
 
     Each weight is used once for every voxel of the result, or, in a transposed convolution whose
-    kernel is its stride, of the input. torch's own counter says the same, but needs its compiler.
+    kernel is its stride, of the input. torch's own counter gives the same, but needs its compiler.
     """
     encoder, decoder = network.encoder, network.decoder
     shape, voxels = tuple(tile), list[int]()

@@ -45,13 +45,13 @@ class NnunetModel:
     labels
         Label table read from dataset.json.
     checkpoints
-        What each fold says of itself, that of `fold_all` too.
+        Description of each fold, including `fold_all`.
     folds
         Those whose logits are averaged.
     precisions
-        What precision `auto` may be beside float32, see `models.ModelRecord`.
+        Precisions that `auto` may use besides float32, see `models.ModelRecord`.
     mirror
-        Whether mirrored tiles are averaged unless the options say otherwise.
+        Default of test-time mirroring.
     """
 
     folder: Path

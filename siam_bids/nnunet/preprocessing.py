@@ -61,7 +61,7 @@ def nonzero_mask(channels: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.
 def normalise(
     model: NnunetModel, channels: Sequence[npt.NDArray[np.float32]], index: int
 ) -> npt.NDArray[np.float32]:
-    """Normalise one of a scan's channels (I, J, K), cropped to non-zero, as the plans say."""
+    """Normalise one of a scan's channels (I, J, K), cropped to non-zero, as in the plans."""
     scheme = NORMALISATIONS[model.plan.normalization_schemes[index]].make
     masked = model.plan.use_mask_for_norm[index]
     outside = None

@@ -152,7 +152,7 @@ def sweep(folders: Iterable[Path]) -> None:
 
     What may belong to a living process stays: written to within the last hour by a process of
     another machine, or by one of this machine whose number is in use. So does what `atomic` does
-    not name so. Time is that of the file system, whatever the clock of this machine says.
+    not name so. Time is that of the file system, not of this machine's clock.
     """
     for folder in folders:
         found = [

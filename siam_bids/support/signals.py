@@ -27,7 +27,7 @@ SIGNALS = tuple(
 
 
 class Stopped(BaseException):
-    """The process was asked to stop. No `except Exception` of a single scan holds it up."""
+    """The process was asked to stop. Not caught by `except Exception` of a single scan."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")

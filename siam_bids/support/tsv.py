@@ -100,7 +100,7 @@ def as_numbers_or_words(cells: Sequence[str | None], rows: Sequence[str]) -> Col
     Parameters
     ----------
     cells
-        Text of the cells; `MISSING` and None are no value.
+        Text of the cells; `MISSING` and None are missing.
     rows
         Name of each row, for the remarks.
     """

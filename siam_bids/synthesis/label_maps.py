@@ -185,7 +185,7 @@ class Anatomy:
 def prepare_anatomy(
     labels: npt.NDArray[np.int32], grid: Grid, table: SourceTable, where: str = "label map"
 ) -> Anatomy:
-    """Turn a label map to RAS+, crop it to the head and complete what geometry tells.
+    """Reorient a label map to RAS+, crop it to the head and add labels from geometry.
 
     Values marked `nearest` take the nearest proper label. Where the table has rows for them, air
     enclosed by the head, airway openings, and the places of dura (CSF within 1.5 mm of bone,

@@ -190,7 +190,7 @@ def _with_visible_lesions(
 ) -> npt.NDArray[np.float64]:
     """Give lesions thrice the spread about their prior, and 0.15 or more from white matter.
 
-    Lesions of its intensity could be told by their place alone, which no network should learn.
+    Lesions with its intensity could be recognised by position alone, which no network should learn.
     """
     table = tissues()
     lesion = np.array([name == "lesion" for name in table.family])

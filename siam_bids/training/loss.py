@@ -17,7 +17,7 @@ from siam_bids.training.config import CLASSES
 
 @dataclass(frozen=True)
 class TargetGroups:
-    """Sets of classes between which a voxel's truth does not choose; the first 18 are singletons.
+    """Sets of classes that the truth of a voxel does not distinguish; the first 18 are singletons.
 
     Attributes
     ----------

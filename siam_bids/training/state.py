@@ -72,7 +72,7 @@ def write_model_folder(
 
 
 def shape_of(folder: Path) -> dict[str, Any]:
-    """Return features, patch and voxel of a model folder, to go on with the same network."""
+    """Return features, patch and voxel of a model folder, to continue with the same network."""
     try:
         plan = read_object(folder / "plans.json")["configurations"][CONFIGURATION]
         features = tuple(map(int, plan["architecture"]["arch_kwargs"]["features_per_stage"]))
