@@ -67,6 +67,11 @@ def test_options_named_in_running_text_exist(page):
 
 
 ELSEWHERE = {
+    "siam-bids-export OUT fmriprep FOR_FMRIPREP": "test_export.py: def test_smriprep_takes_mask",
+    "siam-bids-export OUT lesions FOR_REGISTRATION --min-size 10": "test_export.py: "
+    "def test_lesions_above_a_size",
+    "siam-bids-export OUT mne SUBJECTS_DIR": "test_export.py: def test_mne_makes_a_model",
+    "siam-bids-export OUT simnibs FOR_SIMNIBS": "test_export.py: def test_simnibs_gets_a_qform",
     "make docs": "test_docs.py: test_the_site_builds_without_warnings",
     "python tests/zoo.py": "test_zoo.py: test_the_page_about_the_zoo_is_up_to_date",
     "python tests/layouts.py": "test_layouts.py: test_the_page_about_layouts_is_up_to_date",

@@ -17,8 +17,10 @@ PIPELINE = "siam-bids"
 _NO_RESULTS = ("code", "logs", "work", "lost+found", "group_ratings.tsv", "*.log", "*.out", "*.err")
 """What schedulers, BABS and users put into an output folder before the first run."""
 
+_REMEDY = "Give an empty or new folder; --force-output writes there anyway."
 
-def check_output_folder(root: Path, *, forced: bool = False) -> None:
+
+def check_output_folder(root: Path, *, forced: bool = False, remedy: str = _REMEDY) -> None:
     """Refuse an output folder with files of other programs, before anything is written.
 
     It may be absent or empty, but for hidden files (`.git`, `.datalad`), logs, code and the work
@@ -46,7 +48,7 @@ def check_output_folder(root: Path, *, forced: bool = False) -> None:
         listed = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise UsageError(
             f"The output folder {root} was not made by {PIPELINE} and is not empty ({listed}).",
-            "Give an empty or new folder; --force-output writes there anyway.",
+            remedy,
         )
 
 

@@ -70,8 +70,8 @@ def query_of(arguments: argparse.Namespace) -> Query:
 
         filters = read_filter_file(arguments.bids_filter_file)
     return Query(
-        participants=tuple(_bare(arguments.participant_label, "sub-")),
-        sessions=tuple(_bare(arguments.session_label, "ses-")),
+        participants=labels_of(arguments.participant_label, "sub-"),
+        sessions=labels_of(arguments.session_label, "ses-"),
         suffixes=tuple(arguments.suffix),
         filters=filters,
         database=arguments.bids_database_dir,
@@ -180,7 +180,7 @@ def inference_of(arguments: argparse.Namespace) -> Inference:
         voxel_size=arguments.voxel_size,
         scale=arguments.scale,
         interpolate=not arguments.no_interpolation,
-        folds=tuple(_bare(arguments.folds, "fold-")),
+        folds=labels_of(arguments.folds, "fold-"),
         checkpoint=arguments.checkpoint,
         mirror=arguments.mirror,
         intensities=arguments.intensities,
@@ -218,10 +218,10 @@ def _megabytes(text: str) -> float:
     return _gigabytes(text) / 1000
 
 
-def _bare(labels: Sequence[str], prefix: str) -> list[str]:
+def labels_of(labels: Sequence[str], prefix: str) -> tuple[str, ...]:
     """Strip an optional prefix and split what was given as one comma or space separated word."""
     found = [word for label in labels for word in words(label)]
-    return list(dict.fromkeys(word.removeprefix(prefix) for word in found))
+    return tuple(dict.fromkeys(word.removeprefix(prefix) for word in found))
 
 
 def words(text: str) -> list[str]:

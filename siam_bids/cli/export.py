@@ -1,0 +1,139 @@
+"""`siam-bids-export`: finished results in the form that other programs take."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from siam_bids.cli.arguments import labels_of
+from siam_bids.cli.command_line import CommandLine
+from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, quick_imports, start_logging
+from siam_bids.errors import UsageError
+from siam_bids.export.summaries import SUMMARIES
+
+OPTIONS = {
+    "smallest": ("--min-size", "lesions"),
+    "confidence": ("--min-confidence", "lesions"),
+    "thickness": ("--min-thickness", "mne"),
+}
+"""Options that one target has: field of `Options`, spelling, target."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `siam-bids-export`; return the exit code."""
+    return guarded(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
+    arguments = parser().parse(argv)
+    given = {name: getattr(arguments, name) for name in OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        option, target = OPTIONS[name]
+        if target != arguments.target:
+            raise UsageError(f"{option} is an option of {target}, not of {arguments.target}.")
+    start_logging()
+
+    with quick_imports():
+        from siam_bids.export.run import ExportConfig, export
+        from siam_bids.export.target import Options
+
+    done = export(
+        ExportConfig(
+            results=arguments.output_dir,
+            target=arguments.target,
+            folder=arguments.destination,
+            raw=arguments.bids_dir,
+            participants=labels_of(arguments.participant_label, "sub-"),
+            sessions=labels_of(arguments.session_label, "ses-"),
+            reference=arguments.reference,
+            options=Options(**given),
+        )
+    )
+    for name, reason in done.failed.items():
+        print(f"FAILED {name}: {reason}", file=sys.stderr)
+    written, already, failed = len(done.written), len(done.already), len(done.failed)
+    print(f"{written} exported, {already} already done, {failed} failed.")
+    return EXIT_SOME_SCANS_FAILED if done.failed else 0
+
+
+def parser() -> CommandLine:
+    """Return the command line of `siam-bids-export`."""
+    top = CommandLine(
+        "siam-bids-export",
+        "Write finished results as other programs take them. Nothing is segmented anew.",
+        epilog="Targets: " + "; ".join(f"{name}: {text}" for name, text in SUMMARIES.items()) + ".",
+    )
+    top.add_argument("output_dir", type=Path, help="folder with finished results of siam-bids")
+    top.add_argument("target", choices=tuple(SUMMARIES), help="program to export for")
+    top.add_argument("destination", type=Path, help="folder to write; new, or of this target")
+    which = top.add_argument_group("which scans")
+    which.add_argument(
+        "--participant-label",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="participants, with or without sub-",
+    )
+    which.add_argument(
+        "--session-label",
+        "--session-id",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="sessions, with or without ses-",
+    )
+    which.add_argument(
+        "--reference",
+        default="",
+        metavar="NAME",
+        help="scan of each session to take, by its suffix or other parts of its name, for example "
+        "T2w or acq-mprage_T1w (default: T1w, else T2w, else another; then the smallest voxels)",
+    )
+    which.add_argument(
+        "--bids-dir",
+        type=Path,
+        metavar="DIR",
+        help="dataset that was segmented, if it has moved (mne reads the image)",
+    )
+    how = top.add_argument_group("options of one target")
+    how.add_argument(
+        "--min-size",
+        dest="smallest",
+        type=_number,
+        metavar="MM3",
+        help="lesions: leave out what is smaller (default: 0)",
+    )
+    how.add_argument(
+        "--min-confidence",
+        dest="confidence",
+        type=_share,
+        metavar="P",
+        help="lesions: leave out what has a lower mean probability; needs siam-bids "
+        "--probabilities Anomalies (default: 0)",
+    )
+    how.add_argument(
+        "--min-thickness",
+        dest="thickness",
+        type=_number,
+        metavar="MM",
+        help="mne: least distance of two surfaces (default: 3)",
+    )
+    top.add_common_options()
+    return top
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 on")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value

@@ -1,0 +1,132 @@
+"""What sMRIPrep and fMRIPrep take with `--derivatives`: brain mask, three classes, their maps.
+
+Names and query: smriprep 0.19, `smriprep/data/io_spec.json`. All images have their voxels in RAS+
+order, as sMRIPrep turns the scan itself (niworkflows' `Conform`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from siam_bids.bids.names import ScanNames
+from siam_bids.bids.writers import (
+    Written,
+    save_mask,
+    save_probability,
+    save_segmentation,
+    save_sidecar,
+)
+from siam_bids.errors import DatasetError
+from siam_bids.export.head import Head
+from siam_bids.export.shapes import closed
+from siam_bids.export.target import Options, Target, anat
+from siam_bids.image.grid import Segmentation
+from siam_bids.image.labels import INTRACRANIAL, Label, LabelTable
+
+CLASSES = {"GM": "gray matter", "WM": "white matter", "CSF": "cerebrospinal fluid"}
+"""Abbreviation and meaning of the values 1, 2 and 3, in the order that sMRIPrep wants."""
+
+CLASS_OF_ROLE = {
+    "cortex": "GM",
+    "subcortical": "GM",
+    "cerebellum": "GM",
+    "lesion": "GM",
+    "white_matter": "WM",
+    "brain": "WM",
+    "ventricles": "CSF",
+    "csf": "CSF",
+}
+"""FAST's three classes (Zhang et al., IEEE TMI 2001) of what our labels tell apart.
+
+The brain stem is white matter. Lesions are grey matter, as dark ones are to FAST in a T1w image:
+so white matter and CSF, from which fMRIPrep takes nuisance signals, hold none.
+"""
+
+WHITE = ("Wmcereb",)
+"""Labels of role cerebellum that are white matter."""
+
+SULCI = 6.0
+"""Radius in mm of what closes the brain over its sulci."""
+
+
+def class_of(label: Label) -> str:
+    """Return the class of a label; empty outside the brain and its fluid."""
+    return "WM" if label.name in WHITE else CLASS_OF_ROLE.get(label.role, "")
+
+
+def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
+    """Write mask, classes and maps of one scan.
+
+    Raises
+    ------
+    DatasetError
+        The labels do not tell brain and CSF.
+    """
+    labels, names = head.labels, head.names
+    if not labels.brain or not labels.intracranial:
+        raise DatasetError(f"{names.name} cannot be exported for fMRIPrep. {labels.limits}")
+    segmentation = head.segmentation
+    grid = segmentation.grid
+    mask = _brain(segmentation)
+    members = {
+        kind: [each.name for each in labels.foreground if class_of(each) == kind]
+        for kind in CLASSES
+    }
+    data = np.zeros(grid.shape, np.uint8)
+    for value, kind in enumerate(CLASSES, start=1):
+        data[mask & segmentation.mask(members[kind])] = value
+    about = {"Sources": head.sources, "SpatialReference": "orig"}
+    path = anat(root, names, "desc-brain_mask.nii.gz")
+    made = f"Brain, closed over sulci of up to {2 * SULCI:g} mm, without what is no brain or CSF."
+    written = save_mask(path, mask, grid)
+    written |= save_sidecar(path, {"Type": "Brain", "Description": made, **about})
+    own = head.has_probabilities([name for each in members.values() for name in each])
+    how = "the networks' probabilities" if own else "the label map, 0 or 1"
+    for value, kind in enumerate(CLASSES, start=1):
+        inside = (
+            np.where(mask, head.probability(members[kind]), np.float32(0))
+            if own
+            else (data == value).astype(np.float32)
+        )
+        path = anat(root, names, f"label-{kind}_probseg.nii.gz")
+        written |= save_probability(path, inside, grid)
+        description = f"Probability of {CLASSES[kind]} within the brain mask, from {how}."
+        written |= save_sidecar(path, {"Description": description, "From": members[kind], **about})
+    written |= save_segmentation(
+        anat(root, names, "dseg.nii.gz"), Segmentation(data, grid, _CLASS_TABLE)
+    )
+    return {
+        "Description": "Three classes within the brain mask: 1 GM, 2 WM, 3 CSF.",
+        "LabelMap": {kind: value for value, kind in enumerate(CLASSES, start=1)},
+        "From": members,
+        "Probabilities": "networks" if own else "labels",
+        **about,
+    }, written
+
+
+def _brain(segmentation: Segmentation) -> npt.NDArray[np.bool_]:
+    """Return the brain with the CSF of its sulci (I, J, K), as other tools' masks have it."""
+    labels, grid = segmentation.labels, segmentation.grid
+    brain = segmentation.mask([label.name for label in labels.brain])
+    if not brain.any():
+        raise DatasetError("There is no brain in the label map.")
+    inside = segmentation.mask(labels.names(*INTRACRANIAL))
+    closing: npt.NDArray[np.bool_] = closed(brain, SULCI, grid.voxel_size) & inside
+    return brain | closing
+
+
+_CLASS_TABLE = LabelTable.from_names({"background": 0, "GM": 1, "WM": 2, "CSF": 3})
+
+
+def _declares(root: Path, names: ScanNames) -> Path:
+    return anat(root, names, "dseg.json")
+
+
+FMRIPREP = Target(
+    declares=_declares,
+    write=write,
+)

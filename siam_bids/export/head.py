@@ -1,0 +1,222 @@
+"""One finished scan as the targets take it: its labels, its probability maps, its image."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import numpy.typing as npt
+
+from siam_bids.bids.names import ScanNames, sidecar
+from siam_bids.bids.results import ScanResult, read_results
+from siam_bids.bids.scan import BidsName
+from siam_bids.bids.status import OUTPUTS
+from siam_bids.errors import DatasetError, ImageError
+from siam_bids.image.grid import Reorientation, Segmentation, Volume
+from siam_bids.image.image_file import ImageFile, image_checksum
+from siam_bids.image.labels import LabelTable
+from siam_bids.image.nifti import load_labels, load_volume, read_grid
+from siam_bids.support.atomic_files import read_json, sha256
+
+PREFERRED = ("T1w", "T2w")
+"""Suffixes that make an anatomical reference, best first; all others come after them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """A finished scan, read when it is asked for.
+
+    Attributes
+    ----------
+    raw
+        Root of the dataset that was segmented; None if the results do not name it.
+    """
+
+    result: ScanResult
+    labels: LabelTable
+    raw: Path | None = None
+
+    @property
+    def names(self) -> ScanNames:
+        """Where its results lie."""
+        return self.result.names
+
+    @property
+    def stem(self) -> str:
+        """`sub-01`, or `sub-01_ses-a`."""
+        return "_".join(filter(None, (f"sub-{self.names.subject}", self.names.session_id)))
+
+    @cached_property
+    def segmentation(self) -> Segmentation:
+        """The label map, its voxels in RAS+ order.
+
+        Raises
+        ------
+        DatasetError
+            It is not the one that its sidecar records.
+        ImageError, LabelError
+            It cannot be read, or holds values that the label table does not name.
+        """
+        path = self._recorded(self.names.segmentation)
+        data, grid = load_labels(path)
+        self.labels.check(data, path.name)
+        turn = Reorientation.to_ras(grid)
+        if turn.target.same_as(grid):
+            return Segmentation(data.astype(np.uint8), grid, self.labels)
+        return Segmentation(turn.apply(data).astype(np.uint8), turn.target, self.labels)
+
+    @property
+    def sources(self) -> list[str]:
+        """BIDS URIs of the label map and the scan."""
+        place = self.names.segmentation.relative_to(self.names.root).as_posix()
+        return [f"bids:siam:{place}", f"bids:raw:{self.result.source}"]
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of the sidecar, which names every file of the result."""
+        return sha256(sidecar(self.names.segmentation))
+
+    def has_probabilities(self, tissues: Collection[str]) -> bool:
+        """Tell whether there is a probability map of each of these labels."""
+        return all(self.names.probability(tissue).is_file() for tissue in tissues)
+
+    def probability(self, tissues: Collection[str]) -> npt.NDArray[np.float32]:
+        """Return the probability that one of these labels is right, (I, J, K) in RAS+ order.
+
+        Raises
+        ------
+        DatasetError
+            A map is not the one that the sidecar records, or lies on another grid.
+        """
+        total = np.zeros(self.segmentation.grid.shape, np.float32)
+        for tissue in tissues:
+            path = self._recorded(self.names.probability(tissue))
+            image = ImageFile.open(path)
+            grid = read_grid(path)  # not `load_volume`: a tissue may be nowhere
+            turn = Reorientation.to_ras(grid)
+            if not turn.target.same_as(self.segmentation.grid):
+                raise DatasetError(f"{path.name} lies on another grid than the label map.")
+            total += turn.apply(np.nan_to_num(image.read()))
+        return np.clip(total, 0, 1)
+
+    def scan(self) -> Volume:
+        """Return the image that was segmented.
+
+        Raises
+        ------
+        DatasetError
+            It is not where the results say, or has changed since.
+        """
+        if self.raw is None:
+            raise DatasetError(
+                "The results do not say where the images lie.", "Name their dataset: --bids-dir."
+            )
+        path = self.raw / self.result.source
+        try:
+            checksum = image_checksum(path)
+        except (OSError, ImageError) as error:
+            raise DatasetError(
+                f"The image {path} cannot be read.", "Name the dataset: --bids-dir."
+            ) from error
+        if checksum != self.result.about["InputSHA256"].removeprefix("sha256:"):
+            raise DatasetError(
+                f"{path.name} is not the image that was segmented.",
+                "Run siam-bids again, or name the right dataset: --bids-dir.",
+            )
+        return load_volume(path, index=self.result.about.get("Options", {}).get("volume"))
+
+    def _recorded(self, path: Path) -> Path:
+        """Return a file of the result, unless it was changed."""
+        place = path.relative_to(self.names.root).as_posix()
+        known = self.result.about.get(OUTPUTS, {}).get(place, "")
+        if not path.is_file():
+            raise DatasetError(f"{path.name} is missing.", "Run siam-bids again.")
+        if known and known != f"sha256:{sha256(path)}":
+            raise DatasetError(
+                f"{path.name} is not the one that its sidecar records.", "Run siam-bids again."
+            )
+        return path
+
+
+def raw_dataset(root: Path) -> Path | None:
+    """Return the dataset that was segmented, as the results' description links it."""
+    links = read_json(root / "dataset_description.json").get("DatasetLinks")
+    parts = urlsplit(str(links.get("raw", "")) if isinstance(links, dict) else "")
+    return Path(url2pathname(unquote(parts.path))) if parts.scheme == "file" else None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The anatomical reference of each session, and what has none, with the reason."""
+
+    chosen: tuple[ScanResult, ...]
+    without: dict[str, str]
+
+
+def choose_references(
+    root: Path,
+    *,
+    participants: Collection[str] = (),
+    sessions: Collection[str] = (),
+    wanted: str = "",
+) -> Choice:
+    """Choose one finished scan of each session.
+
+    A T1w goes before a T2w, a T2w before all others; among the same suffix the smallest voxel wins,
+    then the first name.
+
+    Parameters
+    ----------
+    participants, sessions
+        Labels; none means all.
+    wanted
+        Suffix, or any parts of a name: `T2w`, `acq-mprage_T1w`. Only scans that have all of them
+        are looked at.
+    """
+    found = read_results(root)
+    by_session: dict[str, list[ScanResult]] = {}
+    without = {}
+    for names, reason in found.unusable.items():
+        if _asked(names, participants, sessions):
+            without[names.name] = reason
+    for result in found.usable:
+        if _asked(result.names, participants, sessions):
+            session = "/".join(
+                filter(None, (f"sub-{result.names.subject}", result.names.session_id))
+            )
+            by_session.setdefault(session, []).append(result)
+    chosen = []
+    for session, results in by_session.items():
+        fitting = [result for result in results if _has(result.names.identity, wanted)]
+        if fitting:
+            chosen.append(min(fitting, key=_rank))
+        else:
+            without[session] = f"No finished scan is called {wanted} (--reference)."
+    without |= {
+        f"sub-{subject}": "No finished scan."
+        for subject in participants
+        if not any(names.subject == subject for names in found.unusable)
+        and not any(result.names.subject == subject for result in found.usable)
+    }
+    return Choice(tuple(chosen), without)
+
+
+def _asked(names: ScanNames, participants: Collection[str], sessions: Collection[str]) -> bool:
+    return (not participants or names.subject in participants) and (
+        not sessions or names.session in sessions
+    )
+
+
+def _has(identity: BidsName, wanted: str) -> bool:
+    return {*filter(None, wanted.split("_"))} <= {*str(identity).split("_")}
+
+
+def _rank(result: ScanResult) -> tuple[int, float, str]:
+    suffix = result.names.suffix
+    place = PREFERRED.index(suffix) if suffix in PREFERRED else len(PREFERRED)
+    return place, float(np.prod(result.about["Grid"]["VoxelSize"])), result.names.name
