@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,17 +179,18 @@ def choose_references(
         Suffix, or any parts of a name: `T2w`, `acq-mprage_T1w`. Only scans that have all of them
         are looked at.
     """
-    found = read_results(root)
+    people = [glob.escape(subject) for subject in participants] or ["*"]
+    read = [read_results(root, subject) for subject in people]
+    usable = [result for each in read for result in each.usable]
+    unusable = {names: reason for each in read for names, reason in each.unusable.items()}
     by_session: dict[str, list[ScanResult]] = {}
     without = {}
-    for names, reason in found.unusable.items():
-        if _asked(names, participants, sessions):
+    for names, reason in unusable.items():
+        if not sessions or names.session in sessions:
             without[names.name] = reason
-    for result in found.usable:
-        if _asked(result.names, participants, sessions):
-            session = "/".join(
-                filter(None, (f"sub-{result.names.subject}", result.names.session_id))
-            )
+    for result in usable:
+        if not sessions or result.names.session in sessions:
+            session = result.names.anat.parent.relative_to(root).as_posix()
             by_session.setdefault(session, []).append(result)
     chosen = []
     for session, results in by_session.items():
@@ -197,19 +199,9 @@ def choose_references(
             chosen.append(min(fitting, key=_rank))
         else:
             without[session] = f"No finished scan is called {wanted} (--reference)."
-    without |= {
-        f"sub-{subject}": "No finished scan."
-        for subject in participants
-        if not any(names.subject == subject for names in found.unusable)
-        and not any(result.names.subject == subject for result in found.usable)
-    }
+    known = {names.subject for names in (*unusable, *(result.names for result in usable))}
+    without |= {f"sub-{name}": "No finished scan." for name in participants if name not in known}
     return Choice(tuple(chosen), without)
-
-
-def _asked(names: ScanNames, participants: Collection[str], sessions: Collection[str]) -> bool:
-    return (not participants or names.subject in participants) and (
-        not sessions or names.session in sessions
-    )
 
 
 def _has(identity: BidsName, wanted: str) -> bool:
