@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from siam_bids import __version__
-from siam_bids.bids.description import BIDS_VERSION, CODE_URL
+from siam_bids.bids.description import BIDS_VERSION
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.ownership import PIPELINE, check_output_folder
 from siam_bids.bids.status import OUTPUTS, declare, missing_outputs
@@ -161,7 +161,6 @@ def _begin(config: ExportConfig) -> None:
                 {
                     "Name": PIPELINE,
                     "Version": __version__,
-                    "CodeURL": CODE_URL,
                     "Description": purpose,
                 }
             ],
