@@ -24,6 +24,10 @@ from siam_bids.inference.device import has_openvino
 from siam_bids.inference.engines import fill_network
 from siam_bids.nnunet.model import NnunetModel, empty_network
 
+_SPATIAL = np.array([2, 3, 4], np.int64)
+_BLOCK = 12
+"""Longest edge, in voxels, of a block that is summed up by itself."""
+
 
 class OpenVinoEngine:
     """A network computed by OpenVINO on the CPU with as many threads as torch has.
@@ -44,7 +48,8 @@ class OpenVinoEngine:
                 "OpenVINO is not installed.", "pip install openvino, or give --engine torch."
             )
         self._network = empty_network(model, torch.device("cpu")).eval()
-        self._graph = graph_of(self._network, (1, model.channels, *load.tile))
+        shape, exact = (1, model.channels, *load.tile), load.precision == "float32"
+        self._graph = graph_of(self._network, shape, exact=exact)
         self._properties = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[load.precision],
             "EXECUTION_MODE_HINT": "ACCURACY",
@@ -75,8 +80,15 @@ class OpenVinoEngine:
         self._compiled.release_memory()
 
 
-def graph_of(network: nn.Module, shape: tuple[int, ...]) -> Any:
+def graph_of(network: nn.Module, shape: tuple[int, ...], *, exact: bool = True) -> Any:
     """Describe a network to OpenVINO for inputs of a shape; weights are not copied.
+
+    Parameters
+    ----------
+    exact
+        Sum in blocks where instances are normalised. OpenVINO's own operation adds up all voxels of
+        a tile in float32, one by one: logits were off by 1e-4 of their spread, which float16 sums
+        of tiles turn into other labels (1 voxel in 1000). In bfloat16 its own operation is better.
 
     Raises
     ------
@@ -107,7 +119,10 @@ def graph_of(network: nn.Module, shape: tuple[int, ...]) -> Any:
             return library.Model([arguments[0]], inputs)
         elif node.op == "call_module":
             layer = parts[node.target]
-            values[node.name] = _described(library.opset13, layer, *arguments, **words)
+            if exact and isinstance(layer, nn.InstanceNorm3d):
+                values[node.name] = _exact_normalisation(library.opset13, layer, *arguments)
+            else:
+                values[node.name] = _described(library.opset13, layer, *arguments, **words)
         elif node.target in (operator.add, operator.iadd, torch.add):
             values[node.name] = library.opset13.add(*arguments, **words)
         elif node.target is torch.cat:
@@ -148,10 +163,27 @@ def _transposed(ops: Any, layer: nn.ConvTranspose3d, features: Any) -> Any:
     return _plus_bias(ops, layer, found)
 
 
+def _exact_normalisation(ops: Any, layer: nn.InstanceNorm3d, features: Any) -> Any:
+    """Normalise by means of the means of equal blocks."""
+    if layer.track_running_stats or not layer.affine:
+        raise RuntimeError(f"{layer} is not known")
+    lengths = list(features.get_output_partial_shape(0).to_shape())[2:]
+    block = [max(edge for edge in range(1, _BLOCK + 1) if n % edge == 0) for n in lengths]
+
+    def mean(values: Any) -> Any:
+        blocks = ops.avg_pool(values, block, [0, 0, 0], [0, 0, 0], block, True, "floor")
+        return ops.reduce_mean(blocks, ops.constant(_SPATIAL), True)
+
+    centred = ops.subtract(features, mean(features))
+    variance = ops.add(mean(ops.multiply(centred, centred)), ops.constant(np.float32(layer.eps)))
+    scale = ops.divide(_per_channel(ops, layer.weight), ops.sqrt(variance))
+    return _plus_bias(ops, layer, ops.multiply(centred, scale))
+
+
 def _normalisation(ops: Any, layer: nn.InstanceNorm3d, features: Any) -> Any:
     if layer.track_running_stats:
         raise RuntimeError(f"{layer} is not known")
-    axes = ops.constant(np.array([2, 3, 4], np.int64))
+    axes = ops.constant(_SPATIAL)
     found = ops.mvn(features, axes, True, layer.eps, "inside_sqrt")
     if layer.affine:
         found = ops.multiply(found, _per_channel(ops, layer.weight))
