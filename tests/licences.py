@@ -59,10 +59,10 @@ def as_markdown() -> str:
     lines = [
         "# Licences",
         "",
-        "siam-bids is under Apache-2.0; data and models of others are listed in NOTICE. It needs",
+        "siam-bids is under Apache-2.0; third-party data and models are listed in NOTICE. It needs",
         "the packages below, under the licences that they state. `python tests/licences.py` writes",
-        "this page from what is installed; builds of PyTorch for GPUs bring NVIDIA's libraries,",
-        "which have terms of their own.",
+        "this page from the installed packages; GPU builds of PyTorch contain NVIDIA's libraries,",
+        "which have their own terms.",
         "",
         "| package | licence |",
         "|---|---|",
