@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from siam_bids import __version__, cli
-from siam_bids.cli import app, console, models as models_command, segment, slurm, train
+from siam_bids.cli import app, console, export, models as models_command, segment, slurm, train
 from siam_bids.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -188,10 +189,71 @@ def test_errors_are_one_line_with_their_own_exit_code(tmp_path, capsys):
 def test_an_output_that_cannot_be_written_is_one_line(bids, tmp_path, tiny_model, capsys):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "out"
-    assert cli.main([str(bids), str(out), "participant", "--model", str(tiny_model)]) == 7
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("siam-bids: error: ")
-    assert "file" in message
+    assert cli.main([str(bids), str(out), "participant", "--model", str(tiny_model)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    made = f"cannot be made: {tmp_path / 'file'} is a file, not a folder. Give a folder."
+    assert line == f"siam-bids: error: The output folder {out} {made}"
+    for folder in (tmp_path / "file", tmp_path / "file" / "scratch"):
+        words = [str(bids), str(tmp_path / "o"), "participant", "-w", str(folder)]
+        assert cli.main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"siam-bids: error: The --work-dir {folder} ")
+        assert "is a file, not a folder. Give a folder." in line
+
+
+COUNTS = [
+    (app, ["in", "out", "participant"], ("--n-cpus=-1", "--n-cpus=99999999999", "--volume=-1")),
+    (segment, ["in", "out"], ("--n-cpus=-1", "--volume=-1", "--volume=x")),
+    (
+        slurm,
+        ["in", "out"],
+        ("--cpus=0", "--cpus=-1", "--per-task=-1", "--mem-mb=-1", "--minutes=-5", "--throttle=-4"),
+    ),
+    (
+        train,
+        ["out"],
+        (
+            *("--patch=0", "--batch=0", "--voxel=-1", "--processes=0", "--seed=-1"),
+            *("--features=8,0", "--minutes=nan", "--minutes=-1", "--learning-rate=-1"),
+            "--dice-weight=inf",
+        ),
+    ),
+]
+"""Commands with the options that take a number, each with one that it cannot be."""
+
+
+@pytest.mark.parametrize(("command", "words", "wrong"), COUNTS)
+def test_an_impossible_number_is_one_line(command, words, wrong, capsys):
+    for option in wrong:
+        assert command.main([*words, option]) == 2, option
+        (line,) = capsys.readouterr().err.splitlines()
+        name, _, value = option.partition("=")
+        assert name in line
+        assert value.split(",")[-1] in line
+
+
+def test_every_whole_number_of_a_command_is_bounded():
+    """`type=int` takes -1 and 10**30."""
+    for command in (app, export, models_command, segment, slurm, train):
+        actions = command.parser()._actions
+        assert not [each.dest for each in actions if each.type in (int, float)]
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(closed, tmp_path):
+    program = (
+        "import sys; from siam_bids.cli.console import guarded;"
+        "sys.exit(guarded(lambda _: print('out') or print('err', file=sys.stderr) or"
+        " open('file', 'w').write(str(sys.stderr.isatty())) and 3, []))"
+    )
+    words = [sys.executable, "-c", program]
+    run = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *words],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 3, run.stderr
+    assert b"Traceback" not in run.stderr
+    assert (tmp_path / "file").read_text() == "False"  # nothing else was written into it
 
 
 def test_exit_codes_and_summary_of_a_run(bids, tmp_path, tiny_model, capsys):

@@ -10,6 +10,7 @@ from typing import Any
 
 from siam_bids.errors import UsageError
 from siam_bids.support.atomic_files import read_json
+from siam_bids.support.folders import check_folder
 from siam_bids.support.text import is_listed, load_json
 
 PIPELINE = "siam-bids"
@@ -31,6 +32,7 @@ def check_output_folder(root: Path, *, forced: bool = False, remedy: str = _REME
     UsageError
         It is none of these, and not `forced`.
     """
+    check_folder(root, "output folder")
     if forced or not root.is_dir():
         return
     foreign = sorted(path.name for path in root.iterdir() if not _is_no_result(path))

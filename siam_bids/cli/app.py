@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from siam_bids.cli.arguments import (
+    MOST_CPUS,
     add_folders,
     add_inference_options,
     add_query,
+    at_least,
     inference_of,
     query_of,
-    threads_of,
 )
 from siam_bids.cli.command_line import CommandLine, Elsewhere
 from siam_bids.cli.console import (
@@ -151,7 +152,7 @@ def parser() -> CommandLine:
         "--nthreads",
         "--omp-nthreads",
         dest="threads",
-        type=int,
+        type=at_least(0, MOST_CPUS),
         default=0,
         metavar="N",
         help="CPU threads (default: all)",
@@ -284,7 +285,7 @@ def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         model_dirs=search_path(os.environ),
         inference=inference_of(arguments),
         device=arguments.device,
-        threads=threads_of(arguments),
+        threads=arguments.threads,
         probabilities=tuple(arguments.probabilities),
         write_probseg=arguments.write_probseg,
         overwrite=arguments.overwrite,

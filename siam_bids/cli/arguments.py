@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query
@@ -84,13 +84,13 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--voxel-size",
         "-voxelsize",
-        type=_positive,
+        type=positive,
         metavar="MM",
         help="treat the voxels as isotropic with this size",
     )
     group.add_argument(
         "--scale",
-        type=_positive,
+        type=positive,
         default=1.0,
         metavar="FACTOR",
         help="treat the voxels as larger by this factor; 1.4 for newborns",
@@ -143,7 +143,7 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         " memory suffices, else torch)",
     )
     group.add_argument(
-        "--volume", type=int, metavar="N", help="take volume N (from 0) of 4-D images"
+        "--volume", type=at_least(0), metavar="N", help="take volume N (from 0) of 4-D images"
     )
     group.add_argument(
         "--mem-gb",
@@ -165,8 +165,6 @@ def inference_of(arguments: argparse.Namespace) -> Inference:
     UsageError
         Options contradict each other.
     """
-    if arguments.volume is not None and arguments.volume < 0:
-        raise UsageError(f"--volume {arguments.volume} is negative.", "Volumes count from 0.")
     if arguments.no_interpolation and (arguments.voxel_size or arguments.scale != 1):
         raise UsageError(
             "--no-interpolation contradicts --voxel-size and --scale.", "Give one of them."
@@ -193,14 +191,30 @@ def inference_of(arguments: argparse.Namespace) -> Inference:
     )
 
 
-def threads_of(arguments: argparse.Namespace) -> int:
-    """Return the number of CPU threads; 0 means all."""
-    if arguments.threads < 0:
-        raise UsageError(f"--n-cpus {arguments.threads} is negative.", "Give 1 or more.")
-    return int(arguments.threads)
+def at_least(least: int, most: int = 1_000_000_000) -> Callable[[str], int]:
+    """Return the type of an option that takes whole numbers from `least` to `most`."""
+
+    def whole_number(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
+        if number < least:
+            below = "is negative" if least == 0 else f"is below {least}"
+            raise argparse.ArgumentTypeError(f"{text} {below}")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"{text} is above {most}")
+        return number
+
+    return whole_number
 
 
-def _positive(text: str) -> float:
+MOST_CPUS = 1024
+"""CPUs that one process may be told to use; the largest machines have some hundreds."""
+
+
+def positive(text: str) -> float:
+    """Read a number above 0 and below 1000."""
     value = float(text)
     if not 0 < value < 1000:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and below 1000")

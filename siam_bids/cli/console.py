@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from siam_bids.errors import SiamError, UsageError, out_of_memory
+from siam_bids.support.folders import check_folder
 from siam_bids.support.signals import EXIT_INTERRUPTED, Stopped
 
 EXIT_SOME_SCANS_FAILED = 1
@@ -35,6 +36,7 @@ _CACHES = {
 def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> int:
     """Run a command on its arguments (None: those of the process); turn errors into exit codes."""
     calm_threads()
+    replace_closed_streams()
     try:
         code = command(with_hyphens(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -57,6 +59,16 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
     except KeyboardInterrupt:
         print("siam-bids: interrupted; finished scans are kept.", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def replace_closed_streams() -> None:
+    """Send to nowhere what a caller closed (`>&-`, `2>&-`); files get no standard descriptor."""
+    while (lowest := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(lowest, True)
+    os.close(lowest)
+    if sys.stdout is None or sys.stderr is None:
+        null = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (open to the end)
+        sys.stdout, sys.stderr = sys.stdout or null, sys.stderr or null
 
 
 def _disk_trouble(error: OSError) -> int:
@@ -110,6 +122,7 @@ def place_caches(work: Path | None) -> None:
             work = Path(tempfile.mkdtemp(prefix="siam-bids-"))
             atexit.register(shutil.rmtree, work, ignore_errors=True)
         work = work.absolute()
+        check_folder(work, "--work-dir")
         work.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=work).close()
     except OSError as error:

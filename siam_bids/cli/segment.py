@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from siam_bids.cli.arguments import add_inference_options, inference_of, threads_of
+from siam_bids.cli.arguments import MOST_CPUS, add_inference_options, at_least, inference_of
 from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import (
     EXIT_SOME_SCANS_FAILED,
@@ -45,7 +45,7 @@ def _run(argv: list[str]) -> int:
         model=_SIAM_PRED_MODELS.get(arguments.model, arguments.model),
         model_dirs=search_path(os.environ),
         device=arguments.device,
-        threads=threads_of(arguments),
+        threads=arguments.threads,
         inference=inference_of(arguments),
     )
     for path in written:
@@ -76,8 +76,8 @@ def parser() -> CommandLine:
     )
     top.add_argument("--device", "-device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     top.add_argument(
-        "--n-cpus", "-nbthread", dest="threads", type=int, default=0, metavar="N",
-        help="CPU threads (default: all)",
+        "--n-cpus", "-nbthread", dest="threads", type=at_least(0, MOST_CPUS), default=0,
+        metavar="N", help="CPU threads (default: all)",
     )  # fmt: skip
     add_inference_options(top)
     top.add_common_options()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siam_bids.cli import app
-from siam_bids.cli.arguments import add_folders, add_query, query_of
+from siam_bids.cli.arguments import MOST_CPUS, add_folders, add_query, at_least, query_of
 from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, quick_imports, start_logging
 from siam_bids.config import DEFAULT_SUFFIXES, Query
@@ -130,20 +130,30 @@ def parser() -> CommandLine:
     shape.add_argument("--sessions", action="store_true", help="one task per session")
     shape.add_argument(
         "--per-task",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="participants per task (default: as many as fill a third of the time limit)",
     )
     shape.add_argument(
-        "--throttle", type=int, default=0, metavar="N", help="tasks that run at the same time"
+        "--throttle",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="tasks that run at the same time",
     )
-    shape.add_argument("--cpus", type=int, default=2, metavar="N", help="CPUs per task")
     shape.add_argument(
-        "--mem-mb", type=int, default=0, metavar="MB", help="memory (default: estimated)"
+        "--cpus", type=at_least(1, MOST_CPUS), default=2, metavar="N", help="CPUs per task"
     )
     shape.add_argument(
-        "--minutes", type=int, default=0, metavar="N", help="time limit (default: estimated)"
+        "--mem-mb", type=at_least(0), default=0, metavar="MB", help="memory (default: estimated)"
+    )
+    shape.add_argument(
+        "--minutes",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="time limit (default: estimated)",
     )
     shape.add_argument(
         "--sbatch",

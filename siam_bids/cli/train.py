@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from siam_bids.cli.arguments import words
+from siam_bids.cli.arguments import at_least, positive, words
 from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import guarded, quick_imports, start_logging
 from siam_bids.errors import UsageError
+from siam_bids.support.folders import check_folder
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +29,7 @@ def _run(argv: list[str]) -> int:
         from siam_bids.training.config import TrainingConfig
         from siam_bids.training.loop import train as run
 
+    check_folder(arguments.folder, "training folder")
     maps = _maps(arguments)
     start = _start(arguments)
     trainer = run(
@@ -148,13 +151,15 @@ def parser() -> CommandLine:
         "--features the network grows wider, with one more and half the --voxel by a finer stage",
     )
     top.add_argument("--features", type=_channels, help="channels of each stage: 16,32,64")
-    top.add_argument("--patch", type=int, help="edge of patches and tiles, in voxels")
-    top.add_argument("--batch", type=_count, default=1, help="patches per step; 4 or more on a GPU")
-    top.add_argument("--voxel", type=int, help="voxel size in mm")
-    top.add_argument("--learning-rate", type=float, help="peak of the learning rate")
+    top.add_argument("--patch", type=at_least(1, 1000), help="edge of patches and tiles, in voxels")
+    top.add_argument(
+        "--batch", type=at_least(1), default=1, help="patches per step; 4 or more on a GPU"
+    )
+    top.add_argument("--voxel", type=at_least(1, 100), help="voxel size in mm")
+    top.add_argument("--learning-rate", type=positive, help="peak of the learning rate")
     top.add_argument(
         "--dice-weight",
-        type=float,
+        type=_weight,
         default=1.0,
         help="weight of the Dice term; 0 in a last session calibrates volumes and probabilities",
     )
@@ -171,7 +176,7 @@ def parser() -> CommandLine:
         default=0.35,
         help="share of the images with lesions; of those in --contrasts, if given",
     )
-    top.add_argument("--minutes", type=float, default=30, help="length of this session")
+    top.add_argument("--minutes", type=_weight, default=30, help="length of this session")
     top.add_argument(
         "--cooldown", action="store_true", help="last session: the learning rate falls to zero"
     )
@@ -179,21 +184,21 @@ def parser() -> CommandLine:
     top.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
     top.add_argument(
         "--processes",
-        type=_count,
+        type=at_least(1, 1024),
         default=1,
         help="train in several processes that average their weights: on a CPU, one per core "
         "trains faster than one with all cores (2 GB of memory each)",
     )
-    top.add_argument("--seed", type=int, default=0, help="of all random draws (default: 0)")
+    top.add_argument("--seed", type=at_least(0), default=0, help="of all random draws (default: 0)")
     top.add_common_options()
     return top
 
 
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return count
+def _weight(text: str) -> float:
+    weight = float(text)
+    if not 0 <= weight < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is negative or no number")
+    return weight
 
 
 def _contrasts(text: str) -> tuple[str, ...]:
@@ -217,4 +222,4 @@ def _text(option: int | tuple[int, ...]) -> str:
 
 
 def _channels(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in words(text))
+    return tuple(at_least(1, 10_000)(word) for word in words(text))

@@ -18,6 +18,7 @@ from siam_bids.image.spikes import without_spikes
 from siam_bids.inference.cost import Cost, Load, estimate
 from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each
 from siam_bids.inference.prediction import Prediction, ProbabilityMaps, Progress
+from siam_bids.inference.runner import check_options
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.labels import check_names
 from siam_bids.models.record import ModelRecord
@@ -140,6 +141,11 @@ class Cascade:
             raise UsageError(
                 "--no-interpolation suits a model of one voxel size.", f"Give one: {names}."
             )
+
+    def check_device(self, device: torch.device, options: Inference) -> None:
+        """Refuse options that a model cannot fulfil on a device; see `runner.check_options`."""
+        for model in self.models:
+            check_options(model, device, options)
 
     @property
     def models(self) -> tuple[NnunetModel, ...]:

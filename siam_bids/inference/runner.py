@@ -21,6 +21,19 @@ from siam_bids.nnunet.test_time_mirroring import Mirrored
 logger = logging.getLogger(__name__)
 
 
+def check_options(model: NnunetModel, device: torch.device, options: Inference) -> None:
+    """Refuse options that a model cannot fulfil on a device, computing nothing.
+
+    Raises
+    ------
+    UsageError
+        The model was not trained for mirroring, or OpenVINO is asked for and cannot run it here.
+    """
+    if options.mirror and not axes_to_mirror(model, options):
+        raise UsageError(f"{model.folder.name} was not trained for mirroring.", "Omit --mirror.")
+    load_of(model, device, options)
+
+
 class Runner:
     """Holds one network and runs a model's folds with it, one after the other.
 
@@ -54,11 +67,8 @@ class Runner:
     def __init__(self, model: NnunetModel, device: torch.device, options: Inference) -> None:
         self._model, self._options = model, options
         self._written = {path: path.stat().st_mtime_ns for path in model.folds}
+        check_options(model, device, options)
         self._axes_mirrored = axes_to_mirror(model, options)
-        if options.mirror and not self._axes_mirrored:
-            raise UsageError(
-                f"{model.folder.name} was not trained for mirroring.", "Omit --mirror."
-            )
         self._build(device)
 
     def _build(self, device: torch.device, *, lean: bool = False) -> None:

@@ -207,8 +207,6 @@ def check_folders(config: RunConfig) -> None:
     source, target = config.bids_dir.resolve(), config.output_dir.resolve()
     if source == target:
         raise UsageError("Input and output folder are the same.", "Give another output folder.")
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"The output {config.output_dir} is a file.", "Give a folder.")
     if target in source.parents:
         raise UsageError(
             f"The input folder lies inside the output folder {config.output_dir}.",
