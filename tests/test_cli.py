@@ -85,7 +85,7 @@ def test_a_wrong_command_line_is_one_line_with_what_was_meant(words, answer, cap
     assert answer in line
 
 
-@pytest.mark.parametrize("command", [app, models_command, segment, slurm, train])
+@pytest.mark.parametrize("command", [app, export, models_command, segment, slurm, train])
 def test_all_commands_have_the_same_manners(command, capsys):
     assert command.main(["--no-such-option"]) == 2
     assert capsys.readouterr().err.startswith("siam-bids: error: ")
