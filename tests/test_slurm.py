@@ -233,6 +233,60 @@ def test_a_line_break_is_no_part_of_a_directive(study, tmp_path, tiny_model, cap
     assert {path.name for path in tmp_path.iterdir()} == {"study"}
 
 
+def test_files_of_others_are_not_replaced(study, tmp_path, tiny_model, capsys):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    words = [str(study), str(out), "--model", str(tiny_model), "--folder", str(mine)]
+    for name, text in (
+        ("submit.sh", "#!/bin/sh\necho siam-bids\n"),
+        ("jobs.txt", "a\n--participant-label b\n"),
+        ("participant.sbatch", ""),
+        ("group.sbatch", None),
+    ):
+        path = mine / name
+        path.mkdir() if text is None else path.write_text(text)
+        assert slurm_command.main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path} exists and was not written by siam-bids-slurm. Remove it" in line
+        assert [each.name for each in mine.iterdir()] == [name]
+        path.rmdir() if text is None else path.unlink()
+    assert slurm_command.main(words) == 0
+    assert slurm_command.main([*words, "--per-task", "1"]) == 0  # its own are replaced
+    assert len((mine / "jobs.txt").read_text().splitlines()) == 4
+
+
+def test_scripts_do_not_go_into_the_raw_dataset(study, tmp_path, tiny_model, capsys):
+    words = [str(study), str(tmp_path / "out"), "--model", str(tiny_model)]
+    for folder in (study, study / "code", study / "sub-a" / "anat"):
+        assert slurm_command.main([*words, "--folder", str(folder)]) == 2
+        assert f"--folder {folder} lies inside the dataset" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert slurm_command.main([*words, "--folder", str(tmp_path / "file" / "x")]) == 2
+    assert "is a file, not a folder. Give a folder." in capsys.readouterr().err
+    inside = study / "derivatives" / "siam-bids"
+    assert slurm_command.main([str(study), str(inside), *words[2:]]) == 0
+    assert (inside / "code" / "slurm" / "submit.sh").exists()
+
+
+@pytest.mark.parametrize("name", ["a:b", "a,b", 'a"b', "a\\b"])
+def test_a_container_is_not_bound_to_names_that_it_would_split(
+    name, study, tmp_path, tiny_model, capsys
+):
+    words = ["--container", "/images/s.sif", "--model"]
+    model = shutil.copytree(tiny_model, tmp_path / name / "model")
+    raw = shutil.copytree(study, tmp_path / name / "raw")
+    for source, target, network in (
+        (raw, tmp_path / "out", tiny_model),
+        (study, tmp_path / name / "out", tiny_model),
+        (study, tmp_path / "out", model),
+    ):
+        assert slurm_command.main([str(source), str(target), *words, str(network)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "siam-bids: error: Apptainer cannot bind /" in line
+        assert f"its name contains {name[1]}. Rename it, or run without --container." in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_dry_run_prints_and_writes_nothing(study, tmp_path, tiny_model, capsys):
     out = tmp_path / "out"
     words = [str(study), str(out), "--model", str(tiny_model), "--dry-run"]

@@ -26,13 +26,20 @@ from siam_bids.inference.cascade import Cascade
 from siam_bids.inference.cost import Cost
 from siam_bids.pipelines.todo import unfinished
 from siam_bids.support.atomic_files import atomic
+from siam_bids.support.folders import check_folder
 from siam_bids.support.package_data import resource
+from siam_bids.support.text import is_listed, read_text
 
 logger = logging.getLogger(__name__)
 
 SCRIPTS = ("participant.sbatch", "group.sbatch", "submit.sh")
+JOBS = "jobs.txt"
+MARK = "# Written by siam-bids-slurm."
+"""Second line of each script, by which a later run knows it."""
 
+_WHO = "--participant-label "  # so begins each line of JOBS
 _MOST_TASKS = 1000  # SLURM's default MaxArraySize is 1001
+_SEPARATORS = re.compile(r"""[:,"\\]""")  # in what Apptainer is told to bind
 _RESTARTS = 3
 _SPARE = 1.3  # memory asked for over memory expected
 _PATIENCE = 3.0  # time asked for over time expected: shared file systems have bad days
@@ -103,6 +110,8 @@ def write_scripts(config: ArrayConfig) -> Scripts:
         The dataset or the model is unusable, or everything is done.
     """
     scripts = render_scripts(config)
+    for path in scripts.files:
+        _check_replaceable(path)
     for path, text in scripts.files.items():
         with atomic(path) as scratch:
             scratch.write_text(text, encoding="utf-8", newline="\n")
@@ -113,6 +122,7 @@ def write_scripts(config: ArrayConfig) -> Scripts:
 
 def render_scripts(config: ArrayConfig) -> Scripts:
     """Return what `write_scripts` writes."""
+    _check_place(config)
     chain, found = unfinished(config.run)
     scans = found.scans
     if not scans and found.refused:
@@ -147,7 +157,7 @@ def render_scripts(config: ArrayConfig) -> Scripts:
         "restarts": _RESTARTS,
         "sbatch": config.sbatch,
         "logs": config.run.output_dir.absolute() / "logs" / "slurm",
-        "jobs": folder / "jobs.txt",
+        "jobs": folder / JOBS,
         "command": _command(config, [model.folder for model in chain.models]),
         "work": "/work" if config.container else '"$work"',
         "options": shlex.join(_options(config)),
@@ -162,10 +172,49 @@ def render_scripts(config: ArrayConfig) -> Scripts:
     environment.filters["quote"] = lambda value: shlex.quote(str(value))
     environment.filters["directive"] = _directive
     rendered = {
-        folder / name: environment.get_template(f"{name}.jinja").render(values) for name in SCRIPTS
+        folder / name: _marked(environment.get_template(f"{name}.jinja").render(values))
+        for name in SCRIPTS
     }
-    jobs = {folder / "jobs.txt": "".join(f"{line}\n" for line in lines)}
+    jobs = {folder / JOBS: "".join(f"{line}\n" for line in lines)}
     return Scripts({**rendered, **jobs}, found.refused)
+
+
+def _check_place(config: ArrayConfig) -> None:
+    """Refuse a folder for the scripts that lies within the raw dataset.
+
+    The output folder may lie there, and they in it.
+    """
+    check_folder(config.folder, "folder of the scripts")
+    place = config.folder.resolve()
+    inside = place.is_relative_to(config.run.bids_dir.resolve())
+    if inside and not place.is_relative_to(config.run.output_dir.resolve()):
+        raise UsageError(
+            f"--folder {config.folder} lies inside the dataset {config.run.bids_dir}.",
+            "Give a folder elsewhere.",
+        )
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to replace a file that this command did not write."""
+    if not is_listed(path):
+        return
+    try:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError):
+        lines = [""]
+    jobs = path.name == JOBS
+    ours = all(line.startswith(_WHO) for line in lines) if jobs else MARK in lines
+    if not ours:
+        raise UsageError(
+            f"{path} exists and was not written by siam-bids-slurm.",
+            "Remove it, or give another --folder.",
+        )
+
+
+def _marked(script: str) -> str:
+    """Return a script with the line that says what wrote it, after its first line."""
+    first, _, rest = script.partition("\n")
+    return f"{first}\n{MARK}\n{rest}"
 
 
 def _directive(value: object) -> str:
@@ -195,7 +244,7 @@ def _work(
     chunks = [units[start : start + per_task] for start in range(0, len(units), per_task)]
     lines = []
     for chunk in chunks:
-        line = "--participant-label " + " ".join(unit[0].subject for unit in chunk)
+        line = _WHO + " ".join(unit[0].subject for unit in chunk)
         if config.sessions and chunk[0][0].session:
             line += f" --session-label {chunk[0][0].session}"
         lines.append(line)
@@ -247,6 +296,12 @@ def _command(config: ArrayConfig, models: Sequence[Path]) -> str:
     inside = [*seen, resource("data", "models")]  # the image has the shipped ones
     seen += [each for each in dict.fromkeys(models) if not any(map(each.is_relative_to, inside))]
     binds += [f"{path}:{path}:ro" for path in seen]
+    for path in (source, target, *seen):
+        if odd := _SEPARATORS.search(str(path)):
+            raise UsageError(
+                f"Apptainer cannot bind {path}: its name contains {odd[0]}.",
+                "Rename it, or run without --container.",
+            )
     for bind in binds:
         words += ["--bind", bind]
     image = str(config.container.absolute())
