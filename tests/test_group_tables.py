@@ -220,7 +220,7 @@ class TestExclusion:
         reference = json.loads((config.output_dir / "group_reference.json").read_text())
         assert reference["spreads"]["T1w"]["GM"]["scans"] == 10
         page = (config.output_dir / "group.html").read_text()
-        assert "2 of them do not count" in page
+        assert "2 of them are excluded from" in page
         assert "<strong>sub-02_T1w</strong>: rating = fail" in page
         data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
         assert data["scans"]["excluded"][1] == "rating = fail"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -74,42 +76,19 @@ def find_outliers(
         A column of `adjust` is absent or empty.
     """
     check_columns(table, adjust, "--adjust-for")
-    found = []
+    found: list[dict[Hashable, Any]] = []
     for protocol, scans in table.groupby("protocol", sort=True):
         counted = ~scans["scan"].isin(list(excluded)).to_numpy()
-        keys = scans[list(COLUMNS[:5])].to_dict("records")
         unadjusted = []
         for measure in measures:
-            values = scans[measure].to_numpy(dtype=np.float64)
-            known = counted & np.isfinite(values)
+            known = counted & np.isfinite(scans[measure].to_numpy(dtype=np.float64))
             if known.sum() < FEWEST:
                 continue
-            used = [name for name in adjust if name != measure]
-            expected = _expected(values, scans[used], known) if used else None
-            if used and expected is None:
+            wanted = [name for name in adjust if name != measure]
+            seen = _Measure.of(scans, measure, wanted, known)
+            if wanted and seen.expected is None:
                 unadjusted.append(measure)
-                used = []
-            score = robust_z(values if expected is None else values - expected, known)
-            middle = float(np.median(values[known]))
-            for place in np.flatnonzero(np.abs(score) > LIMIT):
-                side = "above" if score[place] > 0 else "below"
-                words = f"is far {side} the other {protocol} scans (median {middle:.4g}, "
-                if expected is not None:
-                    words = f"is far {side} the {expected[place]:.4g} expected of a {protocol} "
-                    words += f"scan given {', '.join(used)} ("
-                found.append(
-                    {
-                        **keys[place],
-                        "measure": measure,
-                        "value": values[place],
-                        "median": middle,
-                        "expected": np.nan if expected is None else expected[place],
-                        "robust_z": score[place],
-                        "scans": int(known.sum()),
-                        "reason": f"{measure} {values[place]:.4g} {words}"
-                        f"robust z {score[place]:+.1f}).",
-                    }
-                )
+            found += seen.outliers(scans, str(protocol))
         if unadjusted:
             logger.warning(
                 "%s: too few scans have %s: outliers are sought without adjustment in %s.",
@@ -118,6 +97,64 @@ def find_outliers(
     listed = pd.DataFrame(found, columns=list(COLUMNS))
     order = listed["robust_z"].astype(float).abs().sort_values(ascending=False, kind="stable").index
     return listed.loc[order].reset_index(drop=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measure:
+    """One measure of the scans of a protocol.
+
+    Attributes
+    ----------
+    values, known
+        (scans,) values, and which of them the others are compared with.
+    expected
+        (scans,) values that the covariates `adjusted` let expect; None without adjustment.
+    """
+
+    name: str
+    values: npt.NDArray[np.float64]
+    known: npt.NDArray[np.bool_]
+    expected: npt.NDArray[np.float64] | None
+    adjusted: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, scans: pd.DataFrame, name: str, adjust: Sequence[str], known: npt.NDArray[np.bool_]
+    ) -> _Measure:
+        values = scans[name].to_numpy(dtype=np.float64)
+        expected = _expected(values, scans[list(adjust)], known) if adjust else None
+        adjusted = tuple(adjust) if expected is not None else ()
+        return cls(name=name, values=values, known=known, expected=expected, adjusted=adjusted)
+
+    def outliers(self, scans: pd.DataFrame, protocol: str) -> list[dict[Hashable, Any]]:
+        """Return a row for each scan beyond the limit."""
+        away = self.values if self.expected is None else self.values - self.expected
+        score = robust_z(away, self.known)
+        keys = scans[list(COLUMNS[:5])].to_dict("records")
+        median = float(np.median(self.values[self.known]))
+        return [
+            {
+                **keys[place],
+                "measure": self.name,
+                "value": self.values[place],
+                "median": median,
+                "expected": np.nan if self.expected is None else self.expected[place],
+                "robust_z": score[place],
+                "scans": int(self.known.sum()),
+                "reason": f"{self.name} {self.values[place]:.4g} "
+                f"{self._words(int(place), score[place], median, protocol)}"
+                f"robust z {score[place]:+.1f}).",
+            }
+            for place in np.flatnonzero(np.abs(score) > LIMIT)
+        ]
+
+    def _words(self, place: int, score: float, median: float, protocol: str) -> str:
+        side = "above" if score > 0 else "below"
+        if self.expected is None:
+            return f"is far {side} the other {protocol} scans (median {median:.4g}, "
+        given = ", ".join(self.adjusted)
+        expected = f"{self.expected[place]:.4g}"
+        return f"is far {side} the {expected} expected of a {protocol} scan given {given} ("
 
 
 def check_columns(
