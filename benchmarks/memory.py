@@ -56,9 +56,9 @@ def measure(place: Path, size: str, model: str, precision: str) -> str:
         scan.parent.mkdir(parents=True)
         nib.save(nib.Nifti1Image(data, affine), scan)
     (place / "in/dataset_description.json").write_text('{"Name": "a", "BIDSVersion": "1.10.0"}')
-    chain = Cascade.open(find_model(model))
+    cascade = Cascade.open(find_model(model))
     options = Inference(precision=precision)
-    need = chain.estimate([load_volume(scan).grid], torch.device("cpu"), options, cpus=1).memory
+    need = cascade.estimate([load_volume(scan).grid], torch.device("cpu"), options, cpus=1).memory
     command = [
         sys.executable, "-m", "siam_bids", str(place / "in"), str(place / "out"), "participant",
         "--model", model, "--precision", precision, "--device", "cpu", "--n-cpus", "1",

@@ -22,7 +22,7 @@ from quality import BRAIN_CLASSES, HELD_OUT, INDEX, Bench, dice, held_out_recipe
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Volume
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.models.registry import find_model
 
 SCANS = (
@@ -58,7 +58,7 @@ def brain_dice(found: np.ndarray, truth: np.ndarray) -> float:
 def table(name: str, options: argparse.Namespace) -> Iterator[str]:
     """Yield a model's table, line by line."""
     record = find_model(name)
-    chain = Cascade.open(record)
+    cascade = Cascade.open(record)
     precisions = ("float32", options.precision)
     yield f"{record.title} {record.version}"
     yield ""
@@ -68,7 +68,9 @@ def table(name: str, options: argparse.Namespace) -> Iterator[str]:
     for scan, volume, truth in scans(options):
         labels, seconds = [], []
         for precision in precisions:
-            segmenter = ChainSegmenter(chain, torch.device("cpu"), Inference(precision=precision))
+            segmenter = CascadeSegmenter(
+                cascade, torch.device("cpu"), Inference(precision=precision)
+            )
             begin = time.process_time()
             labels.append(segmenter.segment(volume).segmentation.data)
             seconds.append(time.process_time() - begin)

@@ -35,7 +35,7 @@ from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Volume
 from siam_bids.image.labels import HEALTHY, siam_labels
 from siam_bids.image.nifti import load_labels, load_volume
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.segmenter import Segmenter
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
@@ -80,11 +80,11 @@ Rows = Iterator[tuple[str, str, str, str, float]]
 
 def open_model(
     name: str, device: str = "cpu", precision: str = "float32"
-) -> tuple[ModelRecord, ChainSegmenter]:
+) -> tuple[ModelRecord, CascadeSegmenter]:
     """Return what is known of a model, and what runs it; float32 is alike on every machine."""
     record = find_model(name)
     options = Inference(precision=precision)
-    return record, ChainSegmenter(Cascade.open(record), torch.device(device), options)
+    return record, CascadeSegmenter(Cascade.open(record), torch.device(device), options)
 
 
 def dice(one: np.ndarray, two: np.ndarray) -> float:

@@ -31,7 +31,7 @@ from scipy import ndimage
 
 from siam_bids.image.grid import Grid, Reorientation, Segmentation, Volume
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import ChainSegmenter
+from siam_bids.inference.cascade import CascadeSegmenter
 from siam_bids.inference.prediction import Prediction
 from siam_bids.measures.quality import judge, metrics, scan_quality
 from siam_bids.reports.mosaics import cut, thumbnail
@@ -227,7 +227,7 @@ def picture(volume: Volume, segmentation: Segmentation) -> Image.Image:
 class Head:
     """One scan in RAS+ order, and its segmentation as it is."""
 
-    def __init__(self, path: Path, segmenter: ChainSegmenter) -> None:
+    def __init__(self, path: Path, segmenter: CascadeSegmenter) -> None:
         self.name = path.name.split(".")[0]
         raw = load_volume(path)
         turn = Reorientation.to_ras(raw.grid)

@@ -16,7 +16,7 @@ import torch
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Segmentation, Volume
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.models.registry import find_model
 
 TISSUES = ("GM", "WM", "CSF")
@@ -63,7 +63,7 @@ def main() -> None:
     scan = halved(load_volume(Path(sys.argv[1])))
     record = replace(find_model("compact-2mm"), upright=None)
     before, after = (
-        ChainSegmenter(
+        CascadeSegmenter(
             Cascade.open(replace(record, repair_spikes=repair)),
             torch.device("cpu"),
             Inference(mirror=False),

@@ -19,7 +19,7 @@ from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, Volume
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import MARGIN, Cascade, ChainSegmenter, box_around
+from siam_bids.inference.cascade import MARGIN, Cascade, CascadeSegmenter, box_around
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.folder import CHECKPOINT
@@ -82,7 +82,7 @@ def opened(path) -> Cascade:
 
 
 def predicted(path, volume, **options):
-    segmenter = ChainSegmenter(opened(path), CPU, Inference(precision="float32"))
+    segmenter = CascadeSegmenter(opened(path), CPU, Inference(precision="float32"))
     return segmenter.segment(volume, **options)
 
 
@@ -197,8 +197,8 @@ def test_a_region_may_be_several_labels_together(chain_file, tmp_path):
     path.write_text(json.dumps({"model": str(tmp_path / "halves"), "regions": regions}))
     record = find_model(str(path))
     assert record.describe()["Regions"][0]["Inside"] == ["GM", "WM"]
-    chain = Cascade.open(record)
-    assert [(label.name, label.role) for label in chain.labels.foreground] == [
+    cascade = Cascade.open(record)
+    assert [(label.name, label.role) for label in cascade.labels.foreground] == [
         ("Dim", "brain"), ("Bright", "brain"),
     ]  # fmt: skip
     coarse = siam_bids.segment(head, model=str(tmp_path / "halves"))
@@ -357,15 +357,15 @@ def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypa
     described = record.describe()["Members"]
     assert [each["Name"] for each in described] == ["half", "first"]
     assert record.sha256 not in {each["SHA256"] for each in described}
-    chain = Cascade.open(record)
-    assert chain.folds == 2
+    cascade = Cascade.open(record)
+    assert cascade.folds == 2
     mixed = replace(
-        chain, heads=(chain.heads[0], replace(chain.heads[1], precisions=("bfloat16",)))
+        cascade, heads=(cascade.heads[0], replace(cascade.heads[1], precisions=("bfloat16",)))
     )
     monkeypatch.setattr("siam_bids.inference.cost.has_fast_bfloat16", lambda: True)
 
-    def precisions(chain):
-        return [load.precision for load in ChainSegmenter(chain, CPU, Inference()).loads]
+    def precisions(cascade):
+        return [load.precision for load in CascadeSegmenter(cascade, CPU, Inference()).loads]
 
     assert precisions(mixed) == ["float32", "bfloat16"]
     path = pair.with_name("sure.json")  # what is known of an ensemble holds for all in it
@@ -376,7 +376,7 @@ def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypa
         Cascade.open(find_model(str(pair.parent / name))).estimate([], CPU, Inference(), cpus=1)
         for name in ("half", "first")
     ]
-    whole = chain.estimate([], CPU, Inference(), cpus=1)
+    whole = cascade.estimate([], CPU, Inference(), cpus=1)
     assert whole.seconds == pytest.approx(sum(size.seconds for size in sizes))
     assert whole.memory > max(size.memory for size in sizes)
     write_model(tmp_path / "other", names=["background", "WM"])
@@ -527,7 +527,7 @@ def test_a_chain_keeps_the_intensities_of_its_first_model(pair):
 
 
 def refined(ensemble):
-    """A chain that begins with an ensemble."""
+    """A cascade that begins with an ensemble."""
     path = ensemble.with_name("then.json")
     regions = [{"inside": "GM", "model": "second"}]
     path.write_text(json.dumps({"model": ensemble.name, "regions": regions}))
@@ -538,12 +538,12 @@ def test_networks_are_built_and_estimated_without_torchs_compiler():
     """Its import takes two seconds of every run, and comes with many functions of torch."""
     code = """
 import sys, torch
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.config import Inference
 from siam_bids.models.registry import find_model
-chain = Cascade.open(find_model("compact"))
-ChainSegmenter(chain, torch.device("cpu"), Inference())
-chain.estimate([], torch.device("cpu"), Inference(), cpus=1)
+cascade = Cascade.open(find_model("compact"))
+CascadeSegmenter(cascade, torch.device("cpu"), Inference())
+cascade.estimate([], torch.device("cpu"), Inference(), cpus=1)
 print(*{"torch._dynamo", "sympy"} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from siam_bids import cli
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError, UsageError
 from siam_bids.image.labels import read_siam_table, siam_labels
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.models.labels import LABELS, read_labels
 from siam_bids.models.registry import find_model
 from siam_bids.nnunet.model import NnunetModel
@@ -34,7 +34,7 @@ def test_the_default_model_is_the_mean_of_two():
     assert described["Focus"]["Tissues"] == ["GM", "cerGM"]
     assert record.licence == "Apache-2.0"
     with pytest.raises(UsageError, match="Give one: --model compact-2mm or --model compact-1mm"):
-        ChainSegmenter(Cascade.open(record), torch.device("cpu"), Inference(interpolate=False))
+        CascadeSegmenter(Cascade.open(record), torch.device("cpu"), Inference(interpolate=False))
     assert "averaged over the 2 networks" in methods_text([described])
     assert "updated by the intensities of the scan" in methods_text([described])
     assert "averaged over" not in methods_text([find_model("compact-2mm").describe()])

@@ -15,7 +15,7 @@ from siam_bids.config import Inference
 from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, Volume
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import has_openvino
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.registry import find_model
@@ -117,7 +117,7 @@ def test_the_shipped_models_in_less_precision_label_a_whole_scan_as_in_float32(n
     path = resource("data", "sample_bids", "sub-seg3d", "anat", "sub-seg3d_T1w.nii.gz")
     volume = load_volume(path)
     exact, fast = (
-        ChainSegmenter(Cascade.open(record), CPU, Inference(precision=each))
+        CascadeSegmenter(Cascade.open(record), CPU, Inference(precision=each))
         .segment(volume)
         .segmentation.data
         for each in ("float32", precision)

@@ -22,7 +22,7 @@ from siam_bids.errors import DatasetError, ModelError, UsageError
 from siam_bids.image.grid import Volume
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import ChainSegmenter
+from siam_bids.inference.cascade import CascadeSegmenter
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.group import run_group
 from siam_bids.pipelines.participant import rebuild_reports, run_participant, save_results
@@ -160,7 +160,7 @@ def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
     """Writing the first waits here until segmenting the second has begun."""
     bids = write_raw(tmp_path / "bids", head, "sub-01_T1w", "sub-02_T1w")
     begun = threading.Event()
-    segment, calls = ChainSegmenter.segment, []
+    segment, calls = CascadeSegmenter.segment, []
 
     def watched_segment(self, volume, **options):
         calls.append(volume)
@@ -172,7 +172,7 @@ def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
         assert task.scan.subject == "02" or begun.wait(20)
         return save_results(task, prediction)
 
-    monkeypatch.setattr(ChainSegmenter, "segment", watched_segment)
+    monkeypatch.setattr(CascadeSegmenter, "segment", watched_segment)
     monkeypatch.setattr("siam_bids.pipelines.participant.save_results", waiting_save)
     summary = run_participant(run_config(bids, tmp_path / "out", tiny_model))
     assert summary.done == ["sub-01_T1w", "sub-02_T1w"]

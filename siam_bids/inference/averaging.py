@@ -51,8 +51,8 @@ class MeanScores:
                 here = total[(slice(None), *window)]
                 inner = here * (1 - self._share)
                 for other in others:
-                    told = fill_unknown(next(other).float().softmax(0), here)
-                    inner.add_(told, alpha=self._share / len(others))
+                    known = fill_unknown(next(other).float().softmax(0), here)
+                    inner.add_(known, alpha=self._share / len(others))
                 total[(slice(None), *window)] = inner
             yield total.clamp_(min=LEAST_PROBABILITY).log_()
 
@@ -73,9 +73,9 @@ class MeanScores:
         first = inner.copy()
         inner *= np.float32(1 - self._share)
         for part in self._others:
-            told = part.probability(index)
-            told = np.where(np.isnan(told), first, told)
-            inner += np.float32(self._share / len(self._others)) * told
+            known = part.probability(index)
+            known = np.where(np.isnan(known), first, known)
+            inner += np.float32(self._share / len(self._others)) * known
         return total
 
 

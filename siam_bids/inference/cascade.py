@@ -91,7 +91,7 @@ class Cascade:
         for name in record.focus.tissues if record.focus else ():
             if name not in heads[0].labels.by_name:
                 raise ModelError(f"There is no label {name} in {heads[0].folder}.")
-        chain = cls(
+        cascade = cls(
             heads,
             regions,
             record.focus,
@@ -99,8 +99,8 @@ class Cascade:
             record.upright,
             record.repair_spikes,
         )
-        chain.tables  # noqa: B018 (tells at once what does not fit)
-        return chain
+        cascade.tables  # noqa: B018 (raises at once if models do not fit)
+        return cascade
 
     @cached_property
     def tables(self) -> tuple[LabelTable, ...]:
@@ -184,8 +184,8 @@ def _open(record: ModelRecord) -> NnunetModel:
     )
 
 
-class ChainSegmenter:
-    """Runs a chain on scans: each model where the ones before it found its region.
+class CascadeSegmenter:
+    """Runs a cascade on scans: each model within the region that the previous ones found.
 
     Raises
     ------
@@ -193,24 +193,24 @@ class ChainSegmenter:
         A model was not trained for mirroring, which the options ask for; or see `Cascade.check`.
     """
 
-    def __init__(self, chain: Cascade, device: torch.device, options: Inference) -> None:
-        chain.check(options)
-        self.chain = chain
+    def __init__(self, cascade: Cascade, device: torch.device, options: Inference) -> None:
+        cascade.check(options)
+        self.cascade = cascade
         self.options = options
         own = replace(options, folds=())
         self._first: NnunetSegmenter | EnsembleSegmenter = (
             EnsembleSegmenter(
-                chain.heads,
+                cascade.heads,
                 device,
                 own,
-                focus=chain.focus,
-                intensities=chain.intensities,
-                upright=chain.upright,
+                focus=cascade.focus,
+                intensities=cascade.intensities,
+                upright=cascade.upright,
             )
-            if len(chain.heads) > 1 or chain.upright
-            else NnunetSegmenter(chain.heads[0], device, own, chain.intensities)
+            if len(cascade.heads) > 1 or cascade.upright
+            else NnunetSegmenter(cascade.heads[0], device, own, cascade.intensities)
         )
-        self._finer = [NnunetSegmenter(model, device, own) for _, model in chain.regions]
+        self._finer = [NnunetSegmenter(model, device, own) for _, model in cascade.regions]
 
     @property
     def loads(self) -> tuple[Load, ...]:
@@ -229,15 +229,15 @@ class ChainSegmenter:
         def share(step: int) -> Progress | None:
             return (lambda done: progress((step + done) / steps)) if progress else None
 
-        if self.chain.repair_spikes:
+        if self.cascade.repair_spikes:
             volume = without_spikes(volume)
-        own = self.chain.tables[0].by_name
+        own = self.cascade.tables[0].by_name
         found = self._first.segment(
             volume, probabilities=[name for name in probabilities if name in own], progress=share(0)
         )
         for step, finer in enumerate(self._finer, start=1):
-            before, after = self.chain.tables[step - 1 : step + 1]
-            values = [before.by_name[name].index for name in self.chain.regions[step - 1][0]]
+            before, after = self.cascade.tables[step - 1 : step + 1]
+            values = [before.by_name[name].index for name in self.cascade.regions[step - 1][0]]
             mask = np.isin(found.segmentation.data, values)
             if not mask.any():
                 same = Segmentation(found.segmentation.data, volume.grid, after)

@@ -68,8 +68,8 @@ class EnsembleSegmenter:
     ) -> Prediction:
         """Segment one scan on its own grid; see `Segmenter.segment`."""
         first = self._members[0]
-        told, *parts = self._parts(volume, progress)
-        coarse, crop = first.scores(volume, progress=told)
+        first_progress, *parts = self._parts(volume, progress)
+        coarse, crop = first.scores(volume, progress=first_progress)
         prior: Prior
         if window := self._window(coarse, crop):
             prior = self._upright_scores(volume, window, parts)

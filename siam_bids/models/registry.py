@@ -18,7 +18,7 @@ from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.support.atomic_files import sha256
 from siam_bids.support.package_data import resource
 
-_DEEPEST = 10  # chains within each other
+_DEEPEST = 10  # cascades within each other
 
 MANIFEST = "siam-bids.json"
 """Beside plans.json of a fetched model: its name, and size and SHA-256 of every file."""
@@ -39,10 +39,10 @@ def find_model(
     *,
     named_by: tuple[Path, ...] = (),
 ) -> ModelRecord:
-    """Find a registered model by name, or take the path of a model folder, ensemble or chain.
+    """Find a registered model by name, or take the path of a model folder, ensemble or cascade.
 
     An ensemble is an entry of models.json, or a JSON file like one, that names its `members`. A
-    chain names a `model` and `regions`: pairs of `inside`, a label, and the `model` that refines
+    cascade names a `model` and `regions`: pairs of `inside`, a label, and the `model` that refines
     it. Paths may be relative to the file.
 
     Parameters
@@ -52,12 +52,12 @@ def find_model(
     checkpoint
         Which file of each fold is run, see `folder.fold_weights`.
     named_by
-        The files of ensembles and chains that name this model, the outermost first.
+        The files of ensembles and cascades that name this model, the outermost first.
 
     Raises
     ------
     ModelError
-        Neither a known name nor a folder, not fetched yet, the folder lacks a part, or a chain
+        Neither a known name nor a folder, not fetched yet, the folder lacks a part, or a cascade
         names itself.
     """
     known = registry()
@@ -114,7 +114,7 @@ def find_model(
 
 
 def _joined_file(path: Path) -> dict[str, Any]:
-    """Read an ensemble or a chain; paths in it become absolute."""
+    """Read an ensemble or a cascade; paths in it become absolute."""
 
     def absolute(model: str) -> str:
         there = path.parent / Path(model).expanduser()
@@ -153,7 +153,7 @@ def _joined(
     checkpoint: str,
     named_by: tuple[Path, ...],
 ) -> ModelRecord:
-    """Put together what an ensemble or a chain names; it has a checksum over all its parts."""
+    """Assemble an ensemble or a cascade; its checksum covers all its models."""
 
     def found(model: str) -> ModelRecord:
         return find_model(model, roots, checkpoint, named_by=named_by)
@@ -230,7 +230,7 @@ def locate(name: str, roots: Sequence[Path]) -> list[Path]:
 
 
 def models_named_in(entry: Mapping[str, Any]) -> list[str]:
-    """Name the registered models of a registered ensemble or chain; none for a single model."""
+    """Name the registered models of a registered ensemble or cascade; none for a single model."""
     first = [entry["model"]] if "model" in entry else []
     regions = [region["model"] for region in entry.get("regions", ())]
     return [*entry.get("members", ()), *first, *regions]

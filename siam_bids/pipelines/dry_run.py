@@ -56,8 +56,8 @@ def plan(config: RunConfig) -> list[Step]:
     SiamError
         The dataset, the model or the options are unusable.
     """
-    chain, prospects, found = survey(config)
-    cost = _estimator(chain, config)
+    cascade, prospects, found = survey(config)
+    cost = _estimator(cascade, config)
     steps = [_step(prospect, cost) for prospect in prospects]
     steps += [Step(path=path, action="fail", why=why) for path, why in found.refused.items()]
     steps += [Step(path=path, action="skip", why=why) for path, why in found.skipped.items()]
@@ -88,7 +88,7 @@ def _step(prospect: Prospect, cost: Callable[[Grid], Cost]) -> Step:
     return Step(path=path, action="fail" if prospect.error else "done", why=prospect.error)
 
 
-def _estimator(chain: Cascade, config: RunConfig) -> Callable[[Grid], Cost]:
+def _estimator(cascade: Cascade, config: RunConfig) -> Callable[[Grid], Cost]:
     """Return a function that estimates the cost of a scan, once for each scan size."""
     device = choose_device(config.device)
     chain.check_device(device, config.inference)
@@ -98,7 +98,7 @@ def _estimator(chain: Cascade, config: RunConfig) -> Callable[[Grid], Cost]:
     def cost(grid: Grid) -> Cost:
         size = grid.shape, tuple(round(edge, 3) for edge in grid.voxel_size)
         if size not in known:
-            known[size] = chain.estimate([grid], device, config.inference, cpus=cpus)
+            known[size] = cascade.estimate([grid], device, config.inference, cpus=cpus)
         return known[size]
 
     return cost

@@ -18,7 +18,7 @@ from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, SiamError, UsageError
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.record import ModelRecord
@@ -34,11 +34,11 @@ ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh")
 
 def _segmenter(
     record: ModelRecord, device: str, threads: int, inference: Inference
-) -> ChainSegmenter:
+) -> CascadeSegmenter:
     if threads:
         torch.set_num_threads(threads)
-    chain = Cascade.open(record, inference.folds)
-    return ChainSegmenter(chain, choose_device(device), inference)
+    cascade = Cascade.open(record, inference.folds)
+    return CascadeSegmenter(cascade, choose_device(device), inference)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def segment_files(
     writers = Counter(Output.of(image, target) for image in images)
     record = find_model(model, model_dirs, inference.checkpoint).with_options(inference)
     segmenter = _segmenter(record, device, threads, inference)
-    if limits := segmenter.chain.labels.limits:
+    if limits := segmenter.cascade.labels.limits:
         logger.warning("%s", limits)
     written, failed = [], {}
     for image in images:
@@ -178,7 +178,7 @@ def segment_files(
 
 
 def _segment_file(
-    image: Path, output: Output, segmenter: ChainSegmenter, record: ModelRecord
+    image: Path, output: Output, segmenter: CascadeSegmenter, record: ModelRecord
 ) -> None:
     checksum = image_checksum(image)
     volume = load_volume(image, index=segmenter.options.volume)
@@ -186,7 +186,7 @@ def _segment_file(
     segmentation, labels = found.segmentation, found.segmentation.labels
     about = {
         "Source": str(image),
-        **made_from(checksum, record, folds=segmenter.chain.folds, options=segmenter.options),
+        **made_from(checksum, record, folds=segmenter.cascade.folds, options=segmenter.options),
         **found_in(volume, found, segmenter.loads),
     }
     declared = output.beside(".json")

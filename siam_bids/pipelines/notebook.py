@@ -19,7 +19,7 @@ from siam_bids.errors import UsageError, did_you_mean
 from siam_bids.image import grid
 from siam_bids.image.grid import Volume
 from siam_bids.image.nifti import as_volume, load_volume
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.folder import search_path
@@ -189,7 +189,7 @@ def segment(
     record = find_model(str(model), search_path(os.environ)).with_options(inference)
     if threads:
         torch.set_num_threads(threads)
-    segmenter = ChainSegmenter(
+    segmenter = CascadeSegmenter(
         Cascade.open(record, inference.folds), choose_device(device), inference
     )
     found = segmenter.segment(scan).segmentation

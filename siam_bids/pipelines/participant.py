@@ -43,7 +43,7 @@ from siam_bids.errors import DatasetError
 from siam_bids.image.grid import Volume
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.nifti import load_volume
-from siam_bids.inference.cascade import Cascade, ChainSegmenter
+from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.quality import scan_quality
@@ -115,7 +115,7 @@ def run_participant(config: RunConfig) -> Summary:
     checklist.chain.check_device(choose_device(config.device), config.inference)
     loop = _ScanLoop(checklist, refused)
     loop.begin_dataset()
-    if limits := checklist.chain.labels.limits:
+    if limits := checklist.cascade.labels.limits:
         logger.warning("%s", limits)
     logger.info("%d scans, model %s", len(found.scans), model_line(checklist.record.describe()))
     return loop.run(found.scans)
@@ -214,12 +214,12 @@ class _ScanLoop:
             writer.wait()
 
     @cached_property
-    def _segmenter(self) -> ChainSegmenter:
+    def _segmenter(self) -> CascadeSegmenter:
         """Networks are built when the first scan needs them."""
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         device = choose_device(self.config.device)
-        return ChainSegmenter(self.checklist.chain, device, self.config.inference)
+        return CascadeSegmenter(self.checklist.cascade, device, self.config.inference)
 
     def _segment(self, task: Task, progress: Progress) -> Prediction:
         reset_peak_memory()
@@ -230,7 +230,7 @@ class _ScanLoop:
 
     def begin_dataset(self) -> None:
         """Make the output folder a dataset that names its maker and its labels."""
-        labels = self.checklist.chain.labels
+        labels = self.checklist.cascade.labels
         begin_dataset(self.config.output_dir, self.config.bids_dir, labels)
 
     def _finish(self, task: Task, prediction: Prediction) -> None:

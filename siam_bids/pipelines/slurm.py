@@ -123,7 +123,7 @@ def write_scripts(config: ArrayConfig) -> Scripts:
 def render_scripts(config: ArrayConfig) -> Scripts:
     """Return what `write_scripts` writes."""
     _check_place(config)
-    chain, found = unfinished(config.run)
+    cascade, found = unfinished(config.run)
     scans = found.scans
     if not scans and found.refused:
         name, reason = next(iter(found.refused.items()))
@@ -137,7 +137,7 @@ def render_scripts(config: ArrayConfig) -> Scripts:
                 "contain.",
                 "Give another output folder or option.",
             )
-    size = _size(config, chain, scans)
+    size = _size(config, cascade, scans)
     lines, tasks = _work(config, scans, size)
     folder = config.folder.absolute()
     most = max(map(len, tasks))
@@ -158,7 +158,7 @@ def render_scripts(config: ArrayConfig) -> Scripts:
         "sbatch": config.sbatch,
         "logs": config.run.output_dir.absolute() / "logs" / "slurm",
         "jobs": folder / JOBS,
-        "command": _command(config, [model.folder for model in chain.models]),
+        "command": _command(config, [model.folder for model in cascade.models]),
         "work": "/work" if config.container else '"$work"',
         "options": shlex.join(_options(config)),
     }
@@ -251,7 +251,7 @@ def _work(
     return lines, [[scan for unit in chunk for scan in unit] for chunk in chunks]
 
 
-def _size(config: ArrayConfig, chain: Cascade, scans: Sequence[Scan]) -> Cost:
+def _size(config: ArrayConfig, cascade: Cascade, scans: Sequence[Scan]) -> Cost:
     """Return what a scan costs: as measured in the output folder, else estimated."""
     step = math.ceil(len(scans) / _SAMPLE)
     grids = []
@@ -259,7 +259,7 @@ def _size(config: ArrayConfig, chain: Cascade, scans: Sequence[Scan]) -> Cost:
         with suppress(SiamError, OSError):  # its own job will tell
             grids.append(read_grid(scan.path, index=config.run.inference.volume))
     device = torch.device("cuda" if config.gpu else "cpu")
-    size = chain.estimate(grids, device, config.run.inference, cpus=config.cpus)
+    size = cascade.estimate(grids, device, config.run.inference, cpus=config.cpus)
     needed = {"peak_memory_MB", "seconds", "threads", "device"}
     records = [read_record(n.record) for n in finished_scans(config.run.output_dir)]
     past = pd.DataFrame([record for record in records if needed <= {*record}])

@@ -40,9 +40,9 @@ def prepare(config: RunConfig) -> tuple[Checklist, Selection]:
     record = find_model(config.model, config.model_dirs, config.inference.checkpoint)
     record = record.with_options(config.inference)
     found = find_scans(config.bids_dir, config.query)
-    chain = Cascade.open(record, config.inference.folds)
-    chain.check(config.inference)
-    return Checklist(with_tissues(config, chain.labels), record, chain), found
+    cascade = Cascade.open(record, config.inference.folds)
+    cascade.check(config.inference)
+    return Checklist(with_tissues(config, cascade.labels), record, cascade), found
 
 
 def survey(config: RunConfig) -> tuple[Cascade, list[Prospect], Selection]:
@@ -54,7 +54,7 @@ def survey(config: RunConfig) -> tuple[Cascade, list[Prospect], Selection]:
         As `prepare`.
     """
     checklist, found = prepare(config)
-    return checklist.chain, [checklist.prospect(scan) for scan in found.scans], found
+    return checklist.cascade, [checklist.prospect(scan) for scan in found.scans], found
 
 
 def unfinished(config: RunConfig) -> tuple[Cascade, Selection]:
@@ -64,7 +64,7 @@ def unfinished(config: RunConfig) -> tuple[Cascade, Selection]:
     """
     checklist, found = prepare(config)
     rest = [scan for scan in found.scans if checklist.why(scan, trusting=True)]
-    return checklist.chain, replace(found, scans=rest)
+    return checklist.cascade, replace(found, scans=rest)
 
 
 def nothing_matches(config: RunConfig) -> DatasetError:
@@ -110,7 +110,7 @@ class Checklist:
 
     config: RunConfig
     record: ModelRecord
-    chain: Cascade
+    cascade: Cascade
 
     def names(self, scan: Scan) -> ScanNames:
         """Return where the results of a scan go."""
@@ -121,13 +121,13 @@ class Checklist:
         pictures = [names.figure(kind) for kind in FIGURES]
         maps = [names.probability(tissue) for tissue in self.config.probabilities]
         tables = [names.volumes, names.quality]
-        masks = [names.brain_mask] if self.chain.labels.brain else []
+        masks = [names.brain_mask] if self.cascade.labels.brain else []
         return [names.segmentation, *masks, *tables, *pictures, *maps]
 
     def provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
         """Return the sidecar of a finished scan; `checksum` is that of its input."""
         made = made_from(
-            checksum, self.record, folds=self.chain.folds, options=self.config.inference
+            checksum, self.record, folds=self.cascade.folds, options=self.config.inference
         )
         return {
             **ABOUT_LABELS,
@@ -176,7 +176,7 @@ class Checklist:
         if why := to_do(names, provenance, self.outputs(names)):
             return why
         try:
-            read_result(names, self.chain.labels)
+            read_result(names, self.cascade.labels)
         except DatasetError as error:
             return str(error).removesuffix(".")
         return ""
