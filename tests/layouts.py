@@ -159,11 +159,11 @@ LAYOUTS = (
         "sub-01/anat/sub-01_acq-0.8mm_T1w.nii.gz": failed(
             "The label of 'acq-0.8mm' may contain only letters, digits and +."),
         "sub-01/anat/sub-02_T1w.nii.gz": failed(
-            "The name says sub-02, but the file lies in sub-01."),
+            "The name says sub-02, but the file is in sub-01."),
         "sub-01/anat/Copy of sub-01_T1w.nii.gz": failed(
             "'Copy of sub-' in the name is not a BIDS entity."),
         "sub-01/ses-a/anat/sub-01_T1w.nii.gz": failed(
-            "The name says no session, but the file lies in ses-a."),
+            "The name says no session, but the file is in ses-a."),
         "sub-A-01/anat/sub-A-01_T2w.nii.gz": failed(
             "The label of 'sub-A-01' may contain only letters, digits and +."),
         "sub-01/anat/sub-01_T1w (1).nii.gz": failed(
@@ -172,7 +172,7 @@ LAYOUTS = (
     Layout("A participant's folder put aside, and hidden files", {
         **each([T1W], TAKEN),
         "sub-01_old/anat/sub-01_T1w.nii.gz": failed(
-            "The name says sub-01, but the file lies in sub-01_old."),
+            "The name says sub-01, but the file is in sub-01_old."),
         "sub-01/anat/._sub-01_T1w.nii.gz": UNSEEN,
     }),
     Layout("Entities in another order", each(anat("01", "run-1_acq-a_T1w"), TAKEN)),

@@ -136,7 +136,7 @@ class Scan:
             named = f"{key}-{identity.labels[key]}" if key in identity.labels else f"no {kind}"
             place = printable(places.get(key, f"no {kind} folder"))
             if named != place and (key in places or key in identity.labels):
-                raise DatasetError(f"The name says {named}, but the file lies in {place}.")
+                raise DatasetError(f"The name says {named}, but the file is in {place}.")
         return cls(path=path, relative=path.relative_to(root).as_posix(), identity=identity)
 
     @property

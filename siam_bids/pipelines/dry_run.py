@@ -91,7 +91,7 @@ def _step(prospect: Prospect, cost: Callable[[Grid], Cost]) -> Step:
 def _estimator(cascade: Cascade, config: RunConfig) -> Callable[[Grid], Cost]:
     """Return a function that estimates the cost of a scan, once for each scan size."""
     device = choose_device(config.device)
-    chain.check_device(device, config.inference)
+    cascade.check_device(device, config.inference)
     cpus = config.threads or torch.get_num_threads()
     known: dict[tuple[tuple[int, ...], tuple[float, ...]], Cost] = {}
 

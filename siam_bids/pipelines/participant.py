@@ -112,7 +112,7 @@ def run_participant(config: RunConfig) -> Summary:
         if not found.refused:
             raise nothing_matches(config)
         return refused
-    checklist.chain.check_device(choose_device(config.device), config.inference)
+    checklist.cascade.check_device(choose_device(config.device), config.inference)
     loop = _ScanLoop(checklist, refused)
     loop.begin_dataset()
     if limits := checklist.cascade.labels.limits:
