@@ -481,6 +481,12 @@ def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
     odd.write_text(json.dumps(content))
     with pytest.raises(ModelError, match=r"focus of an ensemble cannot be read .*share 25"):
         opened(odd)
+    for step in (1e-6, 0.09, 1.5, -1, "x"):
+        odd.write_text(
+            json.dumps({**content, "focus": content["focus"] | {"share": 1, "step": step}})
+        )
+        with pytest.raises(ModelError, match="focus of an ensemble cannot be read"):
+            opened(odd)
     del content["focus"]["step"]
     odd.write_text(json.dumps(content))
     with pytest.raises(ModelError, match=r"focus of an ensemble cannot be read .*'step'"):

@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -122,6 +123,12 @@ def test_options_come_from_a_file_and_those_typed_go_before(tmp_path):
         ("n-cpus = [1, 2]", "takes one value"),
         ("device = 'gpu'", "invalid choice: 'gpu'"),
         ("suffix = ", "cannot be read as TOML"),
+        ("help = true", "--help in {} has no effect. Type it instead."),
+        ("print-completion = 'bash'", "--print-completion in {} has no effect."),
+        ("mem = 8", "There is no option --mem here. Use --mem-gb or --mem-mb."),
+        ("resume = true\noverwrite = true", "--resume and --overwrite in {} exclude each other."),
+        ("verbose = -1", "--verbose in {} is -1. Give 0, 1 or 2."),
+        ("verbose = 'yes'", "--verbose in {} is 'yes'. Give 0, 1 or 2."),
     ],
 )
 def test_a_wrong_file_of_options_is_one_line(text, answer, tmp_path, capsys):
@@ -129,7 +136,28 @@ def test_a_wrong_file_of_options_is_one_line(text, answer, tmp_path, capsys):
     path.write_text(text)
     assert cli.main(["in", "out", "participant", "--config-file", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert answer in line
+    assert answer.format(path) in line
+
+
+def test_a_typed_option_goes_before_one_of_a_file_that_excludes_it(tmp_path):
+    path = tmp_path / "options.toml"
+    path.write_text("overwrite = true\nverbose = 2\n")
+    words = ["in", "out", "participant", "--config-file", str(path)]
+    assert app.parser().parse(words).verbose == 2
+    assert parse(*words).overwrite
+    assert not parse(*words, "--resume").overwrite
+
+
+def test_control_characters_of_data_do_not_reach_the_terminal(capsys):
+    """A title of `\\x1b[2J` would clear the screen."""
+    record = logging.LogRecord("siam_bids", 20, "", 1, "model %s", ("a\x1b[2J\x07b",), None)
+    assert console._Formatter("%(message)s").format(record) == "model a?[2J?b"
+
+    def fail(_):
+        raise UsageError("There is no \x1b]0;x\x07.")
+
+    assert console.guarded(fail, []) == 2
+    assert capsys.readouterr().err == "siam-bids: error: There is no ?]0;x?.\n"
 
 
 def test_a_reader_that_has_enough_is_no_disk_error():

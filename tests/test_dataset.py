@@ -352,6 +352,22 @@ def test_bad_filter_files_are_named(tmp_path, content):
         read_filter_file(path)
 
 
+@pytest.mark.parametrize("kind", ["t1w", "anat"])
+@pytest.mark.parametrize("suffix", ["T2w", ["T2w"], None, "*", {"a": 1}])
+def test_a_filter_that_wants_another_suffix_is_refused(tree, kind, suffix):
+    """Suffixes are chosen with --suffix; a filter that contradicts it was ignored."""
+    query = Query(suffixes=("T1w",), filters={kind: {"suffix": suffix}})
+    with pytest.raises(DatasetError, match=f"'{kind}' is for T1w images, but wants the suffix"):
+        find_scans(tree, query)
+
+
+def test_a_filter_may_name_its_own_suffix_among_others(tree):
+    asked = {"suffix": ["T1w", "FLAIR"], "session": None}
+    for kind in ("t1w", "anat", "other"):
+        query = Query(suffixes=("T1w",), filters={kind: asked})
+        assert [scan.name for scan in find_scans(tree, query).scans] == [ALL[0]]
+
+
 def test_filter_file(tmp_path):
     path = tmp_path / "filter.json"
     path.write_text(json.dumps({"t1w": {"run": 1}}))

@@ -261,6 +261,22 @@ def test_group_without_results_says_what_to_do(tmp_path):
         run_group(config_of(tmp_path, tmp_path / "none"))
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--participant-label", "01"], "--participant-label has no effect there."),
+        (["--session-label", "a", "--suffix", "T1w"], "--session-label and --suffix has no effect"),
+        ([], ""),
+    ],
+)
+def test_options_that_choose_scans_are_said_to_have_no_effect(words, named, config, caplog):
+    out = config.output_dir
+    assert cli.main([str(config.bids_dir), str(out), "group", *words]) == 0
+    said = [line for line in caplog.messages if line.startswith("The group level takes all scans")]
+    assert len(said) == bool(words)
+    assert named in " ".join(said)
+
+
 def test_group_options_reach_the_run(config, capsys):
     words = [str(config.bids_dir), str(config.output_dir), "group", "--formula", "~ nope"]
     assert cli.main(words) == 2

@@ -22,7 +22,8 @@ def filters_for(suffix: str, query: Query) -> dict[str, Any]:
     Raises
     ------
     DatasetError
-        An entry that is used names no entity, or wants what is neither text nor number.
+        An entry that is used names no entity, wants what is neither text nor number, or wants
+        another suffix than the one it is for.
     """
     filters: dict[str, Any] = {"suffix": suffix, "extension": list(EXTENSIONS)}
     if query.participants:
@@ -30,7 +31,15 @@ def filters_for(suffix: str, query: Query) -> dict[str, Any]:
     if query.sessions:
         filters["session"] = list(query.sessions)
     for kind, requested in query.filters.items():
-        if kind.lower() in (suffix.lower(), "anat") or requested.get("suffix") == suffix:
+        wanted = requested.get("suffix", suffix)
+        named = suffix in (wanted if isinstance(wanted, list) else [wanted])
+        if kind.lower() in (suffix.lower(), "anat") and not named:
+            raise DatasetError(
+                f"The filter {printable(kind)!r} is for {suffix} images, but wants the suffix "
+                f"{printable(json.dumps(wanted))[:60]}.",
+                "Choose suffixes with --suffix, and leave suffix out of the filter.",
+            )
+        if kind.lower() in (suffix.lower(), "anat") or ("suffix" in requested and named):
             for name, value in requested.items():
                 _check_entity(kind, name)
                 if name != "suffix":

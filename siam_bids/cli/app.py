@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
@@ -27,9 +28,11 @@ from siam_bids.cli.console import (
     quick_imports,
     start_logging,
 )
-from siam_bids.config import RunConfig
+from siam_bids.config import DEFAULT_SUFFIXES, Query, RunConfig
 from siam_bids.models.folder import search_path
 from siam_bids.support.signals import stoppable
+
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,11 +66,29 @@ def _group(config: RunConfig) -> int:
     with quick_imports():
         from siam_bids.pipelines.group import run_group
 
+    chosen = _changed_query_options(config.query)
+    if chosen:
+        logger.warning(
+            "The group level takes all scans of %s: %s has no effect there. See --exclude.",
+            config.output_dir,
+            " and ".join(chosen),
+        )
     group = run_group(replace(config, level="group"))
     print(f"{len(group.wide)} scans. Open {config.output_dir / 'group.html'} in a browser.")
     for line in group.lines():
         print(line)
     return 0 if group.complete else EXIT_SOME_SCANS_FAILED
+
+
+def _changed_query_options(query: Query) -> list[str]:
+    """Return the options with which scans were chosen."""
+    given = {
+        "--participant-label": query.participants,
+        "--session-label": query.sessions,
+        "--suffix": query.suffixes != DEFAULT_SUFFIXES,
+        "--bids-filter-file": query.filters,
+    }
+    return [option for option, value in given.items() if value]
 
 
 def _participant(config: RunConfig, arguments: argparse.Namespace) -> int:

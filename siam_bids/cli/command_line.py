@@ -13,6 +13,8 @@ from siam_bids import __version__
 from siam_bids.errors import UsageError, did_you_mean
 
 MANY = ("+", "*")
+_TYPED_ONLY = ("--help", "--version", "--config-file", "--print-completion")
+"""Options that mean nothing in a file of options."""
 
 
 class CommandLine(argparse.ArgumentParser):
@@ -58,21 +60,43 @@ class CommandLine(argparse.ArgumentParser):
         """
         path = _config_file(args)
         if path is not None:
-            self.set_defaults(**self._options_of(path))
+            self.set_defaults(**self._options_of(path, args))
         return self.parse_args(args)
 
-    def _options_of(self, path: Path) -> dict[str, Any]:
+    def _options_of(self, path: Path, args: Sequence[str]) -> dict[str, Any]:
         """Return the options of a TOML file by the name that the namespace gives them."""
         options: dict[str, Any] = {}
         for name, value in _read_toml(path).items():
             option = "--" + name.replace("_", "-")
             action = self._option_string_actions.get(option)
-            if action is None or option in ("--help", "--version", "--config-file"):
+            if action is None:
                 self._refuse(f"{path} holds the unknown option {name!r}", option)
+            if option in _TYPED_ONLY:
+                raise UsageError(f"{option} in {path} has no effect.", "Type it instead.")
+            if isinstance(action, Elsewhere):
+                action(self, None, None, option)
             options[action.dest] = self._value_of(action, option, value, path)
+        self._settle(options, path, args)
         return options
 
+    def _settle(self, options: dict[str, Any], path: Path, args: Sequence[str]) -> None:
+        """Drop options of a file that exclude one that was typed; refuse two of one file."""
+        typed = {word.partition("=")[0] for word in args}
+        for group in self._mutually_exclusive_groups:
+            members = group._group_actions  # noqa: SLF001
+            given = [each for each in members if options.get(each.dest)]
+            if len(given) > 1:
+                names = " and ".join(each.option_strings[0] for each in given)
+                raise UsageError(f"{names} in {path} exclude each other.", "Give one of them.")
+            if any(typed & {*each.option_strings} for each in members):
+                for each in given:
+                    del options[each.dest]
+
     def _value_of(self, action: argparse.Action, option: str, value: Any, path: Path) -> Any:
+        if isinstance(action, argparse._CountAction):  # noqa: SLF001
+            if type(value) not in (int, bool) or not 0 <= value <= 9:
+                raise UsageError(f"{option} in {path} is {value!r}.", "Give 0, 1 or 2.")
+            return int(value)
         if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):  # a switch
             if not isinstance(value, bool):
                 raise UsageError(f"{option} in {path} is a switch, not {value!r}.", "true or false")

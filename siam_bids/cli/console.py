@@ -42,7 +42,7 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
         sys.stdout.flush()
         return code
     except SiamError as error:
-        print(f"siam-bids: error: {error}", file=sys.stderr)
+        print(f"siam-bids: error: {_printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except (OSError, MemoryError, RuntimeError) as error:
         if out_of_memory(error):
@@ -137,10 +137,23 @@ def place_caches(work: Path | None) -> None:
     os.environ.setdefault("LOGNAME", "siam-bids")  # users without a name have no passwd entry
 
 
+def _printable(text: str) -> str:
+    """Replace what would move the cursor or colour a terminal; lines stay lines."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+class _Formatter(logging.Formatter):
+    """Shows messages without control characters: titles and names in them come from data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message as one text of printable characters."""
+        return _printable(super().format(record))
+
+
 def start_logging(verbosity: int = 1) -> None:
     """Log to stderr; from verbosity 2 on with tracebacks."""
     level = logging.DEBUG if verbosity > 1 else logging.INFO
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("siam_bids").setLevel(level)

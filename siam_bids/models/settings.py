@@ -14,6 +14,10 @@ from siam_bids.image.grid import Grid, Reorientation
 logger = logging.getLogger(__name__)
 
 
+_SMALLEST_STEP = 0.1
+"""Tile edges between two tiles; half as much makes eight times as many tiles."""
+
+
 def _number(value: Any, *, above: float = -math.inf, most: float = 1e6) -> float:
     """Return a finite number from 0; `ValueError` or `TypeError` for anything else."""
     number = float(value)
@@ -33,7 +37,7 @@ class Focus:
     margin
         By which the box is wider at each end, in mm.
     step
-        Tiles in the box are at most so many tile edges apart.
+        Tiles in the box are at most so many tile edges apart, 0.1 to 1.
     extent
         What such tissues measure from left to right, back to front and bottom to top in large
         heads, in mm: for estimates of time and memory.
@@ -55,11 +59,13 @@ class Focus:
         Raises
         ------
         ModelError
-            Something is missing, no number, or a share that is not between 0 and 1.
+            Something is missing or no number, or a share or step is out of range.
         """
         try:
             x, y, z = (_number(edge) for edge in entry["extent"])
-            margin, step = _number(entry["margin"]), _number(entry["step"], above=0)
+            margin, step = _number(entry["margin"]), _number(entry["step"], most=1)
+            if step < _SMALLEST_STEP:
+                raise ValueError(f"step {step} is below {_SMALLEST_STEP}")
             share = _number(entry["share"]) if "share" in entry else None
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"share {share}")
