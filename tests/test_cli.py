@@ -58,7 +58,7 @@ def test_options_that_other_apps_have_are_accepted():
         (["--mem", "8"], "--mem-gb or --mem-mb"),
         (["-m", "T1w"], "--suffix"),
         (["--modalities", "T1w", "T2w"], "--suffix"),
-        (["--clean-workdir"], "nothing but caches"),
+        (["--clean-workdir"], "holds only caches"),
         (["--output-layout", "legacy"], "a BIDS derivative dataset"),
         (["-d", "fmriprep=/x"], "only the raw dataset"),
     ],

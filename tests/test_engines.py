@@ -191,7 +191,7 @@ def test_a_scan_that_openvino_lacks_memory_for_is_run_in_pieces(
     assert (small.load.engine, small.load.lean) == ("torch", True)
     assert warned(caplog) == (
         f"The scan needs about {whole / 1e9:.1f} GB of memory; {between / 1e9:.1f} GB are given: "
-        "going on in smaller pieces."
+        "continuing in smaller pieces."
     )
 
 

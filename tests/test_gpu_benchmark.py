@@ -29,9 +29,9 @@ def test_the_gpu_benchmark_runs_through_in_its_small_form(tmp_path):
     for way in ("stock", "float16", "bfloat16", "float32", "in pieces"):
         (share,) = re.findall(rf"^\| {way} \|.* ([\d.]+)% \|$", done.stdout, re.MULTILINE)
         assert float(share) > 99.9
-    assert "Out of memory on mps: going on in smaller pieces. |" in done.stdout
+    assert "Out of memory on mps: continuing in smaller pieces. |" in done.stdout
     assert (
-        "going on in smaller pieces. / Out of memory on mps: going on on the CPU. |" in done.stdout
+        "continuing in smaller pieces. / Out of memory on mps: continuing on the CPU. |" in done.stdout
     )
     assert re.search(r"^\| 2 scans \| [1-9]\d* \|", done.stdout, re.MULTILINE)
     assert "WRONG" not in done.stdout

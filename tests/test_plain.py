@@ -217,8 +217,8 @@ def test_out_of_memory_on_a_gpu_goes_on_in_pieces_then_on_the_cpu(
     np.testing.assert_array_equal(segmenter.segment(head).segmentation.data, expected)
     assert tried == [(kind, False, precision), (kind, True, precision), ("cpu", True, "float32")]
     assert caplog.messages[-2:] == [
-        f"Out of memory on {kind}: going on in smaller pieces.",
-        f"Out of memory on {kind}: going on on the CPU.",
+        f"Out of memory on {kind}: continuing in smaller pieces.",
+        f"Out of memory on {kind}: continuing on the CPU.",
     ]
     segmenter.segment(head)
     assert tried[3:] == [("cpu", True, "float32")], "it stays where it fits"
@@ -247,7 +247,7 @@ def test_a_gpus_free_memory_is_looked_at_before(gpu, head, caplog, monkeypatch):
         segmenter.segment(head)
         assert tried == [way]
     assert caplog.text.count("GB free, about") == 3
-    assert caplog.messages[-1].endswith("are needed: going on on the CPU.")
+    assert caplog.messages[-1].endswith("are needed: continuing on the CPU.")
 
 
 def test_low_memory_works_in_pieces_on_a_gpu_too(tiny_model):
@@ -295,7 +295,7 @@ def test_a_scan_that_needs_more_memory_than_given_is_refused(
         segmenter(0.9 * need).segment(head)
     assert str(refused.value) == (
         f"The scan needs about {need / 1e9:.1f} GB of memory; {0.9 * need / 1e9:.1f} GB are given. "
-        f"{helps} helps."
+        f"{helps} may help."
     )
 
 

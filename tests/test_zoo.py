@@ -118,7 +118,7 @@ def test_a_dry_run_tells_what_headers_alone_tell(tmp_path, head, tiny_model, cap
         "pointer of git-annex": "git-annex: its content was not fetched",
         "sform and qform disagree on left and right": "disagree on left and right",
         "sform and qform disagree on the size": "differ 2-fold",
-        "sform of zeros beside a qform": "its qform places it",
+        "sform of zeros beside a qform": "its qform is used",
     }
     odd = {each.kind: each for each in SCANS}
     for number, kind in enumerate(kinds):
