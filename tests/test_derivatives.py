@@ -24,9 +24,9 @@ from siam_bids.bids.results import read_result
 from siam_bids.bids.scan import BidsName
 from siam_bids.bids.status import (
     IDENTITY,
-    begin_scan,
     failed_scans,
     finish_scan,
+    place_results,
     subject_state,
     sweep_root,
     sweep_subject,
@@ -260,21 +260,52 @@ def test_labels_that_refine_another_come_back_with_it(tmp_path):
     assert read_label_table(tmp_path) == table
 
 
-def test_maps_that_new_options_do_not_make_are_removed(tmp_path):
+def recorded(names, paths):
+    return {path.relative_to(names.root).as_posix(): f"sha256:{NOTHING}" for path in paths}
+
+
+@pytest.mark.parametrize("kept_in", ["sidecar", "record"])
+def test_maps_that_new_options_do_not_make_are_removed_if_recorded(tmp_path, kept_in):
     names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     other = ScanNames(tmp_path, BidsName.parse("sub-01_T2w"))
     names.anat.mkdir(parents=True)
-    for path in (names.probability("GM"), names.probability("WM"), other.probability("WM")):
+    ours = [names.probability("GM"), names.probability("WM"), other.probability("WM")]
+    ours += [sidecar(path) for path in ours]
+    for path in ours:
         path.touch()
-        sidecar(path).touch()
-    names.probability("CSF").touch()  # of a run that was killed before its sidecar
+    places = recorded(names, ours)
+    if kept_in == "sidecar":
+        write_json(sidecar(names.segmentation), {**ABOUT, "Outputs": places})
+    else:  # of a run that was killed before its sidecar
+        write_json(names.record, {"written": {place: [each] for place, each in places.items()}})
+    names.probability("mine").touch()
     names.preview("image").parent.mkdir()
     names.preview("image").touch()
-    begin_scan(names, [names.segmentation, names.probability("GM")])
+    made = replace(names, root=tmp_path / "made")
+    made.anat.mkdir(parents=True)
+    made.probability("GM").touch()
+    sidecar(made.probability("GM")).touch()
+    written = dict.fromkeys([made.probability("GM"), sidecar(made.probability("GM"))], NOTHING)
+    seen = read_json(sidecar(names.segmentation))
+    placed = place_results(names, made.root, written, seen)
+    assert list(placed) == [names.probability("GM"), sidecar(names.probability("GM"))]
     left = {path.name for path in names.anat.glob("*.nii.gz")}
-    assert left == {names.probability("GM").name, other.probability("WM").name}
+    kept = (names.probability("GM"), names.probability("mine"), other.probability("WM"))
+    assert left == {path.name for path in kept}
     assert len(list(names.anat.glob("*.json"))) == 2
     assert not names.preview("image").exists()
+
+
+def test_of_results_without_checksums_maps_of_known_tissues_are_removed(tmp_path):
+    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
+    save_label_table(tmp_path / LABEL_TABLE, siam_labels())
+    names.anat.mkdir(parents=True)
+    for tissue in ("GM", "mine"):
+        names.probability(tissue).touch()
+    about = {**ABOUT, "Software": {"siam-bids": "0.1.0"}}
+    write_json(sidecar(names.segmentation), about)
+    assert place_results(names, tmp_path / "made", {}, about) == {}
+    assert list(names.anat.iterdir()) == [names.probability("mine")]
 
 
 def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
@@ -289,6 +320,7 @@ def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
             path.touch()
         finish_scan(names, {"InputSHA256": "a"}, checksums)
         assert declared.exists()
+        declared.unlink()
         gone.unlink()
         with pytest.raises(FileNotFoundError, match=gone.name):
             finish_scan(names, {"InputSHA256": "a"}, checksums)

@@ -5,7 +5,15 @@ import time
 
 import pytest
 
-from siam_bids.support.atomic_files import SCRATCH, atomic, sha256, sweep, write_json, write_text
+from siam_bids.support.atomic_files import (
+    SCRATCH,
+    atomic,
+    sha256,
+    staging,
+    sweep,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failing_writer_leaves_the_old_file_and_no_scratch(tmp_path):
@@ -104,4 +112,15 @@ def test_a_disk_that_fails_while_a_file_settles_is_an_error(tmp_path, monkeypatc
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="Input/output error"):
         write_text(tmp_path / "table.tsv", "new\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_folder_of_a_killed_process_is_swept_and_that_of_a_living_one_stays(tmp_path):
+    with staging(tmp_path) as place:
+        (place / "a").write_text("a")
+        dead = tmp_path / place.name.replace(f"-{os.getpid()}-", "-999999999-")
+        dead.mkdir()
+        (dead / "b").write_text("b")
+        sweep([tmp_path])
+        assert list(tmp_path.iterdir()) == [place]
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,11 @@
 """Results are read like input: whole, or named with a reason and left out; nobody else suffers."""
 
+import hashlib
 import json
 import os
 import shutil
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +17,15 @@ from siam_bids.bids.label_tables import LABEL_TABLE
 from siam_bids.bids.names import finished_scans, sidecar
 from siam_bids.bids.records import read_record
 from siam_bids.bids.results import read_result, read_results
-from siam_bids.bids.status import failed_scans, to_do
+from siam_bids.bids.status import declare, failed_scans, to_do
 from siam_bids.cli import segment
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
+from siam_bids.inference.cascade import ChainSegmenter
 from siam_bids.pipelines.group import run_group
 from siam_bids.pipelines.participant import rebuild_reports, run_participant, save_results
-from siam_bids.support.atomic_files import read_json, write_json
+from siam_bids.pipelines.verify import verify
+from siam_bids.support.atomic_files import claim_json, read_json, write_json
 from siam_bids.support.json_kinds import misfit
 
 
@@ -350,8 +354,130 @@ def test_two_models_at_once_are_not_mixed(raw, models, tmp_path, monkeypatch):
     summary = run_participant(first)
     assert list(summary.failed) == ["sub-01_T1w"]
     assert "was replaced while the scan was written. Another run writes" in summary.lines()[1]
-    assert list(finished_scans(tmp_path / "out")) == []
+    assert run_participant(second).skipped == ["sub-01_T1w"]  # what run B declared done stays
+    assert verify(second).whole == ["sub-01_T1w"]
     assert run_participant(first).done == ["sub-01_T1w"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_scan_that_another_run_finished_meanwhile_stays(raw, models, tmp_path, monkeypatch, same):
+    """Run B goes from start to end while run A segments; then A would write."""
+    first, second = (run_config(raw, tmp_path / "out", model) for model in models)
+    second = first if same else second
+    segment = ChainSegmenter.segment
+
+    def interrupted(self, volume, **options):
+        monkeypatch.undo()
+        assert run_participant(second).done == ["sub-01_T1w"]
+        states.append(checksums(tmp_path / "out" / "sub-01"))
+        return segment(self, volume, **options)
+
+    states: list[dict[str, str]] = []
+    monkeypatch.setattr(ChainSegmenter, "segment", interrupted)
+    summary = run_participant(first)
+    assert checksums(tmp_path / "out" / "sub-01") == states[0]
+    if same:
+        assert (summary.skipped, summary.failed) == (["sub-01_T1w"], {})
+    else:
+        assert summary.failed["sub-01_T1w"].startswith(
+            "sub-01_T1w was segmented by another run meanwhile; its result stays."
+        )
+
+
+def test_a_declaration_of_another_run_is_neither_replaced_nor_removed(tmp_path, monkeypatch):
+    """It appears just before ours, or between ours and our look at the files."""
+    path, file = tmp_path / "a_dseg.json", tmp_path / "a_dseg.nii.gz"
+    theirs = {"Outputs": {file.name: f"sha256:{hashlib.sha256(b'theirs').hexdigest()}"}}
+    ours = {file: hashlib.sha256(b"ours").hexdigest()}
+
+    def finish_theirs():
+        file.write_bytes(b"theirs")
+        path.unlink(missing_ok=True)
+        write_json(path, theirs)
+
+    for after in (False, True):
+        path.unlink(missing_ok=True)
+        file.write_bytes(b"ours")
+
+        def claim(*given, after=after):
+            monkeypatch.undo()
+            claimed = claim_json(*given) if after else False
+            finish_theirs()
+            return claimed or claim_json(*given)
+
+        monkeypatch.setattr("siam_bids.bids.status.claim_json", claim)
+        with pytest.raises(DatasetError, match=r"by another run meanwhile|was replaced while"):
+            declare(path, tmp_path, {"Model": {}}, ours)
+        assert read_json(path) == theirs
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, file.name}
+
+
+def edit_map(path: Path) -> bytes:
+    path.write_bytes(path.read_bytes() + b"mine")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("declared", [None, "", "{", "{}", '{"Note": "by hand"}'])
+def test_a_map_without_a_sidecar_of_ours_is_replaced_only_if_unchanged(config, declared):
+    names = only_scan(config)
+    path = sidecar(names.segmentation)
+    path.unlink() if declared is None else path.write_text(declared)
+    foreign = declared == '{"Note": "by hand"}'
+    assert run_participant(config).done == ([] if foreign else ["sub-01_T1w"])
+    path.unlink() if declared is None else path.write_text(declared)
+    mine = edit_map(names.segmentation)
+    said = run_participant(config).failed["sub-01_T1w"]
+    blamed = path if foreign else names.segmentation
+    assert said == (
+        f"{blamed.name} is there, but no record says that siam-bids wrote it so. "
+        "Keep it elsewhere; --overwrite replaces it."
+    )
+    assert run_participant(config).failed["sub-01_T1w"] == said
+    assert names.segmentation.read_bytes() == mine
+    assert run_participant(replace(config, overwrite=True)).done == ["sub-01_T1w"]
+    assert verify(config).whole == ["sub-01_T1w"]
+
+
+def test_a_file_of_others_in_the_place_of_a_new_one_stays(config):
+    names = only_scan(config)
+    names.probability("GM").write_bytes(b"mine")
+    mine = names.probability("mine")
+    mine.write_bytes(b"mine")
+    maps = replace(config, probabilities=("GM", "WM"))
+    assert "label-GM" in run_participant(maps).failed["sub-01_T1w"]
+    assert names.probability("GM").read_bytes() == b"mine"
+    names.probability("GM").unlink()
+    assert run_participant(maps).done == ["sub-01_T1w"]
+    assert run_participant(config).done == ["sub-01_T1w"]
+    assert not names.probability("GM").exists()
+    assert mine.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("moved", [0, 6])
+def test_a_run_that_was_killed_while_files_took_their_places_is_finished(
+    config, models, monkeypatch, moved
+):
+    class Killed(BaseException):
+        pass
+
+    made, calls = config.output_dir / "logs", []
+    place = Path.replace
+
+    def killed(self, target):
+        if self.is_relative_to(made) and not Path(target).is_relative_to(made):
+            if len(calls) == moved:
+                raise Killed
+            calls.append(self)
+        return place(self, target)
+
+    other = replace(config, model=str(models[1]))
+    monkeypatch.setattr(Path, "replace", killed)
+    with suppress(Killed):
+        run_participant(other)
+    monkeypatch.undo()
+    assert list(finished_scans(config.output_dir)) == []
+    assert run_participant(config).done == ["sub-01_T1w"]
+    assert verify(config).whole == ["sub-01_T1w"]
 
 
 @pytest.mark.parametrize("kind", ["segmentation", "volumes", "brain_mask", "quality"])

@@ -8,7 +8,11 @@ from typing import Any
 from siam_bids.support.atomic_files import read_json
 from siam_bids.support.json_kinds import misfit
 
+WRITTEN = "written"
+"""Entry of a record that lists the files of a scan with the checksums that each may have."""
+
 _ENTRIES = {
+    WRITTEN: {"*": [str]},
     "error": str,
     "source": str,
     "traceback": str,
@@ -27,7 +31,8 @@ def read_record(path: Path) -> dict[str, Any]:
     Returns
     -------
     `error`, `source`, `traceback` and `command` of a failed attempt; else `seconds` (in all),
-    `stages` (seconds by name), `peak_memory_MB`, `device`, `threads` and `command`.
+    `stages` (seconds by name), `peak_memory_MB`, `device`, `threads` and `command`. In both
+    `written`: checksums by path from the root, of the last result and of what it was replacing.
     """
     content = read_json(path)
     return {

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import errno
-import glob
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import PREVIEWS, ScanNames, finished_scans, sidecar
-from siam_bids.bids.records import read_record
+from siam_bids.bids.ownership import PIPELINE, made_by_us
+from siam_bids.bids.records import WRITTEN, read_record
 from siam_bids.bids.scan import BidsName
 from siam_bids.errors import DatasetError
 from siam_bids.models.record import WORDS
-from siam_bids.support.atomic_files import read_json, sha256, sweep, write_json
+from siam_bids.support.atomic_files import (
+    claim_json,
+    read_json,
+    sha256,
+    sweep,
+    withdraw_json,
+    write_json,
+)
 
 RESULTS_VERSION = 2
 """Raised when labels or tables of the same scan, model and options change, and only then.
@@ -105,26 +113,151 @@ def _checksum(path: Path) -> str:
     return f"sha256:{sha256(path)}"
 
 
-def begin_scan(names: ScanNames, outputs: Sequence[Path]) -> None:
-    """Make the scan count as not done, and remove what its new results will not replace."""
-    sidecar(names.segmentation).unlink(missing_ok=True)
-    if names.brain_mask not in outputs:  # of a model that told what the brain is
-        names.brain_mask.unlink(missing_ok=True)
-        sidecar(names.brain_mask).unlink(missing_ok=True)
-    for kind in PREVIEWS:
-        names.preview(kind).unlink(missing_ok=True)
-    for path in names.anat.glob(f"{glob.escape(names.stem)}_seg-siam_label-*_probseg.nii.gz"):
-        if not path.name.endswith(f"_desc-{names.description}_probseg.nii.gz"):
-            continue
-        if path not in outputs:
-            path.unlink(missing_ok=True)
-            sidecar(path).unlink(missing_ok=True)
+def unknown_files(names: ScanNames, paths: Iterable[Path]) -> list[Path]:
+    """Return those of some files of a scan that are there, but not as siam-bids wrote them.
+
+    Known is what the sidecar of the segmentation or the record in `logs/` lists with its checksum.
+    Sidecars of versions without checksums vouch for every file of their scan.
+    """
+    declared = sidecar(names.segmentation)
+    about, ours = read_json(declared), made_by_us(declared)
+    if about and not ours:
+        return [declared]
+    if ours and OUTPUTS not in about:
+        return []
+    known = _known_checksums(names)
+    return [
+        path
+        for path in paths
+        if path.exists()
+        and not (path.is_file() and _checksum(path) in known.get(_place(names, path), ()))
+    ]
+
+
+def check_unknown(names: ScanNames, paths: Iterable[Path]) -> None:
+    """Refuse to replace files that siam-bids does not know.
+
+    Raises
+    ------
+    DatasetError
+        There are such files, see `unknown_files`.
+    """
+    if unknown := unknown_files(names, paths):
+        raise DatasetError(
+            f"{unknown[0].name} is there, but no record says that {PIPELINE} wrote it so.",
+            "Keep it elsewhere; --overwrite replaces it.",
+        )
+
+
+def _place(names: ScanNames, path: Path) -> str:
+    return path.relative_to(names.root).as_posix()
+
+
+def _known_checksums(names: ScanNames) -> dict[str, list[str]]:
+    """Return the checksums that each recorded file of a scan may have, by its path."""
+    known = {place: [*each] for place, each in read_record(names.record).get(WRITTEN, {}).items()}
+    recorded = read_json(sidecar(names.segmentation)).get(OUTPUTS, {})
+    for place, checksum in recorded.items() if isinstance(recorded, Mapping) else ():
+        if checksum not in known.setdefault(place, []):
+            known[place].append(checksum)
+    return known
+
+
+def _outdated(names: ScanNames, new: Iterable[Path]) -> list[Path]:
+    """Return the recorded files of a scan that its new results do not replace."""
+    declared = sidecar(names.segmentation)
+    about = read_json(declared)
+    places = {*_known_checksums(names)}
+    if made_by_us(declared) and OUTPUTS not in about:
+        with suppress(DatasetError):
+            tissues = [label.name for label in read_label_table(names.root)]
+            images = [names.brain_mask, *map(names.probability, tissues)]
+            places |= {_place(names, file) for path in images for file in (path, sidecar(path))}
+    found = [path for place in sorted(places) if (path := _within(names.root, place))]
+    kept = {*new, declared}
+    return [path for path in found if path not in kept and _is_output(names, path)]
+
+
+def _is_output(names: ScanNames, path: Path) -> bool:
+    """Tell whether a file is named as an output of a scan: records may say anything."""
+    folders = (names.anat, names.figure("mosaic").parent)
+    named = path.name.startswith(f"{names.stem}_") and f"desc-{names.description}_" in path.name
+    return path.parent in folders and named
+
+
+def place_results(
+    names: ScanNames,
+    made: Path,
+    written: Mapping[Path, str],
+    seen: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> dict[Path, str]:
+    """Move the new results of a scan to their places; the scan counts as not done meanwhile.
+
+    What an earlier result had and this one has not is removed, as far as it is recorded.
+
+    Parameters
+    ----------
+    made
+        Folder that holds the results as `names.root` will.
+    written
+        Files in `made`, with the SHA-256 of each.
+    seen
+        The sidecar of the segmentation when it was decided that the scan be segmented.
+    overwrite
+        Replace files that siam-bids does not know.
+
+    Returns
+    -------
+    The files in their places, with the SHA-256 of each.
+
+    Raises
+    ------
+    DatasetError
+        Another run has finished the scan meanwhile, or an unknown file is in the way.
+    """
+    declared = sidecar(names.segmentation)
+    new = {names.root / path.relative_to(made): checksum for path, checksum in written.items()}
+    now = read_json(declared)
+    if now and now != seen:
+        raise _finished_by_another(names.name)
+    if not overwrite:
+        check_unknown(names, new)
+    outdated, known = _outdated(names, new), _known_checksums(names)
+    for path, checksum in new.items():
+        known.setdefault(_place(names, path), []).append(f"sha256:{checksum}")
+    write_json(names.record, {WRITTEN: known})  # by it, a run after a crash knows the files
+    withdraw_json(declared, lambda content: content == now)
+    for path in (*outdated, *map(names.preview, PREVIEWS)):
+        path.unlink(missing_ok=True)
+    for path in new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (made / path.relative_to(names.root)).replace(path)
+    return new
+
+
+def _finished_by_another(name: str) -> DatasetError:
+    return DatasetError(
+        f"{name} was segmented by another run meanwhile; its result stays.",
+        "Let one run at a time write into this folder, or give each its own.",
+    )
+
+
+def _holds(root: Path, declaration: Mapping[str, Any]) -> bool:
+    """Tell whether a sidecar records files, and all of them are there so."""
+    return (
+        bool(declaration.get(OUTPUTS))
+        and not missing_outputs(root, declaration)
+        and not changed_outputs(root, declaration)
+    )
 
 
 def declare(path: Path, root: Path, about: Mapping[str, Any], written: Mapping[Path, str]) -> None:
     """Declare a result done, unless the files on disk differ from those written.
 
-    Another process may have replaced a file in the meantime, for example a run of another model.
+    Another process may have replaced a file meanwhile, for example a run of another model. A
+    declaration of it that holds stays.
 
     Parameters
     ----------
@@ -149,20 +282,31 @@ def declare(path: Path, root: Path, about: Mapping[str, Any], written: Mapping[P
         for file, checksum in sorted(written.items())
     }
     declaration = {**about, OUTPUTS: checksums}
-    write_json(path, declaration)
-    gone, changed = missing_outputs(root, declaration), changed_outputs(root, declaration)
-    if not gone and not changed:
-        return
-    if read_json(path).get(OUTPUTS) == checksums:
-        path.unlink(missing_ok=True)
-    if gone:
+    _check_written(root, declaration)
+    while not claim_json(path, declaration):
+        there = read_json(path)
+        if _holds(root, there):
+            if there[OUTPUTS] == checksums:  # of a run of the same, at the same time
+                return
+            raise _finished_by_another(path.name)
+        withdraw_json(path, lambda content, there=there: content == there)  # type: ignore[misc]
+    try:
+        _check_written(root, declaration)
+    except (OSError, DatasetError):
+        withdraw_json(path, lambda content: content.get(OUTPUTS) == checksums)
+        raise
+
+
+def _check_written(root: Path, declaration: Mapping[str, Any]) -> None:
+    if gone := missing_outputs(root, declaration):
         raise FileNotFoundError(
             errno.ENOENT, "Removed while the scan was written", str(root / gone[0])
         )
-    raise DatasetError(
-        f"{Path(changed[0]).name} was replaced while the scan was written.",
-        "Another run writes into this folder: wait until it ends, then run again.",
-    )
+    if changed := changed_outputs(root, declaration):
+        raise DatasetError(
+            f"{Path(changed[0]).name} was replaced while the scan was written.",
+            "Another run writes into this folder: wait until it ends, then run again.",
+        )
 
 
 def finish_scan(names: ScanNames, about: Mapping[str, Any], written: Mapping[Path, str]) -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from siam_bids.bids.names import finished_scans, sidecar
 from siam_bids.bids.ownership import PIPELINE
-from siam_bids.bids.records import read_record
+from siam_bids.bids.records import WRITTEN, read_record
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable
 from siam_bids.measures.quality import dictionary as quality_dictionary, judge
@@ -179,7 +179,7 @@ def save_resources(batch: Batch, root: Path) -> None:
         past = read_record(names.record)
         if {"seconds", "peak_memory_MB"} <= {*past}:
             stages = {f"{stage}_s": seconds for stage, seconds in past.get("stages", {}).items()}
-            plain = {key: value for key, value in past.items() if key != "stages"}
+            plain = {key: value for key, value in past.items() if key not in ("stages", WRITTEN)}
             rows.append({"scan": names.name, **plain, **stages})
     if rows:
         text = pd.DataFrame(rows).to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from siam_bids.bids.names import ScanNames
-from siam_bids.bids.records import read_record
+from siam_bids.bids.records import WRITTEN, read_record
 from siam_bids.errors import ModelError, SiamError, out_of_memory
 from siam_bids.support.atomic_files import write_json
 
@@ -27,13 +27,24 @@ def fatal(error: Exception) -> bool:
 def record_failure(names: ScanNames, error: Exception, *, source: str, command: str) -> str:
     """Log why a scan failed and write it to its record; return the reason in one line."""
     reason = reason_of(error)
-    past = {"error": reason, "source": source, "command": command}
+    past: dict[str, Any] = {"error": reason, "source": source, "command": command}
+    if written := read_record(names.record).get(WRITTEN):
+        past[WRITTEN] = written
     logger.error("%s failed: %s", names.name, reason)
     if not isinstance(error, SiamError):
         past["traceback"] = "".join(traceback.format_exception(error))
         logger.debug("Traceback:", exc_info=error)
     write_json(names.record, past)
     return reason
+
+
+def record_success(names: ScanNames, cost: Mapping[str, Any], written: Mapping[Path, str]) -> None:
+    """Write to its record what a scan took, and the checksums of its files."""
+    places = {
+        path.relative_to(names.root).as_posix(): [f"sha256:{checksum}"]
+        for path, checksum in written.items()
+    }
+    write_json(names.record, {**cost, WRITTEN: places})
 
 
 def forget_failure(names: ScanNames) -> None:

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,16 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from siam_bids.bids.description import DESCRIPTION, begin_dataset
-from siam_bids.bids.names import ScanNames, finished_scans
+from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.scan import CT, Scan
 from siam_bids.bids.status import (
-    begin_scan,
     failed_scans,
     finish_scan,
+    place_results,
     subject_state,
     sweep_subject,
+    to_do,
 )
 from siam_bids.bids.writers import (
     Written,
@@ -49,14 +49,20 @@ from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.quality import scan_quality
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.registry import find_model
-from siam_bids.pipelines.failures import fatal, forget_failure, record_failure, write_page
+from siam_bids.pipelines.failures import (
+    fatal,
+    forget_failure,
+    record_failure,
+    record_success,
+    write_page,
+)
 from siam_bids.pipelines.provenance import found_in
 from siam_bids.pipelines.todo import Checklist, nothing_matches, prepare
 from siam_bids.reports.methods_text import methods_text, model_line
 from siam_bids.reports.mosaics import draw
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.reports.viewer_volumes import save_previews
-from siam_bids.support.atomic_files import write_json
+from siam_bids.support.atomic_files import read_json, staging
 from siam_bids.support.background import WriteBehind, read_ahead
 from siam_bids.support.memory import reset_peak_memory
 from siam_bids.support.timing import Meter
@@ -155,11 +161,20 @@ def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A scan that must be segmented: its voxels, where the results go, what is said of them."""
+    """A scan that must be segmented: its voxels, where the results go, what is said of them.
+
+    Attributes
+    ----------
+    seen
+        The sidecar of an earlier result, as it was when the scan was found to be segmented anew.
+    overwrite
+        Replace files that siam-bids does not know.
+    """
 
     scan: Scan
     names: ScanNames
-    outputs: list[Path]
+    seen: dict[str, Any]
+    overwrite: bool
     provenance: dict[str, Any]
     volume: Volume
     meter: Meter
@@ -237,6 +252,10 @@ class _ScanLoop:
         try:
             if not (self.config.output_dir / DESCRIPTION).is_file():  # deleted meanwhile
                 self.begin_dataset()
+            if self._done_meanwhile(task):
+                self.summary.skipped.append(task.scan.name)
+                logger.info("%s was segmented by another run meanwhile", task.scan.name)
+                return
             with task.meter.stage("write"):
                 written = save_results(task, prediction)
             cost = task.meter.record()
@@ -245,13 +264,20 @@ class _ScanLoop:
                 "threads": torch.get_num_threads(),
                 "command": self.config.command,
             }
-            write_json(task.names.record, {**cost, **where})
             found = found_in(task.volume, prediction, self._segmenter.loads)
             finish_scan(task.names, {**task.provenance, **found}, written)
+            record_success(task.names, {**cost, **where}, written)
             self.summary.done.append(task.scan.name)
             logger.info("%s segmented in %.1f s", task.scan.name, cost["seconds"])
         except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
             self._fail(task.scan, error)
+
+    def _done_meanwhile(self, task: Task) -> bool:
+        """Tell whether another run with the same model and options has finished a scan."""
+        now = read_json(sidecar(task.names.segmentation))
+        if not now or now == task.seen:
+            return False
+        return not to_do(task.names, task.provenance, self.checklist.outputs(task.names))
 
     def _write_page(self, subject: str) -> None:
         page = f"sub-{subject}.html"
@@ -274,13 +300,14 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
     ImageError
         It is not a head scan that can be segmented.
     DatasetError
-        One of its outputs was changed since.
+        One of its outputs was changed since, or is not known.
     OSError
         It cannot be read.
     """
     meter = Meter()
     with meter.stage("read"):
         names = checklist.names(scan)
+        seen = read_json(sidecar(names.segmentation))
         provenance = checklist.provenance(scan, image_checksum(scan.path))
         why = checklist.compare(names, provenance)
         if not why:
@@ -290,7 +317,8 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
     return Task(
         scan=scan,
         names=names,
-        outputs=checklist.outputs(names),
+        seen=seen,
+        overwrite=checklist.config.overwrite,
         provenance=provenance,
         volume=volume,
         meter=meter,
@@ -298,9 +326,17 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
 
 
 def save_results(task: Task, prediction: Prediction) -> Written:
-    """Write all of a scan but the sidecar that declares it done."""
-    names, volume, segmentation = task.names, task.volume, prediction.segmentation
-    begin_scan(names, task.outputs)
+    """Write all of a scan but the sidecar that declares it done.
+
+    The files take their places together, when all of them are whole.
+    """
+    with staging(task.names.record.parent) as made:
+        written = _write_results(task, prediction, replace(task.names, root=made))
+        return place_results(task.names, made, written, task.seen, overwrite=task.overwrite)
+
+
+def _write_results(task: Task, prediction: Prediction, names: ScanNames) -> Written:
+    volume, segmentation = task.volume, prediction.segmentation
     about = {key: task.provenance[key] for key in ("Sources", "SpatialReference")}
     written = save_segmentation(names.segmentation, segmentation)
     if brain := segmentation.labels.brain:

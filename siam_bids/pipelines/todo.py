@@ -13,7 +13,7 @@ from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import read_result
 from siam_bids.bids.scan import Scan
-from siam_bids.bids.status import changed_outputs, to_do
+from siam_bids.bids.status import changed_outputs, check_unknown, to_do
 from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
 from siam_bids.image.grid import Grid
@@ -158,7 +158,8 @@ class Checklist:
         Raises
         ------
         DatasetError
-            An output was changed since, by hand or by another run, and is not to be overwritten.
+            An output was changed since, by hand or by another run, or was never recorded, and is
+            not to be overwritten.
         """
         why = self._missing(names, provenance) or self._again
         if self.config.overwrite:
@@ -170,6 +171,8 @@ class Checklist:
                 "another run.",
                 "Keep it elsewhere; --overwrite replaces it.",
             )
+        if why:
+            check_unknown(names, self.outputs(names))
         return why
 
     def _missing(self, names: ScanNames, provenance: Mapping[str, Any]) -> str:

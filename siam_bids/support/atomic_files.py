@@ -12,8 +12,9 @@ import json
 import os
 import platform
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,8 @@ _OWN_SCRATCH = re.compile(
     re.ASCII,
 )
 _FORGOTTEN_AFTER = 3600.0  # seconds without a write
+_STAGED = ".files"
+_NO_LINKS = (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
@@ -96,7 +99,7 @@ class Batch:
 
     def write_json(self, path: Path, content: Mapping[str, Any]) -> str:
         """Write indented JSON, as `write_text` does."""
-        return self.write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        return self.write_text(path, _as_json(content))
 
     def remove(self, path: Path) -> None:
         """Remove a file, if it exists, after the others were renamed."""
@@ -115,6 +118,10 @@ class Batch:
         """Remove the temporary files that were not renamed."""
         for scratch in self._scratch.values():
             scratch.unlink(missing_ok=True)
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _settle(scratch: Path) -> None:
@@ -147,18 +154,81 @@ def _host() -> str:
     return hashlib.sha256(f"{platform.node()} {namespace}".encode()).hexdigest()[:10]
 
 
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder inside `parent` that is removed when the block ends.
+
+    Files are made in it that will take their places together. `sweep` removes it if the process
+    is killed.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    prefix = f"{SCRATCH}{_host()}-{os.getpid()}-"
+    place = Path(tempfile.mkdtemp(prefix=prefix, suffix=_STAGED, dir=parent))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def claim_json(path: Path, content: Mapping[str, Any]) -> bool:
+    """Write indented JSON atomically unless something has that name; tell whether it was written.
+
+    Of several processes one succeeds (where the file system knows no links, nearly always).
+    """
+    batch = Batch()
+    try:
+        scratch = batch.scratch(path)
+        scratch.write_bytes(_as_json(content).encode(errors="replace"))
+        _settle(scratch)
+        return _link(scratch, path)
+    finally:
+        batch.drop()
+
+
+def withdraw_json(path: Path, ours: Callable[[dict[str, Any]], bool]) -> None:
+    """Remove a JSON file if its content is ours; what another process wrote stays.
+
+    It is first taken away and then looked at, so that none is removed unseen.
+    """
+    batch = Batch()
+    try:
+        scratch = batch.scratch(path)
+        with suppress(FileNotFoundError):
+            path.replace(scratch)
+            if not ours(read_json(scratch)):
+                _link(scratch, path)
+    finally:
+        batch.drop()
+
+
+def _link(scratch: Path, path: Path) -> bool:
+    """Give a file a name that is free; tell whether it was."""
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            return False
+        scratch.replace(path)
+    return True
+
+
 def sweep(folders: Iterable[Path]) -> None:
     """Remove the scratch files that processes which were killed left in some folders.
 
-    What may belong to a living process stays: written to within the last hour by a process of
-    another machine, or by one of this machine whose number is in use. So does what `atomic` does
-    not name so. Time is that of the file system, not of this machine's clock.
+    So are the folders of `staging`. What may belong to a living process stays: written to within the last hour by a process of
+    another machine, or by one of this machine whose number is in use. So does what has another
+    name. Time is that of the file system, not of this machine's clock.
     """
     for folder in folders:
         found = [
             (path, owner)
             for path in folder.glob(f"{SCRATCH}*")
-            if (owner := _OWN_SCRATCH.match(path.name)) and path.is_file()
+            if (owner := _OWN_SCRATCH.match(path.name))
+            and (path.is_file() or (path.is_dir() and path.name.endswith(_STAGED)))
         ]
         if found:
             with suppress(OSError):  # a folder that others own: they will sweep it
@@ -170,7 +240,7 @@ def _remove_forgotten(found: Sequence[tuple[Path, re.Match[str]]], now: float) -
         dead = owner["host"] == _host() and not _alive(int(owner["process"]))
         with suppress(FileNotFoundError):
             if dead or now - scratch.lstat().st_mtime > _FORGOTTEN_AFTER:
-                scratch.unlink()
+                shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
 
 
 def _now_in(folder: Path) -> float:
