@@ -219,15 +219,17 @@ def _link(scratch: Path, path: Path) -> bool:
 def sweep(folders: Iterable[Path]) -> None:
     """Remove the scratch files that processes which were killed left in some folders.
 
-    So are the folders of `staging`. What may belong to a living process stays: written to within the last hour by a process of
-    another machine, or by one of this machine whose number is in use. So does what has another
-    name. Time is that of the file system, not of this machine's clock.
+    So are the folders of `staging`. What may belong to a living process stays: written to within
+    the last hour by a process of another machine, or by one of this machine whose number is in
+    use. So does what has another name. Time is that of the file system, not of this machine's
+    clock.
     """
     for folder in folders:
         found = [
             (path, owner)
             for path in folder.glob(f"{SCRATCH}*")
             if (owner := _OWN_SCRATCH.match(path.name))
+            and (path.is_dir() if path.name.endswith(_STAGED) else path.is_file())
             and (path.is_file() or (path.is_dir() and path.name.endswith(_STAGED)))
         ]
         if found:
