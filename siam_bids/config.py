@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,14 @@ DEFAULT_SUFFIXES = (
     "T1w", "T2w", "FLAIR", "PDw", "PDT2", "T2starw", "inplaneT1", "inplaneT2", "UNIT1",
 )  # fmt: skip
 """Anatomical images that are segmented unless `--suffix` says otherwise."""
+
+
+_CHECKPOINT = re.compile(r"(\w[\w.+-]*\.(pth|safetensors))?")
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Tell whether a name is that of a file of weights, without a folder; or empty."""
+    return bool(_CHECKPOINT.fullmatch(name))
 
 
 @dataclass(frozen=True, kw_only=True)

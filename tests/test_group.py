@@ -264,8 +264,11 @@ def test_group_without_results_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--participant-label", "01"], "--participant-label has no effect there."),
-        (["--session-label", "a", "--suffix", "T1w"], "--session-label and --suffix has no effect"),
+        (
+            ["--participant-label", "01"],
+            ": --participant-label. --exclude leaves",
+        ),
+        (["--session-label", "a", "--suffix", "T1w"], ": --session-label, --suffix. "),
         ([], ""),
     ],
 )

@@ -104,12 +104,33 @@ def test_nilearn_plots_the_tissues_over_the_scan(found, tmp_path):
         ({"device": "gpu"}, "device='gpu' is not one of auto, cpu, cuda, mps."),
         ({"threads": -2}, "threads=-2 is negative. Give 1 or more, or 0 for all."),
         ({"folds": "02"}, "folds='02' is not a list of folds."),
+        ({"folds": 2}, "folds=2 is not a list of folds."),
+        ({"volume": -1}, "volume=-1 is no whole number from 0."),
+        ({"volume": 1.5}, "volume=1.5 is no whole number from 0."),
+        ({"scale": "x"}, "scale='x' is not above 0 and below 1000."),
+        ({"scale": None}, "scale=None is not above 0 and below 1000."),
+        ({"memory": float("nan")}, "memory=nan is not above 0."),
+        ({"engine": "onnx"}, "engine='onnx' is not one of auto, torch, openvino."),
+        ({"device": None}, "device=None is not one of auto, cpu, cuda, mps."),
+        ({"mirror": "yes"}, "mirror='yes' is not True or False."),
+        ({"upright": None}, "upright=None is not True or False."),
+        ({"checkpoint": "../x.pth"}, "checkpoint='../x.pth' is no name of a checkpoint."),
+        ({"threads": "2"}, "threads='2' is no whole number."),
+        ({"model": None}, "model=None is no name and no path."),
     ],
 )
 def test_wrong_options_are_answered_in_our_own_words(options, answer, head):
     with pytest.raises(siam_bids.UsageError) as error:
         siam_bids.segment(head, **options)
     assert str(error.value).startswith(answer)
+
+
+@pytest.mark.parametrize("image", [None, np.zeros((3, 3, 3)), b"scan.nii.gz", 3, ["a.nii"]])
+def test_what_is_no_image_is_answered_in_our_own_words(image):
+    with pytest.raises(siam_bids.UsageError) as error:
+        siam_bids.segment(image)
+    start = f"segment takes no {type(image).__name__}. Give a path, an image of nibabel, or "
+    assert str(error.value).startswith(start)
 
 
 def test_the_examples_in_docstrings_are_true():

@@ -85,6 +85,32 @@ def test_files_of_others_are_not_replaced(name, tmp_path, head, tiny_model, caps
     assert whole(out) == {name: b'{"EchoTime": 0.003}'}
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_segmenting(
+    tmp_path, tiny_model, head, capsys
+):
+    scan = write_scan(tmp_path / "scan.nii.gz", head)
+    (tmp_path / "file").touch()
+    (tmp_path / "null.nii.gz").symlink_to("/dev/null")
+    before = checksums(tmp_path)
+    for name, answer in (
+        ("labels.txt", "ends in .txt, but label maps are written as NIfTI. Give it the ending"),
+        ("labels.mgz", "ends in .mgz, but label maps are written as NIfTI."),
+        ("labels.NII.GZ", "ends in .GZ, but label maps are written as NIfTI."),
+        ("file", "is a file, not a folder."),
+        ("file/out", "is a file, not a folder."),
+        ("file/out.nii.gz", "is a file, not a folder."),
+        ("null.nii.gz", "is not a regular file."),
+        ("/dev/null", "is a file, not a folder."),
+    ):
+        words = [str(scan), str(tmp_path / name), "--model", str(tiny_model)]
+        assert segment_command.main(words) == 2, name
+        (line,) = capsys.readouterr().err.splitlines()
+        assert answer in line
+    assert checksums(tmp_path) == before
+    for name in ("a.b", "v1.2", "study.v2"):
+        assert segment_command.main([str(scan), str(tmp_path / name), "--model", "nope"]) == 6
+
+
 def test_own_outputs_are_replaced_but_are_no_inputs(tmp_path, head, tiny_model, capsys):
     """Output folder = input folder, twice; hidden files of macOS are no images."""
     write_scan(tmp_path / "scan.nii.gz", head)

@@ -15,6 +15,9 @@ from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 from siam_bids.support.text import load_json
 
+_ANY = ("Query.ANY", "*")
+"""What a filter file says for any value."""
+
 
 def filters_for(suffix: str, query: Query) -> dict[str, Any]:
     """Turn a query into pybids filters for one suffix; filter-file entries refine it.
@@ -32,7 +35,8 @@ def filters_for(suffix: str, query: Query) -> dict[str, Any]:
         filters["session"] = list(query.sessions)
     for kind, requested in query.filters.items():
         wanted = requested.get("suffix", suffix)
-        named = suffix in (wanted if isinstance(wanted, list) else [wanted])
+        wanted = wanted if isinstance(wanted, list) else [wanted]
+        named = any(each in (suffix, *_ANY) for each in wanted)
         if kind.lower() in (suffix.lower(), "anat") and not named:
             raise DatasetError(
                 f"The filter {printable(kind)!r} is for {suffix} images, but wants the suffix "
@@ -73,7 +77,7 @@ def _requested(place: str, value: Any) -> Any:
         return [_requested(place, item) for item in value]
     if value is None or value == "Query.NONE":
         return Match.NONE
-    if value in ("Query.ANY", "*"):
+    if value in _ANY:
         return Match.ANY
     if value == "Query.OPTIONAL":
         return Match.OPTIONAL

@@ -69,9 +69,10 @@ def _group(config: RunConfig) -> int:
     chosen = _changed_query_options(config.query)
     if chosen:
         logger.warning(
-            "The group level takes all scans of %s: %s has no effect there. See --exclude.",
+            "The group level takes all scans of %s; without effect there: %s. "
+            "--exclude leaves scans out.",
             config.output_dir,
-            " and ".join(chosen),
+            ", ".join(chosen),
         )
     group = run_group(replace(config, level="group"))
     print(f"{len(group.wide)} scans. Open {config.output_dir / 'group.html'} in a browser.")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query
+from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query, is_checkpoint_name
 from siam_bids.errors import UsageError
-
-_CHECKPOINT = re.compile(r"\w[\w.+-]*\.(pth|safetensors)")
 
 
 def add_folders(top: argparse.ArgumentParser) -> None:
@@ -169,7 +166,7 @@ def inference_of(arguments: argparse.Namespace) -> Inference:
         raise UsageError(
             "--no-interpolation contradicts --voxel-size and --scale.", "Give one of them."
         )
-    if arguments.checkpoint and not _CHECKPOINT.fullmatch(arguments.checkpoint):
+    if not is_checkpoint_name(arguments.checkpoint):
         raise UsageError(
             f"--checkpoint {arguments.checkpoint!r} names no .pth or .safetensors file.",
             "Give the name alone, for example checkpoint_best.pth.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,13 @@ from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
 from siam_bids.support.atomic_files import write_json
+from siam_bids.support.folders import check_folder
 from siam_bids.support.text import is_listed
 
 logger = logging.getLogger(__name__)
+
+_ENDING = re.compile(r"\.(?!v\d)[A-Za-z][A-Za-z0-9]{1,4}")
+"""Of a file; `.2` and `.v12` end names of folders too."""
 
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh")
 
@@ -79,6 +84,8 @@ class Output:
         """
         there = [path for path in self.files if is_listed(path)]
         for path in there:
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise UsageError(f"The output {path} is not a regular file.", "Give another.")
             if path.exists() and _inode(path) in inputs:
                 raise UsageError(f"The output {path} would replace an input.", "Give another.")
         if there and not made_by_us(self.beside(".json")):
@@ -86,6 +93,27 @@ class Output:
                 f"The output {there[0]} exists and was not made by {PIPELINE}.",
                 "Give another, or remove it.",
             )
+
+
+def check_target(target: Path) -> None:
+    """Refuse an output that is neither a NIfTI name nor a folder, before anything is segmented.
+
+    Raises
+    ------
+    UsageError
+        Its name ends as that of another kind of file, or a file is in its place or above it.
+    """
+    if target.name.endswith((".nii", ".nii.gz")):
+        check_folder(target.absolute().parent, "output folder")
+        if target.exists() and not target.is_file() and not target.is_dir():
+            raise UsageError(f"The output {target} is not a regular file.", "Give another.")
+        return
+    check_folder(target, "output")
+    if not target.exists() and _ENDING.fullmatch(target.suffix):
+        raise UsageError(
+            f"The output {target} ends in {target.suffix}, but label maps are written as NIfTI.",
+            "Give it the ending .nii.gz, or the name of a folder.",
+        )
 
 
 def _inode(path: Path) -> tuple[int, int]:
@@ -150,6 +178,7 @@ def segment_files(
     images = list_images(source)
     if source.is_dir() and target.name.endswith((".nii", ".nii.gz")):
         raise UsageError(f"{source} is a folder, {target} is not.", "Give an output folder.")
+    check_target(target)
     inputs = {_inode(image) for image in images if image.exists()}
     writers = Counter(Output.of(image, target) for image in images)
     record = find_model(model, model_dirs, inference.checkpoint).with_options(inference)

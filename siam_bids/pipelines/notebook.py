@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
+import math
+import numbers
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +16,7 @@ import pandas as pd
 import torch
 
 from siam_bids.bids.writers import nifti_image, save_segmentation
-from siam_bids.config import Inference
+from siam_bids.config import Inference, is_checkpoint_name
 from siam_bids.errors import UsageError, did_you_mean
 from siam_bids.image import grid
 from siam_bids.image.grid import Volume
@@ -29,6 +31,7 @@ from siam_bids.reports.mosaics import cut, mosaic
 
 _DEVICES = ("auto", "cpu", "cuda", "mps")
 _PRECISIONS = ("auto", "float32", "bfloat16")
+_ENGINES = ("auto", "torch", "openvino")
 _SLICES = 6
 
 
@@ -178,12 +181,21 @@ def segment(
     siam_bids.errors.UsageError: segment has no option voxelsize. Did you mean voxel_size?
     """
     inference = _inference(device, options)
+    if not _whole(threads):
+        raise UsageError(f"threads={threads!r} is no whole number.", "Give 1 or more, or 0.")
     if threads < 0:
         raise UsageError(f"threads={threads} is negative.", "Give 1 or more, or 0 for all.")
+    if not isinstance(model, str | Path):
+        raise UsageError(f"model={model!r} is no name and no path.", 'For example "compact".')
     if isinstance(image, Volume):
         scan = image
     elif isinstance(image, str | Path):
         scan = load_volume(Path(image), index=inference.volume)
+    elif not isinstance(image, nib.spatialimages.SpatialImage):
+        raise UsageError(
+            f"segment takes no {type(image).__name__}.",
+            "Give a path, an image of nibabel, or siam_bids.Volume: the voxels with their grid.",
+        )
     else:
         scan = as_volume(image, Path(image.get_filename() or "the image"), inference.volume)
     record = find_model(str(model), search_path(os.environ)).with_options(inference)
@@ -212,14 +224,51 @@ def _inference(device: str, options: dict[str, Any]) -> Inference:
     for name, value, allowed in (
         ("device", device, _DEVICES),
         ("precision", options.get("precision", "auto"), _PRECISIONS),
+        ("engine", options.get("engine", "auto"), _ENGINES),
     ):
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise UsageError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
-    for name in ("voxel_size", "scale"):
-        value = options.get(name)
-        if value is not None and not 0 < value < 1000:
-            raise UsageError(f"{name}={value!r} is not above 0 and below 1000.")
+    _check_numbers(options)
+    _check_switches(options)
     folds = options.get("folds", ())
-    if isinstance(folds, str):
+    if not isinstance(folds, list | tuple | range):
         raise UsageError(f"folds={folds!r} is not a list of folds.", f'Write folds=("{folds}",).')
+    checkpoint = options.get("checkpoint", "")
+    if not isinstance(checkpoint, str) or not is_checkpoint_name(checkpoint):
+        raise UsageError(
+            f"checkpoint={checkpoint!r} is no name of a checkpoint.",
+            "For example checkpoint_best.pth.",
+        )
     return Inference(**{**options, "folds": tuple(map(str, folds))})
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    for name, default, most in (
+        ("voxel_size", None, 1000),
+        ("scale", 1.0, 1000),
+        ("memory", None, math.inf),
+    ):
+        value: Any = options.get(name, default)
+        if value is None and default is None:
+            continue
+        if not _real(value) or not 0 < value < most:
+            limit = f" and below {most}" if most < math.inf else ""
+            raise UsageError(f"{name}={value!r} is not above 0{limit}.")
+    volume = options.get("volume")
+    if volume is not None and not (_whole(volume) and volume >= 0):
+        raise UsageError(f"volume={volume!r} is no whole number from 0.", "Volumes count from 0.")
+
+
+def _check_switches(options: dict[str, Any]) -> None:
+    for name in ("interpolate", "intensities", "upright", "low_memory", "mirror"):
+        value = options.get(name, False)
+        if not (isinstance(value, bool) or (name == "mirror" and value is None)):
+            raise UsageError(f"{name}={value!r} is not True or False.")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
