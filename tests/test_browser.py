@@ -346,7 +346,7 @@ def test_viewer_says_so_where_there_is_no_webgl(tab, output):
     tab.goto((output / "sub-07.html").as_uri())
     tab.click(".explorer summary")
     tab.wait_for_selector(".explorer canvas", state="detached")
-    assert "offers no WebGL2" in tab.inner_text(".explorer")
+    assert "needs WebGL2, which this browser does not support" in tab.inner_text(".explorer")
 
 
 def test_markup_in_names_stays_text(tab, output):
