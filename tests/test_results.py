@@ -21,7 +21,7 @@ from siam_bids.bids.status import declare, failed_scans, to_do
 from siam_bids.cli import segment
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
-from siam_bids.inference.cascade import ChainSegmenter
+from siam_bids.inference.cascade import CascadeSegmenter
 from siam_bids.pipelines.group import run_group
 from siam_bids.pipelines.participant import rebuild_reports, run_participant, save_results
 from siam_bids.pipelines.verify import verify
@@ -364,7 +364,7 @@ def test_a_scan_that_another_run_finished_meanwhile_stays(raw, models, tmp_path,
     """Run B goes from start to end while run A segments; then A would write."""
     first, second = (run_config(raw, tmp_path / "out", model) for model in models)
     second = first if same else second
-    segment = ChainSegmenter.segment
+    segment = CascadeSegmenter.segment
 
     def interrupted(self, volume, **options):
         monkeypatch.undo()
@@ -373,7 +373,7 @@ def test_a_scan_that_another_run_finished_meanwhile_stays(raw, models, tmp_path,
         return segment(self, volume, **options)
 
     states: list[dict[str, str]] = []
-    monkeypatch.setattr(ChainSegmenter, "segment", interrupted)
+    monkeypatch.setattr(CascadeSegmenter, "segment", interrupted)
     summary = run_participant(first)
     assert checksums(tmp_path / "out" / "sub-01") == states[0]
     if same:
@@ -603,3 +603,78 @@ def test_files_record_their_checksums_and_an_interrupted_run_is_finished(
     assert about["Outputs"] == {name: f"sha256:{value}" for name, value in found.items()}
     assert about["ResultsVersion"] == 2
     assert len(found) == 4
+
+
+def test_an_edited_map_of_a_file_stays_without_overwrite(raw, tiny_model, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = [str(raw / "sub-01/anat/sub-01_T1w.nii.gz"), str(out), "--model", str(tiny_model)]
+    words += ["--device", "cpu"]
+    assert segment.main(words) == 0
+    path = out / "sub-01_T1w_dseg.nii.gz"
+    mine = edit_map(path)
+    assert segment.main(words) == 1
+    said = f"The output {path} was changed since it was written. Keep it elsewhere; --overwrite"
+    assert said in capsys.readouterr().err
+    assert path.read_bytes() == mine
+    assert segment.main([*words, "--overwrite"]) == 0
+    assert path.read_bytes() != mine
+
+
+def test_files_without_a_sidecar_of_their_scan_are_named(study, tmp_path, capsys):
+    raw, out = study(tmp_path, people=3, odd="")
+    names = next(finished_scans(out))
+    sidecar(names.segmentation).unlink()
+    words = [str(raw), str(out)]
+    assert cli.main([*words, "participant", "--verify"]) == 1
+    assert "sub-01_desc-T1w_qc.tsv has no sidecar of its scan" in capsys.readouterr().out
+    assert cli.main([*words, "participant", "--verify", "--participant-label", "02"]) == 0
+    assert cli.main([*words, "participant", "--verify", "--participant-label", "02", "77"]) == 1
+    assert "WRONG sub-77: it has no results in this folder" in capsys.readouterr().out
+    assert cli.main([*words, "group"]) == 1
+    assert "_qc.tsv has no sidecar of its scan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--formula", "~ age +"], "--formula"),
+        (["--exclude", "age=>50"], "--exclude 'age=>50' has an unknown sign. Write >=."),
+        (["--exclude", "age<>50"], "has an unknown sign. Write !=."),
+        (["--ratings", "absent.tsv"], "The ratings absent.tsv do not exist."),
+    ],
+)
+def test_options_of_the_group_are_checked_before_segmentation(
+    raw, tmp_path, tiny_model, options, said, capsys
+):
+    words = [str(raw), str(tmp_path / "out"), "participant", "group", "--model", str(tiny_model)]
+    assert cli.main([*words, *options]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rules_and_ratings_that_name_no_scan_are_said(study, tmp_path, caplog):
+    raw, out = study(tmp_path, people=3, odd="")
+    (out / "group_ratings.tsv").write_text("scan\trating\nsub-01_T1w\tpass\nsub-99_T1w\tfail\n")
+    assert cli.main([str(raw), str(out), "group", "--exclude", "rating=fail"]) == 0
+    said = caplog.text
+    assert "--exclude rating = fail matches no scan." in said
+    assert "The ratings name scans without results: sub-99_T1w." in said
+
+
+def test_group_writes_into_a_folder_whose_name_is_no_utf8(study, tmp_path):
+    raw, out = study(tmp_path, people=3, odd="")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/out\xff"))
+    try:
+        out.rename(odd)
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    assert cli.main([str(raw), str(odd), "group"]) == 0
+    assert (odd / "group_qc.parquet").is_file()
+
+
+def test_a_label_table_without_a_column_is_told_in_words(study, tmp_path, capsys):
+    raw, out = study(tmp_path, people=2, odd="")
+    (out / LABEL_TABLE).write_text("index\tname\n0\tx\n")
+    assert cli.main([str(raw), str(out), "group"]) == 3
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be read as a label table: it has no column abbreviation." in said

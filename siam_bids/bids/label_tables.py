@@ -83,12 +83,18 @@ def read_label_table(root: Path) -> LabelTable:
         )
         _ = [label.rgb for label in labels]  # colours are no colours if this fails
         return LabelTable(labels)
-    except (OSError, ValueError, KeyError, LabelError) as error:
+    except KeyError as error:
+        raise _unreadable(path, f"it has no column {error.args[0]}") from error
+    except (OSError, ValueError, LabelError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).removesuffix(".")
-        raise DatasetError(
-            f"{path} cannot be read as a label table: {reason}.",
-            "Remove it and run the participant level, which rewrites it.",
-        ) from error
+        raise _unreadable(path, str(reason)) from error
+
+
+def _unreadable(path: Path, reason: str) -> DatasetError:
+    return DatasetError(
+        f"{path} cannot be read as a label table: {reason}.",
+        "Remove it and run the participant level, which rewrites it.",
+    )
 
 
 def _role_of(row: Mapping[str, str], known: Mapping[str, Label]) -> str:

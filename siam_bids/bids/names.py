@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +152,23 @@ def stray_results(root: Path) -> Iterator[Path]:
     for path, names in _declared(root, "*"):
         if names is None and not path.name.startswith("."):
             yield path
+
+
+_OUTPUT = re.compile(
+    r"(?P<stem>sub-.+?)_((seg-siam|label-brain|seg-siam_label-[^_]+)_)?desc-(?P<desc>[^_]+)_"
+    r"(dseg\.nii\.gz|mask\.nii\.gz|probseg\.nii\.gz|volumes\.tsv|qc\.tsv)"
+)
+
+
+def undeclared_results(root: Path, subject: str = "*") -> Iterator[Path]:
+    """Yield the first file of each scan that has files but no sidecar which declares it."""
+    seen = set()
+    for path in sorted(root.glob(f"sub-{subject}/**/anat/sub-*_desc-*")):
+        if found := _OUTPUT.fullmatch(path.name):
+            declared = path.with_name(f"{found['stem']}_seg-siam_desc-{found['desc']}_dseg.json")
+            if declared not in seen and not declared.exists():
+                yield path
+            seen.add(declared)
 
 
 def _declared(root: Path, subject: str) -> Iterator[tuple[Path, ScanNames | None]]:

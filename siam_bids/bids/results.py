@@ -161,6 +161,11 @@ def misplaced(path: Path) -> str:
     return f"{place} is not named or placed as siam-bids does it: a copied or renamed file?"
 
 
+def undeclared(path: Path) -> str:
+    """Return what is wrong with a file of a scan without sidecar, see `undeclared_results`."""
+    return f"{path.name} has no sidecar of its scan (*_dseg.json): interrupted, or removed?"
+
+
 def _stamp(names: ScanNames) -> tuple[int, ...]:
     """Tell one sidecar from its successor; empty if there is none."""
     with suppress(OSError):

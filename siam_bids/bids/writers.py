@@ -136,7 +136,8 @@ def save_table(
     path = root / f"{name}.tsv"
     batch.write_text(path, _as_tsv(table))
     batch.write_json(sidecar(path), described)
-    table.to_parquet(batch.scratch(path.with_suffix(".parquet")), index=False)
+    with batch.scratch(path.with_suffix(".parquet")).open("wb") as stream:
+        table.to_parquet(stream, index=False)  # a path need not be UTF-8
 
 
 def save_phenotype(

@@ -55,6 +55,11 @@ def _run(argv: list[str]) -> int:
         return _verify(config)
     if arguments.boilerplate_only or config.dry_run:
         return _participant(config, arguments)
+    if "group" in arguments.analysis_level:
+        with quick_imports():
+            from siam_bids.pipelines.group import check_options
+
+        check_options(config)  # before hours of segmentation
     codes = [
         _group(config) if level == "group" else _participant(config, arguments)
         for level in dict.fromkeys(arguments.analysis_level)

@@ -47,6 +47,7 @@ def _run(argv: list[str]) -> int:
         device=arguments.device,
         threads=arguments.threads,
         inference=inference_of(arguments),
+        overwrite=arguments.overwrite,
     )
     for path in written:
         print(path)
@@ -79,6 +80,11 @@ def parser() -> CommandLine:
         "--n-cpus", "-nbthread", dest="threads", type=at_least(0, MOST_CPUS), default=0,
         metavar="N", help="CPU threads (default: all)",
     )  # fmt: skip
+    top.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="also replace earlier results that were changed since they were written",
+    )
     add_inference_options(top)
     top.add_common_options()
     return top

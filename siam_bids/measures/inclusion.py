@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import operator
 import re
@@ -15,6 +16,8 @@ import pandas as pd
 from siam_bids.errors import UsageError
 from siam_bids.measures.outliers import check_columns
 from siam_bids.support.tsv import MISSING, as_number
+
+logger = logging.getLogger(__name__)
 
 INCLUDED = "included"
 EXCLUDED_BECAUSE = "excluded_because"
@@ -31,6 +34,9 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+
+
+_MISWRITTEN = {"=>": ">=", "=<": "<=", "<>": "!=", "><": "!="}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +62,8 @@ class Exclusion:
                 f"--exclude {text!r} is not a comparison.",
                 "For example rating=fail, flag!=pass, 'snr_WM<5'.",
             )
+        if meant := _MISWRITTEN.get(found[2] + found[3][0]):
+            raise UsageError(f"--exclude {text!r} has an unknown sign.", f"Write {meant}.")
         return cls(column=found[1], sign=found[2].replace("==", "="), value=found[3])
 
     def __str__(self) -> str:
@@ -96,7 +104,10 @@ def exclusions(table: pd.DataFrame, rules: Sequence[str]) -> dict[str, str]:
     check_columns(table, [rule.column for rule in parsed], "--exclude", empty=True)
     excluded: dict[str, str] = {}
     for rule in parsed:
-        for scan in table.loc[rule.applies(table), "scan"]:
+        concerned = table.loc[rule.applies(table), "scan"]
+        if concerned.empty:
+            logger.warning("--exclude %s matches no scan.", rule)
+        for scan in concerned:
             excluded[scan] = f"{excluded[scan]}; {rule}" if scan in excluded else str(rule)
     if len(excluded) == len(table):
         raise UsageError(f"--exclude {' '.join(map(str, rules))} leaves no scan.")

@@ -13,7 +13,7 @@ import torch
 
 from siam_bids.bids.label_tables import save_label_table
 from siam_bids.bids.ownership import PIPELINE, made_by_us
-from siam_bids.bids.status import declare
+from siam_bids.bids.status import changed_outputs, declare
 from siam_bids.bids.writers import save_segmentation, save_volumes
 from siam_bids.config import Inference
 from siam_bids.errors import ImageError, ModelError, SiamError, UsageError
@@ -25,7 +25,7 @@ from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
-from siam_bids.support.atomic_files import write_json
+from siam_bids.support.atomic_files import read_json, write_json
 from siam_bids.support.folders import check_folder
 from siam_bids.support.text import is_listed
 
@@ -69,7 +69,7 @@ class Output:
         beside = (".tsv", "_volumes.tsv", "_volumes.json", ".json")
         return [self.segmentation, *map(self.beside, beside)]
 
-    def check(self, inputs: Collection[tuple[int, int]]) -> None:
+    def check(self, inputs: Collection[tuple[int, int]], *, overwrite: bool = False) -> None:
         """Look at what is there before anything is written.
 
         Parameters
@@ -77,10 +77,14 @@ class Output:
         inputs
             Identity of the input files: device and inode.
 
+        overwrite
+            Replace own files that were changed since they were written.
+
         Raises
         ------
         UsageError
-            A file that would be written is an input, or exists and was not made by this app.
+            A file that would be written is an input, or exists and was not made by this app, or
+            was changed since.
         """
         there = [path for path in self.files if is_listed(path)]
         for path in there:
@@ -92,6 +96,13 @@ class Output:
             raise UsageError(
                 f"The output {there[0]} exists and was not made by {PIPELINE}.",
                 "Give another, or remove it.",
+            )
+        folder = self.segmentation.parent
+        changed = [] if overwrite else changed_outputs(folder, read_json(self.beside(".json")))
+        if changed:
+            raise UsageError(
+                f"The output {folder / changed[0]} was changed since it was written.",
+                "Keep it elsewhere; --overwrite replaces it.",
             )
 
 
@@ -157,6 +168,7 @@ def segment_files(
     device: str,
     threads: int,
     inference: Inference,
+    overwrite: bool = False,
 ) -> tuple[list[Path], dict[str, str]]:
     """Segment an image, or every image of a folder.
 
@@ -189,7 +201,7 @@ def segment_files(
     for image in images:
         output = Output.of(image, target)
         try:
-            output.check(inputs)
+            output.check(inputs, overwrite=overwrite)
             if writers[output] > 1:
                 raise UsageError(
                     f"Other images have the same output {output.segmentation.name}.",

@@ -15,14 +15,15 @@ from siam_bids.bids.covariates import acquisition_times, read_covariates
 from siam_bids.bids.index import subjects
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.metadata import SCANNER, scanner_metadata
-from siam_bids.bids.names import stray_results
+from siam_bids.bids.names import stray_results, undeclared_results
 from siam_bids.bids.ownership import check_output_folder
-from siam_bids.bids.results import ScanResult, misplaced, read_results
+from siam_bids.bids.results import ScanResult, misplaced, read_results, undeclared
 from siam_bids.bids.status import sweep_root
 from siam_bids.bids.writers import remove_table, save_phenotype, save_resources, save_table
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
+from siam_bids.measures.formula import parse
 from siam_bids.measures.group_tables import (
     ADJUSTED,
     ENTITY_COLUMNS,
@@ -41,7 +42,7 @@ from siam_bids.measures.harmonization import (
     NO_EFFECTS,
     harmonize,
 )
-from siam_bids.measures.inclusion import PROTOCOL, exclusions, protocols, with_inclusion
+from siam_bids.measures.inclusion import PROTOCOL, Exclusion, exclusions, protocols, with_inclusion
 from siam_bids.measures.outliers import find_outliers
 from siam_bids.measures.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
@@ -122,6 +123,7 @@ def run_group(config: RunConfig) -> GroupSummary:
     results = found.usable
     left_out = {names.name: reason for names, reason in found.unusable.items()}
     left_out |= {path.as_posix(): misplaced(path) for path in stray_results(root)}
+    left_out |= {path.as_posix(): undeclared(path) for path in undeclared_results(root)}
     for reason in left_out.values():
         logger.warning("Left out: %s", reason)
     if not results:
@@ -170,11 +172,30 @@ def run_group(config: RunConfig) -> GroupSummary:
     return GroupSummary(wide=group.wide, left_out=left_out, pages=pages)
 
 
+def check_options(config: RunConfig) -> None:
+    """Check the options of the group level as far as possible without results.
+
+    Raises
+    ------
+    UsageError
+        The formula or a rule of exclusion cannot be read, or the ratings.
+    """
+    if config.formula:
+        parse(config.formula)
+    for rule in config.exclude:
+        Exclusion.parse(rule)
+    if config.ratings:
+        _ratings(config.ratings, required=True)
+
+
 def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig) -> GroupTables:
     """Make every table from the results of all scans."""
     keys = _keys(results)
     quality = _quality_table(keys, results)
     ratings = _ratings(config.ratings or config.output_dir / RATINGS, required=bool(config.ratings))
+    unknown = sorted({*ratings["scan"].dropna()} - {*keys["scan"]})
+    if unknown:
+        logger.warning("The ratings name scans without results: %s.", some(unknown))
     quality = _with_scanners(quality, results, config)
     described = keys.merge(quality[["scan", "flag"]], on="scan").merge(
         ratings, on="scan", how="left"

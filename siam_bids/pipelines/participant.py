@@ -285,6 +285,8 @@ class _ScanLoop:
 
     def _fail(self, scan: Scan, error: Exception) -> None:
         if fatal(error) or self.config.stop_on_first_crash:
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(self.config.output_dir)
             raise error
         names = self.checklist.names(scan)
         self.summary.failed[scan.name] = record_failure(

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from siam_bids.bids.label_tables import read_label_table
-from siam_bids.bids.names import ScanNames, finished_scans, sidecar, stray_results
-from siam_bids.bids.results import misplaced, read_result
+from siam_bids.bids.names import (
+    ScanNames,
+    finished_scans,
+    sidecar,
+    stray_results,
+    undeclared_results,
+)
+from siam_bids.bids.results import misplaced, read_result, undeclared
 from siam_bids.bids.status import OUTPUTS, changed_outputs, missing_outputs
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError
@@ -58,13 +66,22 @@ def verify(config: RunConfig) -> Verification:
         if (not query.participants or names.subject in query.participants)
         and (not query.sessions or names.session in query.sessions)
     ]
-    if not scans:
+    orphans = [
+        path
+        for path in undeclared_results(root)
+        if _asked(query.participants, "sub-", path) and _asked(query.sessions, "ses-", path)
+    ]
+    if not scans and not orphans:
         raise DatasetError(
             f"{root} holds no segmentations.", "Run the participant level on it first."
         )
     labels, found = read_label_table(root), Verification()
     if not query.participants and not query.sessions:
         found.wrong |= {path.name: [misplaced(path)] for path in stray_results(root)}
+    found.wrong |= {path.name: [undeclared(path)] for path in orphans}
+    people = {path.name.removeprefix("sub-") for path in root.glob("sub-*") if path.is_dir()}
+    for label in sorted({*query.participants} - people):
+        found.wrong[f"sub-{label}"] = ["it has no results in this folder"]
     for names in scans:
         wrong = list(_wrong(names, labels))
         if wrong:
@@ -74,6 +91,12 @@ def verify(config: RunConfig) -> Verification:
         else:
             found.unrecorded.append(names.name)
     return found
+
+
+def _asked(labels: Sequence[str], prefix: str, path: Path) -> bool:
+    """Return whether a file is of the participants or sessions asked for; all if none are named."""
+    pieces = path.name.split("_")
+    return not labels or any(prefix + label in pieces for label in labels)
 
 
 def _wrong(names: ScanNames, labels: LabelTable) -> list[str]:

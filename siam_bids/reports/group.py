@@ -140,7 +140,7 @@ def _group_data(
         )
     where = str(root.resolve())
     return {
-        "id": hashlib.sha256(f"{title}\n{where}".encode()).hexdigest()[:16],
+        "id": hashlib.sha256(f"{title}\n{where}".encode(errors="surrogatepass")).hexdigest()[:16],
         "scans": {
             "name": wide["scan"].tolist(),
             "subject": wide["participant_id"].tolist(),
