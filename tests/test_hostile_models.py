@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_model, write_raw
+from safetensors.torch import save_file
 from test_safety import ASKING, WRITES, written
 
 from siam_bids import cli
@@ -26,6 +27,37 @@ from siam_bids.models.folder import BEST, CHECKPOINT, CONVERTED, fold_weights
 from siam_bids.models.registry import find_model
 from siam_bids.nnunet.checkpoints import Checkpoint, convert_checkpoints, load_weights
 from siam_bids.nnunet.model import NnunetModel
+
+
+@pytest.mark.parametrize("stored", [CHECKPOINT, CONVERTED])
+@pytest.mark.parametrize("spoil", [lambda w: w * 1j, lambda w: w * float("nan")])
+def test_weights_that_are_no_finite_numbers_are_refused_at_open(tmp_path, stored, spoil):
+    folder = write_model(tmp_path / "m")
+    path = folder / "fold_0" / CHECKPOINT
+    content = torch.load(path, weights_only=True)
+    weights = content["network_weights"]
+    content["network_weights"] = {
+        name: spoil(value) if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
+    torch.save(content, path)
+    if stored == CONVERTED:
+        notes = {"aliases": "{}", "mirror_axes": "[]", "configuration": ""}
+        whole = {name: value.clone() for name, value in content["network_weights"].items()}
+        save_file(whole, path.with_name(CONVERTED), notes)
+        path.unlink()
+    with pytest.raises(ModelError, match="holds weights that are not finite real numbers"):
+        NnunetModel.open(folder)
+
+
+def test_one_weight_that_is_no_number_is_refused_when_it_is_read(tmp_path):
+    path = write_model(tmp_path / "m") / "fold_0" / CHECKPOINT
+    content = torch.load(path, weights_only=True)
+    list(content["network_weights"].values())[-1].view(-1)[-1] = float("inf")
+    torch.save(content, path)
+    with pytest.raises(ModelError, match="holds weights that are not finite real numbers"):
+        load_weights(path)
+
 
 PROOF = "PROOF"
 """Stands in the hostile plans for a file that they would write."""

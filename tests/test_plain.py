@@ -18,8 +18,10 @@ from siam_bids.inference.cost import load_of
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.inference.sliding_window import predict_tiled
 from siam_bids.models.folder import CHECKPOINT, CONVERTED
+from siam_bids.models.registry import find_model
 from siam_bids.nnunet.checkpoints import convert_checkpoints, mirror_axes
 from siam_bids.nnunet.model import NnunetModel, empty_network
+from siam_bids.pipelines.provenance import made_from
 from siam_bids.support.atomic_files import sha256
 
 CPU = torch.device("cpu")
@@ -109,6 +111,21 @@ def test_an_output_that_cannot_be_written_is_refused_before_segmenting(
     assert checksums(tmp_path) == before
     for name in ("a.b", "v1.2", "study.v2"):
         assert segment_command.main([str(scan), str(tmp_path / name), "--model", "nope"]) == 6
+
+
+def test_a_volume_is_recorded_only_where_there_are_several(tmp_path, head):
+    """Else a 3-D scan would be segmented again when --volume is given or left out."""
+    one = write_scan(tmp_path / "one.nii.gz", head)
+    image = nib.load(one)
+    for name, count in (("single.nii.gz", 1), ("four.nii.gz", 4)):
+        data = np.repeat(np.asarray(image.dataobj)[..., None], count, axis=3)
+        nib.save(nib.Nifti1Image(data, image.affine), tmp_path / name)
+    record = find_model("compact")
+    for name, recorded in (("one", {}), ("single", {}), ("four", {"volume": 3})):
+        path = tmp_path / f"{name}.nii.gz"
+        made = made_from(path, "0", record, folds=1, options=Inference(volume=3))
+        assert made["Options"] == recorded
+    assert made_from(tmp_path / "none", "0", record, folds=1, options=Inference())["Options"] == {}
 
 
 def test_own_outputs_are_replaced_but_are_no_inputs(tmp_path, head, tiny_model, capsys):

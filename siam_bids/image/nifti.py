@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ def read_grid(path: Path, *, index: int | None = None) -> Grid:
         As `load_volume`, as far as the header shows.
     """
     return _grid(ImageFile.open(path), index)
+
+
+def has_volumes(path: Path) -> bool:
+    """Tell by its header whether an image holds several volumes.
+
+    Raises
+    ------
+    ImageError
+        As `load_volume`, as far as the header tells.
+    """
+    return math.prod(ImageFile.open(path).shape[3:]) > 1
 
 
 def load_volume(path: Path, *, index: int | None = None) -> Volume:

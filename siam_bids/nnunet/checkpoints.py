@@ -7,7 +7,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,16 @@ _BROKEN = (
 )
 """What reading a damaged or a hostile file may raise."""
 
+_REAL = {
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int32: "I32",
+    torch.int64: "I64",
+}
+"""Types that weights and counters may have, and their names in safetensors files."""
+
 _LARGEST_DESCRIPTION = 1 << 28  # bytes; training logs of 4000 epochs are 1 MB
 
 
@@ -101,10 +111,10 @@ class Checkpoint:
             try:
                 with safe_open(path, "pt") as content:
                     about = _metadata(content)
-                    shapes = {
-                        name: tuple(content.get_slice(name).get_shape())
-                        for name in content.keys()  # noqa: SIM118
-                    }
+                    slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+                    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+                    real = all(part.get_dtype() in _REAL.values() for part in slices.values())
+                    rows = [slices[name][:1] for name in shapes if shapes[name] and real]
                 shapes.update(
                     {name: shapes[original] for name, original in about["aliases"].items()}
                 )
@@ -115,9 +125,13 @@ class Checkpoint:
             content = _unpickled(path, mmap=True)
             weights = _named(path, content.get("network_weights"))
             shapes = {name: tuple(value.shape) for name, value in weights.items()}
+            real = all(value.dtype in _REAL for value in weights.values())
+            rows = [value[:1] for value in weights.values() if value.ndim]
             given = content.get("init_args")
             configuration = given.get("configuration", "") if isinstance(given, dict) else ""
             axes = content.get("inference_allowed_mirroring_axes") or ()
+        if not real or not _some_finite(rows):
+            raise ModelError(f"{path} holds weights that are not finite real numbers.")
         if not isinstance(configuration, str):
             raise ModelError(f"{path} does not say in which configuration it was trained.")
         known = isinstance(axes, list | tuple) and all(
@@ -136,6 +150,14 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
     ModelError
         The file is damaged, is not an nnU-Net checkpoint, or names more than tensors and numbers.
     """
+    weights = _read_weights(path)
+    for value in weights.values():
+        if value.dtype not in _REAL or not bool(value.isfinite().all()):
+            raise ModelError(f"{path} holds weights that are not finite real numbers.")
+    return weights
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     regular_file(path, ModelError)
     if path.suffix != ".safetensors":
         return _named(path, _unpickled(path).get("network_weights"))
@@ -146,6 +168,12 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         return {**tensors, **{name: tensors[original] for name, original in aliases.items()}}
     except _BROKEN as error:
         raise ModelError(f"{path} is damaged: {_plain(error)}.") from error
+
+
+def _some_finite(rows: Sequence[torch.Tensor]) -> bool:
+    """Tell whether any array of weights begins with a finite number, by its first row."""
+    first = [row.flatten()[:1] for row in rows if row.is_floating_point() and row.numel()]
+    return not first or any(bool(value.isfinite()) for value in first)
 
 
 def mirror_axes(path: Path) -> tuple[int, ...]:

@@ -227,7 +227,9 @@ def _segment_file(
     segmentation, labels = found.segmentation, found.segmentation.labels
     about = {
         "Source": str(image),
-        **made_from(checksum, record, folds=segmenter.cascade.folds, options=segmenter.options),
+        **made_from(
+            image, checksum, record, folds=segmenter.cascade.folds, options=segmenter.options
+        ),
         **found_in(volume, found, segmenter.loads),
     }
     declared = output.beside(".json")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from siam_bids import __version__
 from siam_bids.bids.status import RESULTS_VERSION
 from siam_bids.config import Inference
+from siam_bids.errors import SiamError
 from siam_bids.image.grid import Volume
+from siam_bids.image.nifti import has_volumes
 from siam_bids.inference.cost import Load
 from siam_bids.inference.prediction import Prediction
 from siam_bids.models.record import ModelRecord
@@ -16,14 +21,14 @@ from siam_bids.reports.methods_text import software_versions
 
 
 def made_from(
-    checksum: str, record: ModelRecord, *, folds: int, options: Inference
+    path: Path, checksum: str, record: ModelRecord, *, folds: int, options: Inference
 ) -> dict[str, Any]:
     """Say what goes into a label map: input, model, options and versions of the software.
 
     Parameters
     ----------
-    checksum
-        SHA-256 of the input file.
+    path, checksum
+        The input file and its SHA-256.
     folds
         Networks that label the whole head.
     """
@@ -32,9 +37,19 @@ def made_from(
         "ResultsVersion": RESULTS_VERSION,
         "Software": software_versions(),
         "Model": {**record.describe(), "Folds": folds},
-        "Options": options.changed(),
+        "Options": _effective(options, path).changed(),
         "InputSHA256": checksum,
     }
+
+
+def _effective(options: Inference, path: Path) -> Inference:
+    """Leave out the choice of a volume for an image that has only one."""
+    if options.volume is None:
+        return options
+    with suppress(SiamError, OSError):  # reading the image tells what is wrong with it
+        if not has_volumes(path):
+            return replace(options, volume=None)
+    return options
 
 
 def found_in(volume: Volume, prediction: Prediction, loads: Sequence[Load]) -> dict[str, Any]:

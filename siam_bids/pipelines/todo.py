@@ -127,7 +127,11 @@ class Checklist:
     def provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
         """Return the sidecar of a finished scan; `checksum` is that of its input."""
         made = made_from(
-            checksum, self.record, folds=self.cascade.folds, options=self.config.inference
+            scan.path,
+            checksum,
+            self.record,
+            folds=self.cascade.folds,
+            options=self.config.inference,
         )
         return {
             **ABOUT_LABELS,
