@@ -114,11 +114,16 @@ def estimate(
 _PROGRAM = 0.75e9  # bytes: interpreter, libraries
 _NEIGHBOURS = 24.0  # bytes per voxel of the next scan being read and the last being written
 _RESAMPLING = 24.0  # bytes per voxel of the network's grid: cubic splines in float64
-_CPU_RATE = 8e9  # multiply-adds a second and core, float32; 2 cores of an AMD EPYC gave 8.6e9
+_CPU_RATES = {"float32": 20e9, "bfloat16": 40e9}
+"""Multiply-adds a second and core.
+
+Measured: 20e9 to 29e9 on AMD EPYC cores with AVX2 alone; 64e9 to 108e9 in float32 and 140e9 to
+230e9 in bfloat16 on such cores with AVX-512 (benchmarks/engines.md).
+"""
 _GPU_RATE = 2e12
 _START = 30.0  # seconds until the first scan begins, from a slow shared disk
-_HANDLING = 1.5  # seconds to read, write and draw a scan of any size
-_HANDLING_PER_VOXEL = 3e-7
+_HANDLING = 3.0  # seconds to read, refine, write and draw a scan of any size
+_HANDLING_PER_VOXEL = 1.2e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +145,7 @@ class Load:
     precision
         Of the feature maps: `float32`, `float16` or `bfloat16`.
     lean
-        Whether `LeanUNet` or `Int8UNet` runs it.
+        Whether it is computed in pieces (`LeanUNet`), or by OpenVINO.
     on_cpu
         Else a GPU holds weights and feature maps.
     low_memory
@@ -227,7 +232,7 @@ class Load:
             len(tile_starts(length, edge, step))
             for length, edge in zip(shape, self.tile, strict=True)
         )
-        rate = _CPU_RATE * cpus if self.on_cpu else _GPU_RATE
+        rate = _CPU_RATES[self.precision] * cpus if self.on_cpu else _GPU_RATE
         handling = _HANDLING + _HANDLING_PER_VOXEL * voxels
         return handling + tiles * self.folds * self.flips * multiply_adds / rate
 
