@@ -200,7 +200,11 @@ def parser() -> CommandLine:
         help="segment only scans without results, or whose input, model or options changed "
         "(default)",
     )
-    again.add_argument("--overwrite", action="store_true", help="segment finished scans again")
+    again.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="segment finished scans again, and replace files that were changed by hand",
+    )
     how.add_argument(
         "-w",
         "--work-dir",

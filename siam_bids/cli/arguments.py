@@ -105,7 +105,7 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         default="",
         metavar="NAME",
         help="file of each fold to run, for example checkpoint_best.pth "
-        "(default: checkpoint_final.pth)",
+        "(default: checkpoint_final.pth, else checkpoint_best.pth)",
     )
     group.add_argument(
         "--mirror",
@@ -150,7 +150,7 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument("--mem-mb", type=_megabytes, dest="mem_gb", help=argparse.SUPPRESS)
     group.add_argument(
-        "--low-mem", action="store_true", help="keep the class scores on disk (--work-dir)"
+        "--low-mem", action="store_true", help="keep the class scores on disk, not in memory"
     )
 
 

@@ -41,7 +41,7 @@ class CommandLine(argparse.ArgumentParser):
             "--config-file",
             type=Path,
             metavar="FILE",
-            help='options in TOML, for example: suffix = ["T1w"]; the command line wins',
+            help="options in TOML, for example: verbose = 1; the command line wins",
         )
         more.add_argument(
             "--print-completion",
