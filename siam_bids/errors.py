@@ -57,12 +57,14 @@ class ModelError(SiamError):
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Return whether an error means out of memory; torch says so only in its message."""
+    """Return whether an error means out of memory; torch and the loader say so only in words."""
     words = ("not enough memory", "can't allocate", "bad_alloc", "can't start new thread")
+    unloaded = ("failed to map segment", "cannot allocate memory", "shared object descriptor")
     return (
         isinstance(error, MemoryError)
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+        or (isinstance(error, ImportError) and any(word in str(error).lower() for word in unloaded))
     )
 
 

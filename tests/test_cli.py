@@ -11,7 +11,7 @@ import pytest
 
 from siam_bids import __version__, cli
 from siam_bids.cli import app, console, export, models as models_command, segment, slurm, train
-from siam_bids.errors import UsageError
+from siam_bids.errors import UsageError, out_of_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -357,3 +357,18 @@ def test_what_the_machine_refuses_is_one_line_and_a_code(monkeypatch, capsys, er
     assert models_command.main(["list"]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (ImportError("libopenvino.so: failed to map segment from shared object"), True),
+        (ImportError("libx.so: cannot allocate memory in static TLS block"), True),
+        (ImportError("No module named 'openvino'"), False),
+        (RuntimeError("[enforce fail] not enough memory: you tried to allocate"), True),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+        (OSError(errno.ENOENT, "No such file"), False),
+    ],
+)
+def test_a_library_that_memory_is_too_small_to_load_is_out_of_memory(error, is_memory):
+    assert out_of_memory(error) is is_memory

@@ -44,7 +44,7 @@ def guarded(command: Callable[[list[str]], int], argv: Sequence[str] | None) -> 
     except SiamError as error:
         print(f"siam-bids: error: {_printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         if out_of_memory(error):
             print("siam-bids: error: Out of memory. Give the job more memory.", file=sys.stderr)
             return EXIT_SOME_SCANS_FAILED
