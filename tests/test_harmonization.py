@@ -98,7 +98,7 @@ def test_what_cannot_be_told_apart_is_refused_with_the_reason():
     for scans, message in (
         (few, r"a site needs 5 scans or more .* C has 4. .*example --exclude site=C."),
         (table[table["site"] == "A"], "there is one site only"),
-        (old[old["site"] != "C"], "site and age say nearly the same"),
+        (old[old["site"] != "C"], "site and age are nearly collinear"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             harmonize(scans, TISSUES, "site")

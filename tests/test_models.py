@@ -36,7 +36,7 @@ def test_the_default_model_is_the_mean_of_two():
     with pytest.raises(UsageError, match="Give one: --model compact-2mm or --model compact-1mm"):
         CascadeSegmenter(Cascade.open(record), torch.device("cpu"), Inference(interpolate=False))
     assert "averaged over the 2 networks" in methods_text([described])
-    assert "updated by the intensities of the scan" in methods_text([described])
+    assert "then refined with the scan's intensities" in methods_text([described])
     assert "averaged over" not in methods_text([find_model("compact-2mm").describe()])
 
 

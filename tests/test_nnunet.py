@@ -183,7 +183,9 @@ def test_all_probabilities_take_the_memory_of_one(tiny_model):
         assert probability.shape == shape
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 5 * data.nbytes  # with copies while axes are turned; all would take 18
+    assert (
+        peak < 5 * data.nbytes + 50_000
+    )  # and Python's own objects; with copies while axes are turned; all would take 18
 
 
 class Evil:

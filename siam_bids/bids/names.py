@@ -160,14 +160,15 @@ _OUTPUT = re.compile(
 )
 
 
-def undeclared_results(root: Path, subject: str = "*") -> Iterator[Path]:
-    """Yield the first file of each scan that has files but no sidecar which declares it."""
+def undeclared_results(root: Path, subject: str = "*") -> Iterator[tuple[str, Path]]:
+    """Yield name and first file of each scan that has files but no sidecar which declares it."""
     seen = set()
     for path in sorted(root.glob(f"sub-{subject}/**/anat/sub-*_desc-*")):
         if found := _OUTPUT.fullmatch(path.name):
             declared = path.with_name(f"{found['stem']}_seg-siam_desc-{found['desc']}_dseg.json")
             if declared not in seen and not declared.exists():
-                yield path
+                names = _names_of(root, declared)
+                yield (names.name if names else path.relative_to(root).as_posix()), path
             seen.add(declared)
 
 

@@ -122,8 +122,11 @@ def run_group(config: RunConfig) -> GroupSummary:
     found = read_results(root)
     results = found.usable
     left_out = {names.name: reason for names, reason in found.unusable.items()}
-    left_out |= {path.as_posix(): misplaced(path) for path in stray_results(root)}
-    left_out |= {path.as_posix(): undeclared(path) for path in undeclared_results(root)}
+    left_out |= {path.relative_to(root).as_posix(): misplaced(path) for path in stray_results(root)}
+    known = {*left_out, *(result.names.name for result in results)}  # another run may replace some
+    left_out |= {
+        name: undeclared(path) for name, path in undeclared_results(root) if name not in known
+    }
     for reason in left_out.values():
         logger.warning("Left out: %s", reason)
     if not results:

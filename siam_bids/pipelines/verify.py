@@ -68,7 +68,7 @@ def verify(config: RunConfig) -> Verification:
     ]
     orphans = [
         path
-        for path in undeclared_results(root)
+        for _, path in undeclared_results(root)
         if _asked(query.participants, "sub-", path) and _asked(query.sessions, "ses-", path)
     ]
     if not scans and not orphans:
