@@ -112,7 +112,7 @@ ASKING = {"sh", "hostname", "uname", "ldconfig", "fc-list"}
 
 def written(line: str) -> list[str]:
     """The paths that a traced call would change; links and renames have two."""
-    folder = re.search(r"AT_FDCWD<([^>]*)>", line)
+    folder = re.search(r"\((?:AT_FDCWD|\d+)<([^>]*)>", line)
     names = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
     return [str(Path(folder[1] if folder else "/") / name) for name in names]
 
