@@ -21,7 +21,7 @@ from siam_bids.config import Query, RunConfig
 from siam_bids.pipelines.group import run_group
 from siam_bids.pipelines.participant import run_participant
 from siam_bids.support.atomic_files import SCRATCH, _host, sweep
-from siam_bids.support.signals import EXIT_TRY_AGAIN, Stopped, stoppable
+from siam_bids.support.signals import EXIT_TRY_AGAIN
 
 STRESS = "SIAM_BIDS_STRESS" in os.environ  # minutes of both cores and 11 GB; else a light share
 KILLS = 50 if STRESS else 12
@@ -71,15 +71,24 @@ def test_a_signal_ends_a_long_computation_that_hears_nothing():
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
 def test_signals_raise_once_and_handlers_are_given_back(number, code):
-    outside = signal.signal(number, signal.SIG_DFL)  # whoever runs the tests may ignore it
-    try:
-        with pytest.raises(Stopped) as stop, stoppable(grace=60):  # noqa: PT012
-            os.kill(os.getpid(), number)
-            time.sleep(5)
-        assert stop.value.exit_code == code
-        assert signal.getsignal(number) == signal.SIG_DFL
-    finally:
-        signal.signal(number, outside)
+    """In a process of its own, which the signal may end if it is not heard."""
+    program = f"""
+import os, signal, time
+from siam_bids.support.signals import Stopped, stoppable
+signal.signal({int(number)}, signal.SIG_DFL)  # whoever runs the tests may ignore it
+try:
+    with stoppable(grace=60):
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(5)
+except Stopped as stop:
+    assert stop.exit_code == {code}
+    assert signal.getsignal({int(number)}) == signal.SIG_DFL
+    print("raised")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "raised\n"), done.stderr
 
 
 def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(tmp_path):
