@@ -94,15 +94,17 @@ def test_files_that_may_not_grow(limit, bids, straight, tiny_model, tmp_path):
 
 
 def test_memory_that_runs_out(bids, straight, tiny_model, tmp_path):
-    """With arrays of 100 MB and more, so that one of them is refused and nothing small."""
+    """With arrays of 100 MB and more, so that one of them is refused and nothing small.
+
+    OpenVINO, whose libraries alone take most of that, is left out of it.
+    """
     out = tmp_path / "out"
-    large = [*words(bids, out, tiny_model), "--scale", 5]
+    large = [*words(bids, out, tiny_model), "--scale", 5, "--engine", "torch"]
     code, lines = run(large, tmp_path / "log", memory=250_000_000)
     assert code == console.EXIT_SOME_SCANS_FAILED
-    words_of_end = [line for line in lines if line.startswith(("FAILED", "siam-bids: error"))]
-    assert words_of_end, lines
-    assert all("Out of memory." in line for line in words_of_end), lines
-    assert all("Out of memory." in line for line in lines if " failed: " in line), lines
+    said = [line for line in lines if " failed: " in line or line.startswith("siam-bids: error")]
+    assert said, lines
+    assert all("Out of memory." in line for line in said), lines
     assert not [line for line in lines if line.startswith("Traceback")]
     check_recovery(bids, out, tiny_model, straight)
 
