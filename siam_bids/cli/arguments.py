@@ -16,9 +16,8 @@ def add_folders(top: argparse.ArgumentParser) -> None:
     top.add_argument("output_dir", type=Path, help="folder of the derivative dataset")
 
 
-def add_query(top: argparse.ArgumentParser) -> None:
-    """Add what chooses scans."""
-    which = top.add_argument_group("which scans")
+def add_labels(which: argparse._ArgumentGroup) -> None:
+    """Add what chooses participants and sessions."""
     which.add_argument(
         "--participant-label",
         nargs="+",
@@ -34,6 +33,12 @@ def add_query(top: argparse.ArgumentParser) -> None:
         metavar="LABEL",
         help="sessions, with or without ses-",
     )
+
+
+def add_query(top: argparse.ArgumentParser) -> None:
+    """Add what chooses scans."""
+    which = top.add_argument_group("which scans")
+    add_labels(which)
     which.add_argument(
         "--suffix",
         nargs="+",

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from siam_bids.cli.arguments import labels_of
+from siam_bids.cli.arguments import add_labels, labels_of
 from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, quick_imports, start_logging
 from siam_bids.errors import UsageError
@@ -70,21 +70,7 @@ def parser() -> CommandLine:
     top.add_argument("target", choices=tuple(SUMMARIES), help="program to export for")
     top.add_argument("destination", type=Path, help="folder to write; new, or of this target")
     which = top.add_argument_group("which scans")
-    which.add_argument(
-        "--participant-label",
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="participants, with or without sub-",
-    )
-    which.add_argument(
-        "--session-label",
-        "--session-id",
-        nargs="+",
-        default=[],
-        metavar="LABEL",
-        help="sessions, with or without ses-",
-    )
+    add_labels(which)
     which.add_argument(
         "--reference",
         default="",
