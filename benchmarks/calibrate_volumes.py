@@ -25,7 +25,7 @@ from tqdm import tqdm
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Volume
 from siam_bids.image.labels import siam_labels
-from siam_bids.image.nifti import load_labels
+from siam_bids.image.loading import load_labels
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.folder import CHECKPOINT, first_weights
 from siam_bids.models.record import ModelRecord

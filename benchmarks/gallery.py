@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from siam_bids.image.labels import siam_labels
-from siam_bids.image.nifti import load_labels
+from siam_bids.image.loading import load_labels
 from siam_bids.synthesis.anatomy_changes import BoundaryMove
 from siam_bids.synthesis.label_maps import Anatomy, prepare_anatomy, source_table, tissues
 from siam_bids.synthesis.recipe import Recipe, draw_recipe

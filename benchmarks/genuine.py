@@ -329,7 +329,7 @@ def compare(folder: Path, whole: Path | None) -> None:
 
     from siam_bids.config import Inference
     from siam_bids.errors import SiamError
-    from siam_bids.image.nifti import load_volume
+    from siam_bids.image.loading import load_volume
     from siam_bids.inference.segmenter import NnunetSegmenter
     from siam_bids.nnunet.model import NnunetModel
 

@@ -185,7 +185,7 @@ def segment(
     """Segment the scan one way; write the labels; return seconds, peak memory and log lines."""
     import torch
 
-    from siam_bids.image.nifti import load_volume
+    from siam_bids.image.loading import load_volume
 
     volume = load_volume(head(folder) if small else SCAN)
     device = torch.device("cpu" if small else "cuda")

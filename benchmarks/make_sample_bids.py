@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 from torch.nn import functional
 
-from siam_bids.image.nifti import load_labels
+from siam_bids.image.loading import load_labels
 from siam_bids.synthesis.label_maps import prepare_anatomy, source_table
 from siam_bids.synthesis.recipe import Recipe, draw_recipe
 from siam_bids.synthesis.render import render

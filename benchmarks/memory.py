@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from siam_bids.config import Inference
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade
 from siam_bids.models.registry import find_model
 

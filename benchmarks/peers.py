@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from quality import BRAIN_TISSUES, FREESURFER, INDEX, dice, filled, freesurfer_masks, markdown
 
-from siam_bids.image.nifti import load_labels
+from siam_bids.image.loading import load_labels
 from siam_bids.models.registry import find_model
 
 MODELS = ("compact", "compact-2mm")

@@ -21,7 +21,7 @@ from quality import BRAIN_CLASSES, HELD_OUT, INDEX, Bench, dice, held_out_recipe
 
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Volume
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.models.registry import find_model
 

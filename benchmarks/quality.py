@@ -34,7 +34,7 @@ from scipy import ndimage
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Volume
 from siam_bids.image.labels import HEALTHY, siam_labels
-from siam_bids.image.nifti import load_labels, load_volume
+from siam_bids.image.loading import load_labels, load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.segmenter import Segmenter
 from siam_bids.models.record import ModelRecord

@@ -30,7 +30,7 @@ from quality import BRAIN_CLASSES, BRAIN_TISSUES, open_model
 from scipy import ndimage
 
 from siam_bids.image.grid import Grid, Reorientation, Segmentation, Volume
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import CascadeSegmenter
 from siam_bids.inference.prediction import Prediction
 from siam_bids.measures.quality import judge, metrics, scan_quality

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from quality import open_model
 
 from siam_bids.image.labels import siam_labels
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.reports.mosaics import cut
 
 

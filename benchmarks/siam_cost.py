@@ -99,7 +99,7 @@ def run(name: str, folder: Path, extent: list[int], threads: int) -> None:
     import torch
 
     from siam_bids.image.grid import Grid, Volume
-    from siam_bids.image.nifti import load_volume
+    from siam_bids.image.loading import load_volume
     from siam_bids.support.memory import peak_memory, reset_peak_memory
 
     torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ import torch
 
 from siam_bids.config import Inference
 from siam_bids.image.grid import Grid, Segmentation, Volume
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.models.registry import find_model
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from siam_bids.image.labels import siam_labels
-from siam_bids.image.nifti import load_labels
+from siam_bids.image.loading import load_labels
 from siam_bids.inference.head_pose import Shape, tissue_moments
 from siam_bids.synthesis.label_maps import prepare_anatomy, source_table
 

@@ -18,7 +18,7 @@ from siam_bids.config import Inference
 from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, Volume
 from siam_bids.image.labels import LabelTable
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import MARGIN, Cascade, CascadeSegmenter, box_around
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.measures.volumes import tissue_volumes

@@ -203,7 +203,7 @@ socket.socket.connect = socket.getaddrinfo = urllib.request.urlopen = refuse
 import torch
 from pathlib import Path
 from siam_bids.config import Inference
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.nnunet.model import NnunetModel
 model = NnunetModel.open(Path(sys.argv[1]))

@@ -16,7 +16,7 @@ from machine import remount, run, small_disk
 from siam_bids import cli
 from siam_bids.cli import console
 from siam_bids.errors import ModelError
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.participant import run_participant
 

@@ -19,7 +19,7 @@ from siam_bids.bids.scan import BidsName
 from siam_bids.cli.app import parser
 from siam_bids.errors import DatasetError, ImageError, LabelError, SiamError
 from siam_bids.image.labels import LabelTable
-from siam_bids.image.nifti import LARGEST_VOXEL, SMALLEST_VOXEL, load_labels, load_volume
+from siam_bids.image.loading import LARGEST_VOXEL, SMALLEST_VOXEL, load_labels, load_volume
 from siam_bids.synthesis.label_maps import source_table
 
 kept = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]

@@ -25,7 +25,7 @@ from siam_bids import cli
 from siam_bids.cli import models as models_command, segment
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.folder import CHECKPOINT, CONVERTED
 from siam_bids.nnunet.checkpoints import convert_checkpoints, load_weights

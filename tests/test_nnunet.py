@@ -14,7 +14,7 @@ from conftest import affine_of, write_model
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError
 from siam_bids.image.grid import Grid, Reorientation, Volume
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import has_openvino
 from siam_bids.inference.segmenter import NnunetSegmenter

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from siam_bids.image.grid import Grid, Segmentation, Volume
 from siam_bids.image.labels import siam_labels
-from siam_bids.image.nifti import read_grid
+from siam_bids.image.loading import read_grid
 from siam_bids.measures.image_metrics import entropy_focus, smoothness
 from siam_bids.measures.quality import dictionary, judge, metrics, scan_quality
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from siam_bids.image.grid import Grid, Volume
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.image.spikes import find_spikes, without_spikes
 from siam_bids.models.registry import find_model, registry
 from siam_bids.pipelines.notebook import segment

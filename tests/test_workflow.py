@@ -21,7 +21,7 @@ from siam_bids.config import Inference, Query, RunConfig
 from siam_bids.errors import DatasetError, ModelError, UsageError
 from siam_bids.image.grid import Volume
 from siam_bids.image.labels import siam_labels
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import CascadeSegmenter
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.group import run_group

@@ -21,7 +21,7 @@ from siam_bids.errors import DatasetError, ImageError
 from siam_bids.image.grid import Reorientation, Segmentation, Volume
 from siam_bids.image.image_file import ImageFile, image_checksum
 from siam_bids.image.labels import LabelTable
-from siam_bids.image.nifti import load_labels, load_volume, read_grid
+from siam_bids.image.loading import load_labels, load_volume, read_grid
 from siam_bids.support.atomic_files import read_json, sha256
 
 PREFERRED = ("T1w", "T2w")

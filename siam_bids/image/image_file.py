@@ -1,4 +1,4 @@
-"""Image files, header first: nothing is read or allocated that the file cannot hold.
+"""Image files of NIfTI and MGH: header first; nothing is read or allocated that a file cannot hold.
 
 A header is parsed from its own few hundred bytes; extensions are left alone. Voxels are read into
 memory, never mapped, and a gzip stream to its end, where its checksum stands.

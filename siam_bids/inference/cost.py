@@ -17,7 +17,7 @@ from torch import nn
 from siam_bids.config import Inference
 from siam_bids.errors import UsageError
 from siam_bids.image.grid import Grid
-from siam_bids.image.nifti import BYTES_PER_VOXEL
+from siam_bids.image.loading import BYTES_PER_VOXEL
 from siam_bids.inference.device import has_openvino
 from siam_bids.inference.sliding_window import TILE_STEP, tile_starts
 from siam_bids.models.settings import Focus

@@ -20,7 +20,7 @@ from siam_bids.config import Inference, is_checkpoint_name
 from siam_bids.errors import UsageError, did_you_mean
 from siam_bids.image import grid
 from siam_bids.image.grid import Volume
-from siam_bids.image.nifti import as_volume, load_volume
+from siam_bids.image.loading import as_volume, load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.measures.volumes import tissue_volumes

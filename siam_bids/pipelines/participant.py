@@ -42,7 +42,7 @@ from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError
 from siam_bids.image.grid import Volume
 from siam_bids.image.image_file import image_checksum
-from siam_bids.image.nifti import load_volume
+from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress

@@ -13,7 +13,7 @@ from siam_bids.bids.status import RESULTS_VERSION
 from siam_bids.config import Inference
 from siam_bids.errors import SiamError
 from siam_bids.image.grid import Volume
-from siam_bids.image.nifti import has_volumes
+from siam_bids.image.loading import has_volumes
 from siam_bids.inference.cost import Load
 from siam_bids.inference.prediction import Prediction
 from siam_bids.models.record import ModelRecord

@@ -21,7 +21,7 @@ from siam_bids.bids.records import read_record
 from siam_bids.bids.scan import Scan
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError
-from siam_bids.image.nifti import read_grid
+from siam_bids.image.loading import read_grid
 from siam_bids.inference.cascade import Cascade
 from siam_bids.inference.cost import Cost
 from siam_bids.pipelines.todo import unfinished

@@ -19,7 +19,7 @@ from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
 from siam_bids.image.grid import Grid
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.labels import LabelTable
-from siam_bids.image.nifti import read_grid
+from siam_bids.image.loading import read_grid
 from siam_bids.inference.cascade import Cascade
 from siam_bids.models.record import ModelRecord
 from siam_bids.models.registry import find_model

@@ -14,7 +14,7 @@ from siam_bids.bids.results import read_result
 from siam_bids.bids.writers import save_preview
 from siam_bids.errors import SiamError
 from siam_bids.image.grid import Grid, Segmentation, Volume
-from siam_bids.image.nifti import load_labels, load_volume
+from siam_bids.image.loading import load_labels, load_volume
 from siam_bids.reports.mosaics import to_grey
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from siam_bids.image.nifti import load_labels
+from siam_bids.image.loading import load_labels
 from siam_bids.synthesis.label_maps import Anatomy, prepare_anatomy, source_table
 from siam_bids.synthesis.recipe import Recipe, draw_recipe
 from siam_bids.synthesis.render import render

@@ -15,7 +15,7 @@ from siam_bids.errors import ImageError
 from siam_bids.image.forms import Forms
 from siam_bids.image.grid import Segmentation
 from siam_bids.image.labels import siam_labels
-from siam_bids.image.nifti import as_volume, load_labels, load_volume, read_grid
+from siam_bids.image.loading import as_volume, load_labels, load_volume, read_grid
 from siam_bids.pipelines.notebook import segment
 
 

@@ -1,4 +1,4 @@
-"""Reading scans and label maps from disk: the one place for header hygiene."""
+"""Loading scans and label maps: what cannot be an image of a head is refused."""
 
 from __future__ import annotations
 
