@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import head_labels, write_study
 from PIL import Image
-from test_report import group as render
+from test_render import group as render
 
 from siam_bids.bids.names import PREVIEWS, finished_scans
 from siam_bids.bids.writers import save_preview

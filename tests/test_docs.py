@@ -73,7 +73,8 @@ ELSEWHERE = {
     "siam-bids-export OUT mne SUBJECTS_DIR": "test_export.py: def test_mne_makes_a_model",
     "siam-bids-export OUT simnibs FOR_SIMNIBS": "test_export.py: def test_simnibs_gets_a_qform",
     "make docs": "test_docs.py: test_the_site_builds_without_warnings",
-    "python tests/zoo.py": "test_zoo.py: test_the_page_about_the_zoo_is_up_to_date",
+    "python tests/difficult_input.py": "test_difficult_input.py: "
+    "test_the_page_of_difficult_input_is_up_to_date",
     "python tests/layouts.py": "test_layouts.py: test_the_page_about_layouts_is_up_to_date",
     "python tests/licences.py": "test_safety.py: test_the_page_of_licences_names_all",
     "HYPOTHESIS_PROFILE=long pytest tests/test_fuzz.py": "test_fuzz.py: test_a_damaged_image",

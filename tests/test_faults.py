@@ -1,6 +1,6 @@
 """Whatever breaks: every file is whole, the input is as it was, and a rerun finishes the job.
 
-Kills at random moments are in test_stopping, broken downloads in test_store.
+Kills at random moments are in test_signals, broken downloads in test_download.
 """
 
 import resource

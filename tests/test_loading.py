@@ -4,11 +4,11 @@ import struct
 import tracemalloc
 from itertools import product
 
+import difficult_input
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import zoo
 
 from siam_bids.bids.writers import save_mask, save_probability, save_segmentation
 from siam_bids.errors import ImageError
@@ -194,7 +194,7 @@ def test_headers_are_told_apart_before_anything_is_allocated(tmp_path, noise, ch
 
 def test_extensions_take_no_memory(tmp_path, head):
     path = tmp_path / "a.nii.gz"
-    zoo.huge_extensions(path, head)
+    difficult_input.huge_extensions(path, head)
     tracemalloc.start()
     with pytest.raises(ImageError, match=r"is damaged: .* can hold"):
         read_grid(path)
@@ -272,7 +272,7 @@ FORMS = {
 @pytest.mark.parametrize("kind", FORMS)
 def test_every_reader_finds_the_label_map_on_the_scan(tmp_path, head, kind):
     scan = tmp_path / "scan.nii.gz"
-    zoo.placed(*FORMS[kind])(scan, head)
+    difficult_input.placed(*FORMS[kind])(scan, head)
     grid = load_volume(scan).grid
     labels = Segmentation(np.ones(grid.shape, np.uint8), grid, siam_labels())
     save_segmentation(tmp_path / "dseg.nii.gz", labels)
@@ -297,7 +297,7 @@ def test_every_reader_finds_the_label_map_on_the_scan(tmp_path, head, kind):
 
 def test_a_scan_with_two_forms_gets_labels_with_both(tmp_path, head, tiny_model):
     scan = tmp_path / "scan.nii.gz"
-    zoo.placed(*FORMS["mirrored sform"])(scan, head)
+    difficult_input.placed(*FORMS["mirrored sform"])(scan, head)
     found = segment(scan, model=str(tiny_model), device="cpu", threads=1)
     found.save(tmp_path / "dseg.nii.gz")
     assert itk_grid(tmp_path / "dseg.nii.gz") == itk_grid(scan)
@@ -323,13 +323,13 @@ def test_a_scan_with_two_forms_gets_labels_with_both(tmp_path, head, tiny_model)
 def test_contradictions_of_a_header_are_named_by_its_header_alone(
     tmp_path, head, kind, words, caplog
 ):
-    zoo.placed(*FORMS[kind])(tmp_path / "scan.nii.gz", head)
+    difficult_input.placed(*FORMS[kind])(tmp_path / "scan.nii.gz", head)
     read_grid(tmp_path / "scan.nii.gz")
     assert (words in caplog.text) if words else not caplog.text
 
 
 def test_forms_of_one_space_that_lie_apart_are_named(tmp_path, head, caplog):
-    zoo.two_codes(tmp_path / "scan.nii.gz", head)
+    difficult_input.two_codes(tmp_path / "scan.nii.gz", head)
     assert read_grid(tmp_path / "scan.nii.gz").forms.distance(head.grid.shape) == pytest.approx(
         40 * 3**0.5
     )
@@ -346,7 +346,7 @@ def test_metres_in_a_header_are_named(tmp_path, noise, caplog):
 @pytest.mark.parametrize("excess", [1e-7, 4e-7, 1e-5])
 def test_a_quaternion_that_rounding_left_too_long_is_a_rotation(tmp_path, head, excess):
     path = tmp_path / "a.nii"
-    zoo.placed(None, np.diag([-1, -1, 1, 1]), (0, 1))(path, head)
+    difficult_input.placed(None, np.diag([-1, -1, 1, 1]), (0, 1))(path, head)
     path.write_bytes(gzip.decompress(path.read_bytes()))
     expected = nib.load(path).affine
     declared(264, "f", (1 + excess) ** 0.5)(path)
@@ -358,7 +358,7 @@ def test_a_quaternion_that_rounding_left_too_long_is_a_rotation(tmp_path, head, 
 
 def test_a_quaternion_that_is_no_rotation_is_no_form(tmp_path, head):
     path = tmp_path / "a.nii"
-    zoo.placed(None, np.eye(4), (0, 1))(path, head)
+    difficult_input.placed(None, np.eye(4), (0, 1))(path, head)
     path.write_bytes(gzip.decompress(path.read_bytes()))
     for value in (1.5, np.nan):
         declared(264, "f", value)(path)

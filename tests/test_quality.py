@@ -3,10 +3,10 @@
 import math
 from dataclasses import replace
 
+import difficult_input
 import nibabel as nib
 import numpy as np
 import pytest
-import zoo
 from conftest import head_labels
 from scipy import ndimage
 
@@ -257,7 +257,7 @@ def test_clipping_hot_voxels_and_ct_are_flagged():
 )
 def test_headers_that_contradict_themselves_are_flagged(tmp_path, sform, codes, expected, words):
     volume, segmentation = head()
-    zoo.placed(sform, np.eye(4), codes)(tmp_path / "a.nii.gz", volume)
+    difficult_input.placed(sform, np.eye(4), codes)(tmp_path / "a.nii.gz", volume)
     grid = read_grid(tmp_path / "a.nii.gz")
     found = scan_quality(replace(volume, grid=grid), replace(segmentation, grid=grid))
     names = ("form_flip", "form_scale", "form_distance")

@@ -1,4 +1,4 @@
-"""Difficult input ends as the zoo says, alone, and with one line."""
+"""Difficult input ends as `difficult_input` says, alone, and with one line."""
 
 import json
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from checks import check_whole
 from conftest import checksums, describe, write_raw
+from difficult_input import MACHINES, RUNS, SCANS, as_markdown, write_scans
 from machine import run, small_disk
-from zoo import MACHINES, RUNS, SCANS, as_markdown, write_scans
 
 from siam_bids import cli
 from siam_bids.cli import console
@@ -19,7 +19,7 @@ from siam_bids.cli import console
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory, head, tiny_model):
     """One run over all odd scans: exit code, the error of each scan, and where it all lies."""
-    folder = tmp_path_factory.mktemp("zoo")
+    folder = tmp_path_factory.mktemp("difficult")
     names = write_scans(folder / "bids", head)
     argv = [str(folder / "bids"), str(folder / "out"), "participant", "--model", str(tiny_model)]
     code = cli.main(argv)
@@ -34,12 +34,12 @@ def outcome(tmp_path_factory, head, tiny_model):
     return code, errors, names, folder
 
 
-def test_the_zoo_is_large():
+def test_there_are_many_cases():
     kinds = [odd.kind for odd in (*SCANS, *RUNS, *MACHINES)]
     assert len(set(kinds)) == len(kinds) >= 100
 
 
-def test_the_page_about_the_zoo_is_up_to_date():
+def test_the_page_of_difficult_input_is_up_to_date():
     page = Path(__file__).parents[1] / "docs" / "difficult_input.md"
     assert page.read_text(encoding="utf-8") == as_markdown()
 
@@ -49,7 +49,7 @@ def test_a_run_over_everything_ends_with_some_scans_failed(outcome):
 
 
 @pytest.mark.parametrize("odd", SCANS, ids=lambda odd: odd.kind)
-def test_a_scan_of_the_zoo(odd, outcome):
+def test_a_difficult_scan(odd, outcome):
     _, errors, names, folder = outcome
     error, name = errors[odd.kind], names[odd.kind]
     segmentations = list(
@@ -67,7 +67,7 @@ def test_a_scan_of_the_zoo(odd, outcome):
 
 
 @pytest.mark.parametrize("odd", RUNS, ids=lambda odd: odd.kind)
-def test_a_run_of_the_zoo(odd, tmp_path, head, tiny_model, capsys):
+def test_a_difficult_run(odd, tmp_path, head, tiny_model, capsys):
     write_raw(tmp_path / "bids", head, "sub-01_T1w")
     shutil.copytree(tiny_model, tmp_path / "model")
     words = odd.make(tmp_path)
@@ -92,7 +92,7 @@ def test_a_run_of_the_zoo(odd, tmp_path, head, tiny_model, capsys):
 
 
 @pytest.mark.parametrize("odd", MACHINES, ids=lambda odd: odd.kind)
-def test_a_machine_of_the_zoo(odd, tmp_path, head, tiny_model):
+def test_a_machine_in_trouble(odd, tmp_path, head, tiny_model):
     root = tmp_path
     write_raw(root / "bids", head, "sub-01_T1w")
     before = checksums(root / "bids")
