@@ -243,7 +243,7 @@ def test_a_chain_file_is_a_file_of_some_size(tmp_path):
         find_model(str(path))
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(ModelError, match="not a regular file"):
+    with pytest.raises(ModelError, match="it is a named pipe, not a file"):
         find_model(str(path))
 
 

@@ -19,7 +19,7 @@ from siam_bids.errors import DatasetError
 from siam_bids.measures.group_tables import join_covariates
 from siam_bids.pipelines.group import run_group
 from siam_bids.support.atomic_files import read_json, write_json
-from siam_bids.support.text import load_json, read_text
+from siam_bids.support.input_files import load_json, read_text
 from siam_bids.support.tsv import as_numbers_or_words, read_rows
 
 VISITS = [("sub-01", "ses-a"), ("sub-01", "ses-b"), ("sub-02", "ses-a")]
@@ -163,9 +163,13 @@ class TestAbsentContent:
         assert read_covariates(tmp_path, VISITS) is None
         assert acquisition_times(tmp_path, ["sub-01/anat/sub-01_T1w.nii.gz"]) == {}
         for name in ("participants.tsv", "sub-01_scans.tsv"):
-            assert f"whose content is absent; with DataLad: datalad get {name}" in caplog.text
+            assert (
+                "its content is in git-annex and was not fetched; get it with `datalad"
+                in caplog.text
+            )
+            assert f"git annex get {name}`" in caplog.text
         (tmp_path / "dataset_description.json").symlink_to(".git/annex/objects/z")
-        with pytest.raises(DatasetError, match=r"datalad get dataset_description.json"):
+        with pytest.raises(DatasetError, match=r"git annex get dataset_description.json"):
             check_description(tmp_path)
 
     @pytest.mark.parametrize("text", POINTERS)
@@ -177,7 +181,7 @@ class TestAbsentContent:
     def test_a_pipe_hangs_nothing(self, tmp_path, caplog):
         os.mkfifo(tmp_path / "participants.tsv")
         assert read_covariates(tmp_path, VISITS) is None
-        assert "it is not a regular file" in caplog.text
+        assert "it is a named pipe, not a file" in caplog.text
 
 
 class TestNumbers:

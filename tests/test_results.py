@@ -59,8 +59,8 @@ DAMAGES = {
     "deep": (lambda n: sidecar(n.segmentation).write_text("[" * 200_000), "nested more than"),
     "huge": (lambda n: os.truncate(sidecar(n.segmentation), 10**12), "it has 1000000 MB, more"),
     "binary": (lambda n: sidecar(n.segmentation).write_bytes(bytes(range(256))), "Expecting value"),
-    "a pipe": (lambda n: instead(sidecar(n.segmentation), os.mkfifo), "not a regular file"),
-    "a folder": (lambda n: instead(sidecar(n.segmentation), Path.mkdir), "not a regular file"),
+    "a pipe": (lambda n: instead(sidecar(n.segmentation), os.mkfifo), "a named pipe, not a file"),
+    "a folder": (lambda n: instead(sidecar(n.segmentation), Path.mkdir), "is a folder, not a file"),
     "no grid": (lambda n: edited(sidecar(n.segmentation), without="Grid"), "has no Grid"),
     "grid of words": (
         lambda n: edited(sidecar(n.segmentation), Grid={"Shape": "big"}),
@@ -76,7 +76,7 @@ DAMAGES = {
         lambda n: edited(sidecar(n.segmentation), Options={"volume": "first"}),
         "Options.volume is not a whole number",
     ),
-    "no volumes": (lambda n: n.volumes.unlink(), "volumes.tsv cannot be read: No such file"),
+    "no volumes": (lambda n: n.volumes.unlink(), "volumes.tsv cannot be read: it does not exist"),
     "empty volumes": (lambda n: n.volumes.write_text(""), "has no row for GM"),
     "cut volumes": (lambda n: os.truncate(n.volumes, 200), "has no row for"),
     "cut in a row": (
@@ -98,7 +98,7 @@ DAMAGES = {
         lambda n: n.volumes.write_text(n.volumes.read_text() + "18\tBone\t1\t1.0\n"),
         "holds Bone, no such label",
     ),
-    "volumes in a folder": (lambda n: instead(n.volumes, Path.mkdir), "not a regular file"),
+    "volumes in a folder": (lambda n: instead(n.volumes, Path.mkdir), "is a folder, not a file"),
     "header of quality": (
         lambda n: n.quality.write_text(n.quality.read_text().splitlines()[0] + "\n"),
         "has no row of values",
@@ -107,7 +107,7 @@ DAMAGES = {
         lambda n: n.quality.write_text("TIV\tflag\nlarge\tpass\n"),
         "TIV in .* is 'large', not a number",
     ),
-    "a pipe of quality": (lambda n: instead(n.quality, os.mkfifo), "not a regular file"),
+    "a pipe of quality": (lambda n: instead(n.quality, os.mkfifo), "a named pipe, not a file"),
 }  # fmt: skip
 
 

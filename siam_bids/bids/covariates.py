@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from siam_bids.support.text import is_listed
+from siam_bids.support.input_files import is_listed
 from siam_bids.support.tsv import MISSING, read_rows, some
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def _read(path: Path, key: str) -> list[dict[str, str]] | None:
     skipped: list[int] = []
     try:
         rows = read_rows(path, skipped)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         logger.warning("%s cannot be read as a table and is left out: %s.", path, error)
         return None
     if rows and key not in rows[0]:

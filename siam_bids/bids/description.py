@@ -20,7 +20,7 @@ from siam_bids.bids.ownership import PIPELINE
 from siam_bids.errors import UsageError
 from siam_bids.image.labels import LabelTable
 from siam_bids.support.atomic_files import read_json, write_json, write_text
-from siam_bids.support.text import is_listed, read_text
+from siam_bids.support.input_files import is_listed, read_text
 
 BIDS_VERSION = "1.11.1"
 DESCRIPTION = "dataset_description.json"

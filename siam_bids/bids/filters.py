@@ -13,7 +13,7 @@ from bids.layout import Config, Query as Match
 from siam_bids.bids.scan import EXTENSIONS, printable
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
-from siam_bids.support.text import load_json
+from siam_bids.support.input_files import load_json
 
 _ANY = ("Query.ANY", "*")
 """What a filter file says for any value."""
@@ -102,7 +102,7 @@ def read_filter_file(path: Path) -> dict[str, dict[str, Any]]:
     """
     try:
         content = load_json(path)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DatasetError(f"The filter file {path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
         raise DatasetError(

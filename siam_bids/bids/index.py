@@ -18,7 +18,7 @@ from siam_bids.bids.scan import EXTENSIONS, FOLDERS, LABEL, printable
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 from siam_bids.support.atomic_files import SCRATCH
-from siam_bids.support.text import is_listed, load_json
+from siam_bids.support.input_files import UnreadableError, is_listed, load_json
 
 logger = logging.getLogger(__name__)
 _INDEX = "layout_index.sqlite"  # the name that pybids gives it
@@ -73,10 +73,10 @@ def check_description(root: Path, *, derivative: bool = False) -> None:
     try:
         about = load_json(path)
         kind = str(about.get("DatasetType") or "raw").lower()
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise DatasetError(
             f"{path} cannot be read as a JSON object: {error}.",
-            "" if "absent" in str(error) else f"Repair it, {example}",
+            "" if isinstance(error, UnreadableError) else f"Repair it, {example}",
         ) from error
     if kind != "raw" and not derivative:
         raise DatasetError(

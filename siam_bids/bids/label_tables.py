@@ -85,9 +85,8 @@ def read_label_table(root: Path) -> LabelTable:
         return LabelTable(labels)
     except KeyError as error:
         raise _unreadable(path, f"it has no column {error.args[0]}") from error
-    except (OSError, ValueError, LabelError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).removesuffix(".")
-        raise _unreadable(path, str(reason)) from error
+    except (ValueError, LabelError) as error:
+        raise _unreadable(path, str(error).removesuffix(".")) from error
 
 
 def _unreadable(path: Path, reason: str) -> DatasetError:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from siam_bids.bids.scan import stem_of
-from siam_bids.support.text import is_listed, load_json
+from siam_bids.support.input_files import is_listed, load_json
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _fields(path: Path) -> Mapping[str, str]:
     """Return the scanner's fields of one file as text."""
     try:
         content: Any = load_json(path)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         logger.warning("%s cannot be read as JSON and is left out: %s.", path, error)
         return {}
     about = content if isinstance(content, dict) else {}

@@ -11,7 +11,7 @@ from typing import Any
 from siam_bids.errors import UsageError
 from siam_bids.support.atomic_files import read_json
 from siam_bids.support.folders import check_folder
-from siam_bids.support.text import is_listed, load_json
+from siam_bids.support.input_files import is_listed, load_json
 
 PIPELINE = "siam-bids"
 

@@ -20,8 +20,8 @@ from siam_bids.image.labels import LabelTable
 from siam_bids.measures.quality import dictionary as quality_dictionary
 from siam_bids.measures.volumes import INTRACRANIAL
 from siam_bids.support.atomic_files import sha256
+from siam_bids.support.input_files import load_json
 from siam_bids.support.json_kinds import misfit
-from siam_bids.support.text import load_json
 from siam_bids.support.tsv import read_rows
 
 _LARGEST = 4_000_000
@@ -178,7 +178,7 @@ def _read(names: ScanNames, labels: LabelTable) -> ScanResult:
     """Read one result; the message of ValueError says what is wrong with it."""
     path = sidecar(names.segmentation)
     try:
-        about = load_json(_small(path))
+        about = load_json(path, _LARGEST)
     except ValueError as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
     if said := misfit(about, _SIDECAR, path.name):
@@ -197,13 +197,6 @@ def _read(names: ScanNames, labels: LabelTable) -> ScanResult:
     return ScanResult(names=names, about=about, volumes=volumes, quality=quality)
 
 
-def _small(path: Path) -> Path:
-    """Return a path whose file may be read: of a result's size."""
-    if (size := path.stat().st_size) > _LARGEST:
-        raise ValueError(f"it has {size / 1e6:.0f} MB, more than any file of siam-bids")
-    return path
-
-
 def _stays_below(place: str) -> bool:
     path = PurePosixPath(place)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
@@ -211,7 +204,7 @@ def _stays_below(place: str) -> bool:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     try:
-        return read_rows(_small(path))
+        return read_rows(path, largest=_LARGEST)
     except ValueError as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
 

@@ -154,11 +154,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         import tomllib
     else:
         import tomli as tomllib
-    from siam_bids.support.text import read_text
+    from siam_bids.support.input_files import read_text
 
     try:
         return tomllib.loads(read_text(path))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(f"The options {path} cannot be read as TOML: {error}.") from error
 
 

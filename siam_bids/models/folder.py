@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from siam_bids.errors import ModelError
-from siam_bids.support.text import load_json
+from siam_bids.support.input_files import load_json
 
 CHECKPOINT = "checkpoint_final.pth"
 """A fold's weights, as nnU-Net writes them."""
@@ -103,12 +103,9 @@ def read_object(path: Path) -> dict[str, Any]:
         It is absent, no regular file, of more than 16 MiB, nested too deep, or no JSON object.
     """
     try:
-        if path.is_file() and path.stat().st_size > _LARGEST_JSON:
-            raise ValueError(f"it has more than {_LARGEST_JSON >> 20} MiB")
-        content = load_json(path)
+        content = load_json(path, _LARGEST_JSON)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", "") or error
-        raise ModelError(f"{path} cannot be read: {reason}.") from error
+    except ValueError as error:
+        raise ModelError(f"{path} cannot be read: {error}.") from error
     return content

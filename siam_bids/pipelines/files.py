@@ -27,7 +27,7 @@ from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
 from siam_bids.support.atomic_files import read_json, write_json
 from siam_bids.support.folders import check_folder
-from siam_bids.support.text import is_listed
+from siam_bids.support.input_files import is_listed
 
 logger = logging.getLogger(__name__)
 

@@ -51,7 +51,7 @@ from siam_bids.pipelines.failures import write_page
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.support.atomic_files import Batch, read_json, together
-from siam_bids.support.text import is_listed
+from siam_bids.support.input_files import is_listed
 from siam_bids.support.tsv import MISSING, read_rows, some
 
 logger = logging.getLogger(__name__)
@@ -379,7 +379,7 @@ def _rows_by_scan(path: Path) -> dict[str, dict[str, str]]:
     """Read a table of an earlier run; none without one."""
     try:
         return {row["scan"]: row for row in read_rows(path)} if path.exists() else {}
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         logger.warning("%s cannot be read as a table and is left out: %s.", path, error)
         return {}
 
@@ -409,7 +409,7 @@ def _ratings(path: Path, *, required: bool) -> pd.DataFrame:
         return empty
     try:
         table = pd.DataFrame(read_rows(path), dtype="str").replace(list(MISSING), np.nan)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
     if not {"scan", "rating"} <= {*table}:
         raise UsageError(

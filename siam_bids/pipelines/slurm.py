@@ -27,8 +27,8 @@ from siam_bids.inference.cost import Cost
 from siam_bids.pipelines.todo import unfinished
 from siam_bids.support.atomic_files import atomic
 from siam_bids.support.folders import check_folder
+from siam_bids.support.input_files import is_listed, read_text
 from siam_bids.support.package_data import resource
-from siam_bids.support.text import is_listed, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ def _check_replaceable(path: Path) -> None:
         return
     try:
         lines = read_text(path).splitlines()
-    except (OSError, ValueError):
+    except ValueError:
         lines = [""]
     jobs = path.name == JOBS
     ours = all(line.startswith(_WHO) for line in lines) if jobs else MARK in lines

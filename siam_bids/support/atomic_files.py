@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from siam_bids.support.text import load_json
+from siam_bids.support.input_files import load_json
 
 SCRATCH = ".tmp-"
 """How the names of files begin that are still being written."""
@@ -299,6 +299,6 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; an absent or broken file is an empty one (an unfinished result)."""
     try:
         content = load_json(path)
-    except (OSError, ValueError):
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from siam_bids.support.text import read_text
+from siam_bids.support.input_files import LARGEST_TEXT, read_text
 
 MISSING = ("", "n/a")
 """Cells without a value; BIDS knows only the second."""
@@ -24,7 +24,9 @@ _LARGEST_INTEGER = 2**53
 """Larger integers are identifiers, not numbers: a float64 would change their digits."""
 
 
-def read_rows(path: Path, skipped: list[int] | None = None) -> list[dict[str, str]]:
+def read_rows(
+    path: Path, skipped: list[int] | None = None, largest: int = LARGEST_TEXT
+) -> list[dict[str, str]]:
     """Read a tab-separated table with a header line as one dict per row.
 
     Spaces around cells go. A row that ends early has empty cells there; what follows the last
@@ -37,11 +39,11 @@ def read_rows(path: Path, skipped: list[int] | None = None) -> list[dict[str, st
 
     Raises
     ------
-    OSError, ValueError
-        It cannot be read as text, two columns have one name, or (without `skipped`) a row has more
-        cells than columns.
+    ValueError
+        It cannot be read as text or has more than `largest` bytes, two columns have one name, or
+        (without `skipped`) a row has more cells than columns.
     """
-    lines = _cells(read_text(path)) or [(1, [])]
+    lines = _cells(read_text(path, largest)) or [(1, [])]
     header = lines[0][1]
     repeated = [name for name, count in Counter(filter(None, header)).items() if count > 1]
     if repeated:
