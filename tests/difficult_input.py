@@ -615,37 +615,3 @@ MACHINES = (
     OddMachine("little memory allowed", 1, "Out of memory", lambda root: {"memory": 24_000_000}),
     OddMachine("a clock that goes backwards", 0, "", lambda root: {"clock": 3600.0}),
 )  # fmt: skip
-
-
-def as_markdown() -> str:
-    """Return the cases as a page of the documentation."""
-    lines = [
-        "# Difficult input",
-        "",
-        "Each case is made by `tests/difficult_input.py` and run by",
-        "`tests/test_difficult_input.py`. A scan that cannot be segmented fails on its own, with a",
-        "message in the summary, on its page and in `logs/`; the others continue, and the exit",
-        "code is 1. An image whose name BIDS refuses has neither page nor log: the summary and",
-        "`--dry-run` name it. This page is written by `python tests/difficult_input.py`.",
-        "",
-        "## Scans",
-        "",
-        "| kind | outcome |",
-        "|---|---|",
-    ]
-    for odd in SCANS:
-        said = odd.message.partition("|")[0].replace(".*", " ... ")
-        lines.append(f"| {odd.kind} | {f'fails: `{said}`' if said else 'segmented'} |")
-    for title, kinds in (("Datasets, models and options", RUNS), ("Machines", MACHINES)):
-        lines += ["", f"## {title}", "", "| kind | exit code | outcome |", "|---|---|---|"]
-        for odd in kinds:
-            said = odd.message.partition("|")[0].replace(".*", " ... ")
-            lines.append(
-                f"| {odd.kind} | {odd.exit_code} | {f'`{said}`' if said else 'continues'} |"
-            )
-    return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    page = Path(__file__).parents[1] / "docs" / "difficult_input.md"
-    page.write_text(as_markdown(), encoding="utf-8")

@@ -4,12 +4,11 @@ import json
 import re
 import shutil
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 from checks import check_whole
 from conftest import checksums, describe, write_raw
-from difficult_input import MACHINES, RUNS, SCANS, as_markdown, write_scans
+from difficult_input import MACHINES, RUNS, SCANS, write_scans
 from machine import run, small_disk
 
 from siam_bids import cli
@@ -37,11 +36,6 @@ def outcome(tmp_path_factory, head, tiny_model):
 def test_there_are_many_cases():
     kinds = [odd.kind for odd in (*SCANS, *RUNS, *MACHINES)]
     assert len(set(kinds)) == len(kinds) >= 100
-
-
-def test_the_page_of_difficult_input_is_up_to_date():
-    page = Path(__file__).parents[1] / "docs" / "difficult_input.md"
-    assert page.read_text(encoding="utf-8") == as_markdown()
 
 
 def test_a_run_over_everything_ends_with_some_scans_failed(outcome):

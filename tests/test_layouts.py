@@ -45,11 +45,6 @@ def test_a_layout(layout, tmp_path, tiny_model, capsys):
     assert everything(tmp_path) == before
 
 
-def test_the_page_about_layouts_is_up_to_date():
-    page = Path(__file__).parents[1] / "docs" / "layouts.md"
-    assert page.read_text(encoding="utf-8") == layouts.as_markdown()
-
-
 def test_a_plan_is_what_a_run_then_does(bids, tmp_path, tiny_model, head, capsys):
     """New, done, changed and damaged scans; a second plan of an unchanged dataset is all done."""
     config = run_config(bids, tmp_path / "out", tiny_model)

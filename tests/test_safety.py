@@ -9,7 +9,7 @@ import sys
 import urllib.request
 from pathlib import Path
 
-import licences
+import generate
 import pytest
 from conftest import ROOT, checksums, write_raw
 from packaging.requirements import Requirement
@@ -213,9 +213,9 @@ def test_no_secret_lies_in_the_repository():
 def test_the_page_of_licences_names_all_that_is_installed_with_the_app():
     page = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| ([\w.-]+) \| (.+?) \|$", page, re.MULTILINE))
-    found = licences.report()
+    found = generate.licences_of_packages()
     assert set(found) <= set(listed)
     assert {name: listed[name] for name in found} == found
     strong = {name for name, terms in found.items() if re.search(r"(?<![Ll])GPL", terms)}
     assert strong == set()
-    assert not [name for name, terms in found.items() if terms == licences.UNKNOWN]
+    assert not [name for name, terms in found.items() if terms == generate.UNKNOWN]

@@ -134,8 +134,8 @@ def add_inference_options(group: argparse._ActionsContainer) -> None:
         "--precision",
         choices=("auto", "float32", "bfloat16"),
         default="auto",
-        help="of the network (default: on a CPU bfloat16 if the CPU supports it and the model is"
-        " known to tolerate it, else float32; on CUDA float16)",
+        help="numerical precision of the network (default: on a CPU bfloat16 if the CPU supports "
+        "it and the model is known to tolerate it, else float32; on CUDA float16)",
     )
     group.add_argument(
         "--engine",

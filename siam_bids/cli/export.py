@@ -63,41 +63,44 @@ def parser() -> CommandLine:
     """Return the command line of `siam-bids-export`."""
     top = CommandLine(
         "siam-bids-export",
-        "Write finished results as other programs take them. Nothing is segmented anew.",
+        "Convert finished results for other programs. Nothing is segmented again.",
         epilog="Targets: " + "; ".join(f"{name}: {text}" for name, text in SUMMARIES.items()) + ".",
     )
     top.add_argument("output_dir", type=Path, help="folder with finished results of siam-bids")
     top.add_argument("target", choices=tuple(SUMMARIES), help="program to export for")
-    top.add_argument("destination", type=Path, help="folder to write; new, or of this target")
+    top.add_argument(
+        "destination", type=Path, help="output folder: new, or an earlier export for this program"
+    )
     which = top.add_argument_group("which scans")
     add_labels(which)
     which.add_argument(
         "--reference",
         default="",
         metavar="NAME",
-        help="scan of each session to take, by its suffix or other parts of its name, for example "
-        "T2w or acq-mprage_T1w (default: T1w, else T2w, else another; then the smallest voxels)",
+        help="scan to export of each session, by its suffix or other parts of its name, for "
+        "example T2w or acq-mprage_T1w (default: T1w, else T2w, else another; of several, the one "
+        "with the smallest voxels)",
     )
     which.add_argument(
         "--bids-dir",
         type=Path,
         metavar="DIR",
-        help="dataset that was segmented, if it has moved (mne reads the image)",
+        help="dataset that was segmented, if it has been moved (mne needs the scans)",
     )
-    how = top.add_argument_group("options of one target")
+    how = top.add_argument_group("options for one program")
     how.add_argument(
         "--min-size",
         dest="smallest",
         type=_number,
         metavar="MM3",
-        help="lesions: leave out what is smaller (default: 0)",
+        help="lesions: leave out lesions smaller than this (default: 0)",
     )
     how.add_argument(
         "--min-confidence",
         dest="confidence",
         type=_share,
         metavar="P",
-        help="lesions: leave out what has a lower mean probability; needs siam-bids "
+        help="lesions: leave out lesions with a lower mean probability; needs siam-bids "
         "--probabilities Anomalies (default: 0)",
     )
     how.add_argument(
@@ -105,7 +108,7 @@ def parser() -> CommandLine:
         dest="thickness",
         type=_number,
         metavar="MM",
-        help="mne: least distance of two surfaces (default: 3)",
+        help="mne: minimum distance between surfaces (default: 3)",
     )
     top.add_common_options()
     return top

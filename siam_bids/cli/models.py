@@ -106,7 +106,9 @@ def parser() -> CommandLine:
         help="known models and where they are stored",
     )
     fetch = verbs.add_parser(
-        "fetch", description="Download, check and unpack a model.", help="download, check, unpack"
+        "fetch",
+        description="Download, check and unpack a model.",
+        help="download, check and unpack a model",
     )
     fetch.add_argument(
         "--mirror",
@@ -115,9 +117,14 @@ def parser() -> CommandLine:
         help="URL of the archive, or of its folder with / at the end "
         "(default: environment variable SIAM_BIDS_MIRROR, else Zenodo)",
     )
-    fetch.add_argument("--archive", type=Path, metavar="FILE", help="archive on this disk")
     fetch.add_argument(
-        "--checksum", default="", metavar="md5:HEX", help="of the archive (default: as published)"
+        "--archive", type=Path, metavar="FILE", help="use an archive that is on disk"
+    )
+    fetch.add_argument(
+        "--checksum",
+        default="",
+        metavar="md5:HEX",
+        help="checksum of the archive (default: as published)",
     )
     others = {
         "verify": "compare every file of a model with its checksum",

@@ -75,7 +75,13 @@ def parser() -> CommandLine:
         help="model name or path of an nnU-Net v2 model folder; siam-pred's numbers 0, 1 and "
         "2 are siam-v0.3, siam-v0.1 and siam-v0.2",
     )
-    top.add_argument("--device", "-device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    top.add_argument(
+        "--device",
+        "-device",
+        choices=("auto", "cpu", "cuda", "mps"),
+        default="auto",
+        help="where to compute",
+    )
     top.add_argument(
         "--n-cpus", "-nbthread", dest="threads", type=at_least(0, MOST_CPUS), default=0,
         metavar="N", help="CPU threads (default: all)",
@@ -83,7 +89,7 @@ def parser() -> CommandLine:
     top.add_argument(
         "--overwrite",
         action="store_true",
-        help="also replace earlier results that were changed since they were written",
+        help="replace earlier results even if they were changed since they were written",
     )
     add_inference_options(top)
     top.add_common_options()

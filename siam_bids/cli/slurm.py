@@ -117,15 +117,19 @@ def parser() -> CommandLine:
     add_query(top)
     how = top.add_argument_group("how")
     how.add_argument("--model", default="compact", help="as for siam-bids")
-    how.add_argument("--probabilities", nargs="+", default=[], metavar="TISSUE")
-    how.add_argument("--write-probseg", action="store_true")
-    how.add_argument("--gpu", action="store_true", help="one GPU per task, --device cuda")
+    how.add_argument(
+        "--probabilities",
+        nargs="+",
+        default=[],
+        metavar="TISSUE",
+        help="also write probability maps of these tissues",
+    )
+    how.add_argument("--write-probseg", action="store_true", help="also write those of all tissues")
+    how.add_argument("--gpu", action="store_true", help="one GPU per task (adds --device cuda)")
     how.add_argument(
         "--container", type=Path, metavar="IMAGE.sif", help="run in this Apptainer image"
     )
-    how.add_argument(
-        "--program", default="siam-bids", help="command without a container (default: siam-bids)"
-    )
+    how.add_argument("--program", default="siam-bids", help="command to run without a container")
     shape = top.add_argument_group("the array")
     shape.add_argument("--sessions", action="store_true", help="one task per session")
     shape.add_argument(
@@ -140,33 +144,42 @@ def parser() -> CommandLine:
         type=at_least(0),
         default=0,
         metavar="N",
-        help="tasks that run at the same time",
+        help="maximum number of tasks that run at the same time (default: no limit)",
     )
     shape.add_argument(
         "--cpus", type=at_least(1, MOST_CPUS), default=2, metavar="N", help="CPUs per task"
     )
     shape.add_argument(
-        "--mem-mb", type=at_least(0), default=0, metavar="MB", help="memory (default: estimated)"
+        "--mem-mb",
+        type=at_least(0),
+        default=0,
+        metavar="MB",
+        help="memory per task (default: estimated)",
     )
     shape.add_argument(
         "--minutes",
         type=at_least(0),
         default=0,
         metavar="N",
-        help="time limit (default: estimated)",
+        help="time limit per task (default: estimated)",
     )
     shape.add_argument(
         "--sbatch",
         action="append",
         default=[],
         metavar="OPTION",
-        help="further #SBATCH option, may be repeated: --sbatch=--account=lab",
+        help="further #SBATCH option; may be repeated, for example --sbatch=--account=lab",
     )
     what = top.add_argument_group("the scripts")
-    what.add_argument("--folder", type=Path, help="output folder (default: OUTPUT_DIR/code/slurm)")
     what.add_argument(
-        "--templates", type=Path, metavar="DIR", help="your copies of templates/slurm/*.jinja"
+        "--folder", type=Path, help="folder of the scripts (default: OUTPUT_DIR/code/slurm)"
     )
-    what.add_argument("--dry-run", action="store_true", help="print them, write nothing")
+    what.add_argument(
+        "--templates",
+        type=Path,
+        metavar="DIR",
+        help="folder with your copies of templates/slurm/*.jinja",
+    )
+    what.add_argument("--dry-run", action="store_true", help="print the scripts, write nothing")
     top.add_common_options()
     return top

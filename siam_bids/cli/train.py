@@ -108,7 +108,7 @@ def parser() -> CommandLine:
     """Return the command line of `siam-bids-train`."""
     top = CommandLine(
         "siam-bids-train",
-        "Train the compact model on label maps; resumes the training in FOLDER.",
+        "Train the compact model on label maps, or resume the training in FOLDER.",
         usage="siam-bids-train FOLDER [options]",
     )
     top.add_argument("folder", type=Path, help="state, log and model folder of the run")
@@ -132,6 +132,7 @@ def parser() -> CommandLine:
     top.add_argument(
         "--table",
         type=Path,
+        metavar="FILE",
         help="what the values of --maps mean: a BIDS label table (index, name) with SIAM's names, "
         "or a table with the columns value, name, tissue, target",
     )
@@ -141,26 +142,40 @@ def parser() -> CommandLine:
         type=Path,
         default=[],
         metavar="MAP",
-        help="those of the maps not used for training; the log gives the Dice on them",
+        help="of these maps, those to hold out; the log gives the Dice on them",
     )
     top.add_argument(
         "--from",
         dest="start",
         metavar="MODEL",
-        help="start from the weights of this model (name or folder) for fine-tuning; with larger "
-        "--features the network grows wider, with one more and half the --voxel by a finer stage",
+        help="fine-tune this model (name or folder); larger --features widen the network, one "
+        "more of them and half the --voxel add a finer stage",
     )
-    top.add_argument("--features", type=_channels, help="channels of each stage: 16,32,64")
-    top.add_argument("--patch", type=at_least(1, 1000), help="edge of patches and tiles, in voxels")
     top.add_argument(
-        "--batch", type=at_least(1), default=1, help="patches per step; 4 or more on a GPU"
+        "--features", type=_channels, metavar="16,32,64", help="channels of each stage"
     )
-    top.add_argument("--voxel", type=at_least(1, 100), help="voxel size in mm")
-    top.add_argument("--learning-rate", type=positive, help="peak of the learning rate")
+    top.add_argument(
+        "--patch",
+        type=at_least(1, 1000),
+        metavar="N",
+        help="edge length of patches and tiles in voxels",
+    )
+    top.add_argument(
+        "--batch",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="patches per step; 4 or more on a GPU",
+    )
+    top.add_argument("--voxel", type=at_least(1, 100), metavar="MM", help="voxel size")
+    top.add_argument(
+        "--learning-rate", type=positive, metavar="RATE", help="maximum of the learning rate"
+    )
     top.add_argument(
         "--dice-weight",
         type=_weight,
         default=1.0,
+        metavar="WEIGHT",
         help="weight of the Dice term; 0 in a last session calibrates volumes and probabilities",
     )
     top.add_argument(
@@ -174,22 +189,28 @@ def parser() -> CommandLine:
         "--lesion-share",
         type=_share,
         default=0.35,
-        help="share of the images with lesions; of those in --contrasts, if given",
+        metavar="SHARE",
+        help="fraction of images with lesions; with --contrasts, of the images in these contrasts",
     )
-    top.add_argument("--minutes", type=_weight, default=30, help="length of this session")
     top.add_argument(
-        "--cooldown", action="store_true", help="last session: the learning rate falls to zero"
+        "--minutes", type=_weight, default=30, metavar="N", help="length of this session"
+    )
+    top.add_argument(
+        "--cooldown", action="store_true", help="last session: reduce the learning rate to zero"
     )
     top.add_argument("--device", default="cpu", help="cpu, cuda or mps")
-    top.add_argument("--compile", action="store_true", help="torch.compile, needs a C++ compiler")
+    top.add_argument(
+        "--compile", action="store_true", help="use torch.compile; needs a C++ compiler"
+    )
     top.add_argument(
         "--processes",
         type=at_least(1, 1024),
         default=1,
-        help="train in several processes that average their weights: on a CPU, one per core "
+        metavar="N",
+        help="train in this many processes, which average their weights: on a CPU, one per core "
         "trains faster than one with all cores (2 GB of memory each)",
     )
-    top.add_argument("--seed", type=at_least(0), default=0, help="of all random draws (default: 0)")
+    top.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="random seed")
     top.add_common_options()
     return top
 
