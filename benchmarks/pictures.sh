@@ -22,3 +22,20 @@ PYTHON
 .venv/bin/python benchmarks/real_heads.py data/sample_bids/sub-{colin27,seg3d}/anat/*_T1w.nii.gz
 .venv/bin/python benchmarks/failures.py "$maps"
 .venv/bin/python benchmarks/looking.py
+# The surfaces for MNE-Python, drawn by MNE (`make tools`).
+.venv/bin/siam-bids-export "$out" mne "$out.mne" --participant-label colin27
+.venv-tools/bin/python - "$out.mne" docs/images/mne_surfaces.jpg <<'PYTHON'
+import sys
+import mne
+import numpy as np
+from PIL import Image
+rows = []
+for view, slices in (("coronal", [70, 95, 120, 145]), ("sagittal", [60, 75, 90, 115])):
+    figure = mne.viz.plot_bem(
+        "sub-colin27", sys.argv[1], orientation=view, mri="T1.mgz", slices=slices, show=False
+    )
+    figure.savefig(f"{sys.argv[1]}/{view}.png", dpi=130)
+    row = np.asarray(Image.open(f"{sys.argv[1]}/{view}.png").convert("RGB"))
+    rows.append(row[(row > 30).any(axis=(1, 2))])
+Image.fromarray(np.concatenate(rows)).save(sys.argv[2], quality=88)
+PYTHON

@@ -21,13 +21,13 @@ from siam_bids.bids.writers import (
     save_volumes,
 )
 from siam_bids.cli.export import main
-from siam_bids.export.fmriprep import class_of
+from siam_bids.export.fmriprep import bias_corrected, class_of
 from siam_bids.export.head import choose_references
 from siam_bids.export.run import TARGETS
 from siam_bids.export.simnibs import NAMES, repair, tissue_of, violations
 from siam_bids.export.summaries import SUMMARIES
 from siam_bids.export.surfaces import even_grid, head_surfaces, sphere
-from siam_bids.image.grid import Grid, Segmentation, Volume
+from siam_bids.image.grid import Grid, Reorientation, Segmentation, Volume
 from siam_bids.image.labels import SIAM_TABLES, read_siam_table, siam_labels
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.support.atomic_files import sha256
@@ -303,8 +303,11 @@ def test_smriprep_takes_mask_classes_and_maps(smriprep, place):
         }
 
 
-def test_smriprep_finds_nothing_in_our_own_outputs(smriprep, place):
-    assert ask(smriprep, COLLECT, place / "out", "01", "") == {"transforms": {}}
+def test_smriprep_finds_nothing_in_our_own_outputs(smriprep, tmp_path):
+    """Not even probability maps of GM, WM and CSF, which are not those of FAST."""
+    write_result(tmp_path / "raw", tmp_path / "out", "sub-01_T1w", probabilities=True)
+    assert list((tmp_path / "out/sub-01/anat").glob("*_label-GM_desc-T1w_probseg.nii.gz"))
+    assert ask(smriprep, COLLECT, tmp_path / "out", "01", "") == {"transforms": {}}
 
 
 WORKFLOW = """
@@ -333,6 +336,41 @@ conformed, mask = nib.load(done.outputs.out_file), nib.load(found["t1w_mask"])
 print(json.dumps({"nodes": nodes, "shapes": [conformed.shape, mask.shape],
     "same": bool(np.allclose(conformed.affine, mask.affine, atol=1e-3))}))
 """
+
+
+def test_the_bias_field_is_removed_in_the_brain(tmp_path):
+    """A field of known shape over constant tissues, in an orientation that is not RAS+."""
+    data = head_labels().astype(np.uint8)
+    grid = Grid(data.shape, affine_of("LPI", (4.0, 4.0, 4.0)))
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in data.shape), indexing="ij")
+    field = np.exp(0.35 * x - 0.25 * y + 0.2 * x * z)
+    clean = np.choose(np.minimum(data, 6), [5, 70, 110, 30, 30, 50, 70]).astype(np.float32)
+    scan = Volume((clean * field).astype(np.float32), grid)
+    brain = np.isin(data, [1, 2, 4, 6])
+    found = bias_corrected(scan, Reorientation.to_ras(grid).apply(brain))
+    found = Reorientation.to_ras(grid).undo(found)
+    for tissue in (1, 2):
+        before, after = (image[data == tissue] for image in (scan.data, found))
+        assert after.std() / after.mean() < 0.25 * before.std() / before.mean()
+    assert np.log(found[brain] / scan.data[brain]).mean() == pytest.approx(0, abs=1e-3)
+
+
+def test_smriprep_takes_the_bias_corrected_image(smriprep, place):
+    assert run(place, "fmriprep", "--bias-corrected") == 0
+    found = ask(smriprep, COLLECT, place / "fmriprep", "01", "")
+    assert found["t1w_preproc"] == f"{place}/fmriprep/sub-01/anat/sub-01_desc-preproc_T1w.nii.gz"
+    (place / "work").mkdir()
+    scan = place / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    nodes = ask(smriprep, WORKFLOW, place / "fmriprep", scan, place / "work")["nodes"]["with"]
+    assert "anat_validate" in nodes
+    assert not [name for name in nodes if "n4" in name or "anat_template" in name]
+
+
+def test_an_image_that_smriprep_does_not_take_is_not_corrected(tmp_path, capsys):
+    write_result(tmp_path / "raw", tmp_path / "out", "sub-01_FLAIR")
+    assert run(tmp_path, "fmriprep", "--bias-corrected") == 1
+    assert "sub-01_FLAIR is no T1w or T2w: sMRIPrep takes no other" in capsys.readouterr().err
+    assert run(tmp_path, "fmriprep") == 0
 
 
 def test_smriprep_builds_a_workflow_that_segments_nothing_anew(smriprep, tmp_path):
@@ -481,6 +519,9 @@ def test_surfaces_keep_their_distance_and_lie_on_the_borders(phantom):
     assert surfaces.least_distance("inner_skull", "outer_skull") >= 2.99
     assert surfaces.closed_by_edge == 0
     # ellipsoids of half axes edge * limit * (n - 1) / 2 voxels: mean radii of the borders
+    envelope = surfaces.radii["brain"]
+    assert (envelope <= radii[0] - 1).all()
+    assert np.median(radii[0] - envelope) < 15
     edges = np.array([0.9, 0.95, 0.9]) * (np.array([40, 48, 44]) - 1) / 2 * 3
     for limit, radius in zip((0.76, 0.86, 1.0), radii, strict=True):
         across = np.linalg.norm(sphere().directions / (edges * limit), axis=1)

@@ -204,7 +204,10 @@ def test_a_changed_input_option_or_overwrite_is_not_passed_for_done(run, bids, h
     config = replace(config, query=Query(participants=("01",)))
     with_maps = replace(config, probabilities=("GM", "WM"))
     assert run_participant(with_maps).done == ["sub-01_T1w"]
-    chance = config.output_dir / "sub-01/anat/sub-01_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
+    chance = (
+        config.output_dir
+        / "sub-01/anat/sub-01_space-orig_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
+    )
     data = np.asarray(nib.load(chance).dataobj)
     assert 0 <= data.min() <= data.max() <= 1
     assert run_participant(with_maps).skipped == ["sub-01_T1w"]
@@ -227,7 +230,7 @@ def test_write_probseg_writes_what_probabilities_of_every_tissue_does(config, tm
         {path.name: path for path in each.output_dir.rglob("*_probseg.nii.gz")}
         for each in (every, listed)
     )
-    background = "sub-01_seg-siam_label-background_desc-T1w_probseg.nii.gz"
+    background = "sub-01_space-orig_seg-siam_label-background_desc-T1w_probseg.nii.gz"
     assert set(ours) == set(theirs) - {background}
     assert len(ours) == 17
     for name, path in ours.items():

@@ -109,9 +109,14 @@ def test_names_keep_every_entity(tmp_path, scan, expected):
 
 def test_probability_and_figure_names(tmp_path):
     names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
-    assert names.probability("GM").name == "sub-01_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
+    assert (
+        names.probability("GM").name
+        == "sub-01_space-orig_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
+    )
     skull = names.probability("Skull_diploe").name
-    assert skull == "sub-01_seg-siam_label-Skulldiploe_desc-T1w_probseg.nii.gz"
+    assert skull == "sub-01_space-orig_seg-siam_label-Skulldiploe_desc-T1w_probseg.nii.gz"
+    chunk = ScanNames(tmp_path, BidsName.parse("sub-01_chunk-2_T1w")).probability("GM").name
+    assert chunk == "sub-01_space-orig_chunk-2_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
     assert names.figure("mosaic").parent == tmp_path / "sub-01" / "figures"
     preview = names.preview("labels").relative_to(tmp_path).as_posix()
     assert preview == "sub-01/figures/sub-01_desc-T1w_previewlabels.nii.gz"

@@ -99,8 +99,14 @@ class ScanNames:
         return self._image("label-brain_", "mask.nii.gz")
 
     def probability(self, tissue: str) -> Path:
-        """Probability map of one tissue."""
-        return self._image(f"seg-siam_label-{name_in_files(tissue)}_", "probseg.nii.gz")
+        """Probability map of one tissue.
+
+        The name has `space-orig`, because sMRIPrep takes maps of GM, WM and CSF without `space-`
+        for those of FAST.
+        """
+        label = name_in_files(tissue)
+        name = f"{self.stem}_space-orig_seg-siam_label-{label}_desc-{self.description}_probseg"
+        return self.anat / f"{BidsName.parse(name)}.nii.gz"
 
     @property
     def volumes(self) -> Path:
@@ -165,7 +171,8 @@ def undeclared_results(root: Path, subject: str = "*") -> Iterator[tuple[str, Pa
     seen = set()
     for path in sorted(root.glob(f"sub-{subject}/**/anat/sub-*_desc-*")):
         if found := _OUTPUT.fullmatch(path.name):
-            declared = path.with_name(f"{found['stem']}_seg-siam_desc-{found['desc']}_dseg.json")
+            stem = found["stem"].replace("_space-orig", "")
+            declared = path.with_name(f"{stem}_seg-siam_desc-{found['desc']}_dseg.json")
             if declared not in seen and not declared.exists():
                 names = _names_of(root, declared)
                 yield (names.name if names else path.relative_to(root).as_posix()), path

@@ -52,6 +52,11 @@ def save_probability(path: Path, probability: npt.NDArray[np.float32], grid: Gri
     return _save(path, probability, grid)
 
 
+def save_image(path: Path, data: npt.NDArray[np.float32], grid: Grid) -> Written:
+    """Write intensities (I, J, K) as float32 NIfTI."""
+    return _save(path, data, grid)
+
+
 def save_picture(path: Path, content: bytes) -> Written:
     """Write an encoded picture as it is."""
     with atomic(path) as scratch:

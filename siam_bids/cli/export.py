@@ -17,6 +17,7 @@ OPTIONS = {
     "smallest": ("--min-size", "lesions"),
     "confidence": ("--min-confidence", "lesions"),
     "thickness": ("--min-thickness", "mne"),
+    "bias_corrected": ("--bias-corrected", "fmriprep"),
 }
 """Options that one target has: field of `Options`, spelling, target."""
 
@@ -85,7 +86,8 @@ def parser() -> CommandLine:
         "--bids-dir",
         type=Path,
         metavar="DIR",
-        help="dataset that was segmented, if it has been moved (mne needs the scans)",
+        help="dataset that was segmented, if it has been moved (mne and --bias-corrected need "
+        "the scans)",
     )
     how = top.add_argument_group("options for one program")
     how.add_argument(
@@ -109,6 +111,13 @@ def parser() -> CommandLine:
         type=_number,
         metavar="MM",
         help="mne: minimum distance between surfaces (default: 3)",
+    )
+    how.add_argument(
+        "--bias-corrected",
+        action="store_true",
+        default=None,
+        help="fmriprep: also write the image, corrected for intensity non-uniformity by N4; "
+        "sMRIPrep then does not correct it again",
     )
     top.add_common_options()
     return top

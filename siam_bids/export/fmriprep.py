@@ -6,15 +6,18 @@ order, as sMRIPrep turns the scan itself (niworkflows' `Conform`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import SimpleITK
 
 from siam_bids.bids.names import ScanNames
 from siam_bids.bids.writers import (
     Written,
+    save_image,
     save_mask,
     save_probability,
     save_segmentation,
@@ -24,7 +27,7 @@ from siam_bids.errors import DatasetError
 from siam_bids.export.head import Head
 from siam_bids.export.shapes import closed
 from siam_bids.export.target import Options, Target, anat
-from siam_bids.image.grid import Segmentation
+from siam_bids.image.grid import Reorientation, Segmentation, Volume
 from siam_bids.image.labels import INTRACRANIAL, Label, LabelTable
 
 CLASSES = {"GM": "gray matter", "WM": "white matter", "CSF": "cerebrospinal fluid"}
@@ -49,6 +52,12 @@ so white matter and CSF, from which fMRIPrep takes nuisance signals, hold none.
 WHITE = ("Wmcereb",)
 """Labels of role cerebellum that are white matter."""
 
+CORRECTED = ("T1w", "T2w")
+"""Suffixes whose bias-corrected image sMRIPrep takes."""
+
+COARSE = 4.0
+"""Voxel edge in mm on which the bias field is estimated, as ANTs does by default."""
+
 SULCI = 6.0
 """Radius in mm of what closes the brain over its sulci."""
 
@@ -58,13 +67,13 @@ def class_of(label: Label) -> str:
     return "WM" if label.name in WHITE else CLASS_OF_ROLE.get(label.role, "")
 
 
-def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
-    """Write mask, classes and maps of one scan.
+def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Written]:
+    """Write mask, classes and maps of one scan; if asked for, the bias-corrected image.
 
     Raises
     ------
     DatasetError
-        The labels do not tell brain and CSF.
+        The labels do not tell brain and CSF, or the image to correct is missing or no T1w or T2w.
     """
     labels, names = head.labels, head.names
     if not labels.brain or not labels.intracranial:
@@ -99,6 +108,16 @@ def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
     written |= save_segmentation(
         anat(root, names, "dseg.nii.gz"), Segmentation(data, grid, _CLASS_TABLE)
     )
+    if options.bias_corrected:
+        path = anat(root, names, f"desc-preproc_{names.suffix}.nii.gz")
+        if names.suffix not in CORRECTED:
+            raise DatasetError(
+                f"{names.name} is no {' or '.join(CORRECTED)}: sMRIPrep takes no other image.",
+                "Leave --bias-corrected out.",
+            )
+        written |= save_image(path, bias_corrected(head.scan(), mask), grid)
+        made = "Corrected for intensity non-uniformity by N4 (SimpleITK) within the brain mask."
+        written |= save_sidecar(path, {"Description": made, "SkullStripped": False, **about})
     return {
         "Description": "Three classes within the brain mask: 1 GM, 2 WM, 3 CSF.",
         "LabelMap": {kind: value for value, kind in enumerate(CLASSES, start=1)},
@@ -119,6 +138,43 @@ def _brain(segmentation: Segmentation) -> npt.NDArray[np.bool_]:
     return brain | closing
 
 
+def bias_corrected(scan: Volume, brain: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+    """Divide a scan by its bias field, found by N4 (Tustison et al., IEEE TMI 2010).
+
+    The field is a B-spline of four levels, estimated within the brain and continued beyond it. Its
+    mean logarithm in the brain is 0, so the scan keeps its scale.
+
+    Parameters
+    ----------
+    scan
+        In any orientation.
+    brain
+        (I, J, K) on the scan's voxels in RAS+ order.
+
+    Returns
+    -------
+    (I, J, K) float32, in RAS+ order.
+    """
+    turn = Reorientation.to_ras(scan.grid)
+    data = turn.apply(np.asarray(scan.data, np.float32))
+    voxel = turn.target.voxel_size
+    image, mask = (_itk(each, voxel) for each in (data, brain.astype(np.uint8)))
+    factors = [max(1, round(COARSE / size)) for size in voxel]
+    n4 = SimpleITK.N4BiasFieldCorrectionImageFilter()
+    n4.SetMaximumNumberOfIterations([50] * 4)
+    n4.Execute(*(SimpleITK.Shrink(each, factors) for each in (image, mask)))
+    field = SimpleITK.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).T
+    field -= field[brain].mean()
+    corrected: npt.NDArray[np.float32] = data * np.exp(-field, dtype=np.float32)
+    return corrected
+
+
+def _itk(data: npt.NDArray[Any], voxel_size: Sequence[float]) -> SimpleITK.Image:
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(data.T))
+    image.SetSpacing(list(map(float, voxel_size)))
+    return image
+
+
 _CLASS_TABLE = LabelTable.from_names({"background": 0, "GM": 1, "WM": 2, "CSF": 3})
 
 
@@ -129,4 +185,5 @@ def _declares(root: Path, names: ScanNames) -> Path:
 FMRIPREP = Target(
     declares=_declares,
     write=write,
+    options=("bias_corrected",),
 )

@@ -15,6 +15,7 @@ from siam_bids.bids.names import ScanNames
 from siam_bids.bids.writers import Written
 from siam_bids.export.head import Head
 from siam_bids.export.surfaces import (
+    BRAIN,
     SURFACES,
     HeadSurfaces,
     even_grid,
@@ -44,7 +45,7 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     image = _as_mgh(head.scan(), even_grid(head.segmentation.grid))
     surfaces = head_surfaces(head.segmentation, options.thickness)
     written = _save_image(folder / "mri" / "T1.mgz", image)
-    for name in SURFACES:
+    for name in (BRAIN, *SURFACES):
         written |= _save_surface(folder / "bem" / f"{name}.surf", surfaces.vertices(name), image)
     return {
         "Description": "Surfaces for boundary element models, in surface RAS of mri/T1.mgz.",

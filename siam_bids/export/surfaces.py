@@ -25,6 +25,13 @@ from siam_bids.image.labels import INTRACRANIAL
 Points = npt.NDArray[np.float64]
 
 SURFACES = ("inner_skull", "outer_skull", "outer_skin")
+"""Those of a boundary element model, the innermost first."""
+
+BRAIN = "brain"
+"""Surface around the brain, closed over its sulci: the pial envelope."""
+
+UNDER_SKULL = 1.0
+"""Least distance in mm of the brain's surface from the inner skull, along a direction."""
 
 CANAL = 10.0
 """Radius in mm of what is no part of the brain's space: the spinal canal."""
@@ -98,14 +105,14 @@ def sphere() -> Sphere:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSurfaces:
-    """The three surfaces of a head.
+    """The surfaces of a head: `SURFACES` and `BRAIN`.
 
     Attributes
     ----------
     center
         (3,) RAS+ mm.
     radii
-        (10242,) mm along the directions of `sphere`, by name, the innermost first.
+        (10242,) mm along the directions of `sphere`, by name.
     closed_by_edge
         Share of the directions in which the head goes on beyond the image; there the skin is the
         edge of the image.
@@ -146,7 +153,7 @@ def resampled(
 
 
 def head_surfaces(segmentation: Segmentation, thickness: float) -> HeadSurfaces:
-    """Find inner skull, outer skull and skin, at least `thickness` mm apart.
+    """Find brain, inner skull, outer skull and skin; the last three `thickness` mm apart or more.
 
     Raises
     ------
@@ -181,6 +188,10 @@ def head_surfaces(segmentation: Segmentation, thickness: float) -> HeadSurfaces:
         ("outer_skull", "outer_skin", head),
     ):
         radii[name] = _apart(center, radii[below], _smooth(rays.last_inside(mask)), thickness)
+    brain = closed(even.mask([label.name for label in labels.brain]), CLOSING, grid.voxel_size)
+    radii[BRAIN] = np.minimum(
+        _smooth(rays.last_inside(brain & inner)), radii["inner_skull"] - UNDER_SKULL
+    )
     return HeadSurfaces(center=center, radii=radii, closed_by_edge=float(np.mean(edge)))
 
 

@@ -24,11 +24,14 @@ class Options:
         Lesions whose mean probability is below this are left out.
     thickness
         Least distance between two surfaces in mm.
+    bias_corrected
+        The bias-corrected image is written too.
     """
 
     smallest: float = 0.0
     confidence: float = 0.0
     thickness: float = 3.0
+    bias_corrected: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
