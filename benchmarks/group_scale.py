@@ -57,7 +57,7 @@ def multiply(source: Path, raw: Path, out: Path, scans: int) -> None:
                 f"session_id\tage\nses-1\t{age:.2f}\nses-2\t{later:.2f}\n"
             )
         stem = f"sub-{subject}_ses-{visit + 1}"
-        names = ScanNames(out, BidsName.parse(f"{stem}_{originals[place].names.suffix}"))
+        names = ScanNames(out, BidsName.parse(f"{stem}_{originals[place].names.identity.suffix}"))
         copy(originals[place], names, rng, (age, later)[visit])
         for kind, content in pictures[place].items():
             names.figure(kind).parent.mkdir(parents=True, exist_ok=True)

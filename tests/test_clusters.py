@@ -38,7 +38,7 @@ def run(place, program):
 
 
 def done(place: Path) -> list[str]:
-    return sorted(names.subject for names in finished_scans(place / "OUT"))
+    return sorted(names.identity.subject for names in finished_scans(place / "OUT"))
 
 
 def test_plain_bash(run, place):

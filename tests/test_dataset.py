@@ -252,7 +252,8 @@ def test_filters_take_entities_alone(tree, requested, why):
 def test_a_scan_knows_its_place(tree):
     (scan,) = find_scans(tree, Query(sessions=("b",), suffixes=("FLAIR",))).scans
     assert scan.relative == "sub-02/ses-b/anat/sub-02_ses-b_rec-norm_FLAIR.nii.gz"
-    assert (scan.subject, scan.session, scan.suffix) == ("02", "b", "FLAIR")
+    identity = scan.identity
+    assert (identity.subject, identity.session, identity.suffix) == ("02", "b", "FLAIR")
     assert scan.identity.stem == "sub-02_ses-b_rec-norm"
     assert scan.path == tree / scan.relative
 

@@ -169,7 +169,7 @@ def test_a_scan_is_written_while_that_of_the_next_subject_is_segmented(
         return segment(self, volume, **options)
 
     def waiting_save(task, prediction):
-        assert task.scan.subject == "02" or begun.wait(20)
+        assert task.scan.identity.subject == "02" or begun.wait(20)
         return save_results(task, prediction)
 
     monkeypatch.setattr(CascadeSegmenter, "segment", watched_segment)

@@ -125,7 +125,7 @@ def test_preemption_stops_within_seconds_and_a_rerun_does_the_rest(config, study
         "siam-bids: stopped by SIGTERM; finished scans are kept, run again to continue."
     )
     assert scratch(config.output_dir) == []
-    finished = sorted(names.subject for names in finished_scans(config.output_dir))
+    finished = sorted(names.identity.subject for names in finished_scans(config.output_dir))
     assert 2 <= len(finished) < WRITERS
     nearby = f"{int(finished[-1]) + 1:02d}"
     again = run_participant(only(config, *finished, nearby))

@@ -379,7 +379,7 @@ def test_results_and_failures_are_told_apart_and_by_subject(tmp_path):
     assert list(finished_scans(tmp_path, "02")) == [two, third]
     assert list(failed_scans(tmp_path)) == [two]
     assert list(failed_scans(tmp_path, "01")) == []
-    assert third.session_id == "ses-b"
+    assert third.identity.visit == ("sub-02", "ses-b")
     assert third.name == "sub-02_ses-b_T1w"
 
 

@@ -133,7 +133,7 @@ def _ask(root: Path, query: Query, named: Mapping[Path, Scan], found: Selection)
     taken: dict[Path, Scan] = {}
     for suffix in query.suffixes:
         filters = filters_for(suffix, query)
-        of_suffix = {path: scan for path, scan in named.items() if scan.suffix == suffix}
+        of_suffix = {path: scan for path, scan in named.items() if scan.identity.suffix == suffix}
         matching = {Path(item.path) for item in layout.get(**filters, invalid_filters="allow")}
         for path, scan in of_suffix.items():
             part = scan.identity.labels.get("part")

@@ -43,34 +43,14 @@ class ScanNames:
     identity: BidsName
 
     @property
-    def subject(self) -> str:
-        """Label without `sub-`."""
-        return self.identity.labels["sub"]
-
-    @property
-    def session(self) -> str:
-        """Label without `ses-`; empty where the dataset has no sessions."""
-        return self.identity.labels.get("ses", "")
-
-    @property
-    def suffix(self) -> str:
-        """Suffix of the source: the contrast."""
-        return self.identity.suffix
-
-    @property
     def name(self) -> str:
         """Source name without extension, as shown to people."""
         return str(self.identity)
 
     @property
-    def session_id(self) -> str:
-        """`ses-a`, or empty where the dataset has no sessions."""
-        return f"ses-{self.session}" if self.session else ""
-
-    @property
     def anat(self) -> Path:
         """Folder of the images."""
-        return self.root / f"sub-{self.subject}" / self.session_id / "anat"
+        return self.root.joinpath(*self.identity.visit, "anat")
 
     @property
     def stem(self) -> str:
@@ -83,7 +63,7 @@ class ScanNames:
     def description(self) -> str:
         """Label of `desc-`: the suffix, and entities that distinguish the source."""
         folded = [key + label for key, label in self.identity.entities if key in _FOLDED]
-        return "+".join([self.suffix, *folded])
+        return "+".join([self.identity.suffix, *folded])
 
     def _image(self, entities: str, ending: str) -> Path:
         return self.anat / f"{self.stem}_{entities}desc-{self.description}_{ending}"
@@ -120,23 +100,25 @@ class ScanNames:
 
     def figure(self, kind: str) -> Path:
         """Picture for the reports, one of `FIGURES`."""
-        folder = self.root / f"sub-{self.subject}" / "figures"
-        return folder / f"{self.stem}_desc-{self.description}_{kind}.{FIGURES[kind]}"
+        return self._figure(f"{kind}.{FIGURES[kind]}")
 
     def preview(self, kind: str) -> Path:
         """Coarse copy for the viewer, one of `PREVIEWS`."""
-        folder = self.root / f"sub-{self.subject}" / "figures"
-        return folder / f"{self.stem}_desc-{self.description}_preview{kind}.nii.gz"
+        return self._figure(f"preview{kind}.nii.gz")
+
+    def _figure(self, ending: str) -> Path:
+        folder = self.root / f"sub-{self.identity.subject}" / "figures"
+        return folder / f"{self.stem}_desc-{self.description}_{ending}"
 
     @property
     def record(self) -> Path:
         """How the last attempt went: time, device, or the error. Outside the standard's reach."""
-        return self.root / "logs" / f"sub-{self.subject}" / f"{self.name}.json"
+        return self.root / "logs" / f"sub-{self.identity.subject}" / f"{self.name}.json"
 
     @property
     def report(self) -> Path:
         """The subject's page."""
-        return self.root / f"sub-{self.subject}.html"
+        return self.root / f"sub-{self.identity.subject}.html"
 
 
 def sidecar(path: Path) -> Path:

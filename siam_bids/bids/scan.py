@@ -72,6 +72,21 @@ class BidsName:
         return dict(self.entities)
 
     @property
+    def subject(self) -> str:
+        """Label without `sub-`."""
+        return self.labels["sub"]
+
+    @property
+    def session(self) -> str:
+        """Label without `ses-`; empty where there is none."""
+        return self.labels.get("ses", "")
+
+    @property
+    def visit(self) -> tuple[str, str]:
+        """`sub-01` and `ses-a`, the latter empty where there is none."""
+        return f"sub-{self.subject}", f"ses-{self.session}" if self.session else ""
+
+    @property
     def stem(self) -> str:
         """All entities of the name, in order: `sub-01_ses-a_run-2`."""
         return "_".join(f"{key}-{label}" for key, label in self.entities)
@@ -138,21 +153,6 @@ class Scan:
             if named != place and (key in places or key in identity.labels):
                 raise DatasetError(f"The name says {named}, but the file is in {place}.")
         return cls(path=path, relative=path.relative_to(root).as_posix(), identity=identity)
-
-    @property
-    def subject(self) -> str:
-        """Label without `sub-`."""
-        return self.identity.labels["sub"]
-
-    @property
-    def session(self) -> str:
-        """Label without `ses-`; empty where there is none."""
-        return self.identity.labels.get("ses", "")
-
-    @property
-    def suffix(self) -> str:
-        """The contrast, for example `T1w`."""
-        return self.identity.suffix
 
     @property
     def name(self) -> str:

@@ -50,7 +50,7 @@ class Head:
     @property
     def stem(self) -> str:
         """`sub-01`, or `sub-01_ses-a`."""
-        return "_".join(filter(None, (f"sub-{self.names.subject}", self.names.session_id)))
+        return "_".join(filter(None, self.names.identity.visit))
 
     @cached_property
     def segmentation(self) -> Segmentation:
@@ -186,10 +186,10 @@ def choose_references(
     by_session: dict[str, list[ScanResult]] = {}
     without = {}
     for names, reason in unusable.items():
-        if not sessions or names.session in sessions:
+        if not sessions or names.identity.session in sessions:
             without[names.name] = reason
     for result in usable:
-        if not sessions or result.names.session in sessions:
+        if not sessions or result.names.identity.session in sessions:
             session = result.names.anat.parent.relative_to(root).as_posix()
             by_session.setdefault(session, []).append(result)
     chosen = []
@@ -199,7 +199,7 @@ def choose_references(
             chosen.append(min(fitting, key=_rank))
         else:
             without[session] = f"No finished scan is called {wanted} (--reference)."
-    known = {names.subject for names in (*unusable, *(result.names for result in usable))}
+    known = {names.identity.subject for names in (*unusable, *(result.names for result in usable))}
     without |= {f"sub-{name}": "No finished scan." for name in participants if name not in known}
     return Choice(tuple(chosen), without)
 
@@ -209,6 +209,6 @@ def _has(identity: BidsName, wanted: str) -> bool:
 
 
 def _rank(result: ScanResult) -> tuple[int, float, str]:
-    suffix = result.names.suffix
+    suffix = result.names.identity.suffix
     place = PREFERRED.index(suffix) if suffix in PREFERRED else len(PREFERRED)
     return place, float(np.prod(result.about["Grid"]["VoxelSize"])), result.names.name

@@ -56,11 +56,11 @@ class Target:
 
 def anat(root: Path, names: ScanNames, ending: str) -> Path:
     """Return a file of a session's anatomy: `sub-01[/ses-a]/anat/sub-01[_ses-a]_ENDING`."""
-    stem = "_".join(filter(None, (f"sub-{names.subject}", names.session_id, ending)))
-    return root / f"sub-{names.subject}" / names.session_id / "anat" / stem
+    stem = "_".join(filter(None, (*names.identity.visit, ending)))
+    return root.joinpath(*names.identity.visit, "anat", stem)
 
 
 def person(root: Path, names: ScanNames, prefix: str = "") -> Path:
     """Return the folder of a person and session for programs without sessions: `sub-01_ses-a`."""
-    stem = "_".join(filter(None, (f"sub-{names.subject}", names.session_id)))
+    stem = "_".join(filter(None, names.identity.visit))
     return root / f"{prefix}{stem}"

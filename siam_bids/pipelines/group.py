@@ -142,12 +142,12 @@ def run_group(config: RunConfig) -> GroupSummary:
             with together() as batch:  # the table there answers an earlier formula
                 remove_table(batch, root, STATISTICS)
         raise
-    seen = {result.names.subject for result in results}
+    seen = {result.names.identity.subject for result in results}
     missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
     if missing:
         logger.warning("%d participants have no result yet: %s", len(missing), some(missing))
     sweep_root(root)
-    people = sorted(seen | {names.subject for names in found.unusable})
+    people = sorted(seen | {names.identity.subject for names in found.unusable})
     with_pages = len(people) <= SUBJECT_PAGES
     with together() as batch:
         if not config.reports_only:
@@ -313,9 +313,9 @@ def _keys(results: Sequence[ScanResult]) -> pd.DataFrame:
     columns = {column: column.removesuffix("_id") for column in ENTITY_COLUMNS}
     return pd.DataFrame(
         {
-            "participant_id": [f"sub-{result.names.subject}" for result in results],
-            "session_id": _texts([result.names.session_id for result in results]),
-            "contrast": [result.names.suffix for result in results],
+            "participant_id": [result.names.identity.visit[0] for result in results],
+            "session_id": _texts([result.names.identity.visit[1] for result in results]),
+            "contrast": [result.names.identity.suffix for result in results],
             "scan": [result.names.name for result in results],
         }
         | {
@@ -345,7 +345,7 @@ def _with_covariates(
     keys: pd.DataFrame, results: Sequence[ScanResult], quality: pd.DataFrame, config: RunConfig
 ) -> pd.DataFrame:
     """Add covariates of the raw dataset; without its tables, those of an earlier run."""
-    visits = [(f"sub-{r.names.subject}", r.names.session_id) for r in results]
+    visits = [result.names.identity.visit for result in results]
     scans = keys["scan"].tolist()
     tissues = dict.fromkeys(row["name"] for result in results for row in result.volumes)
     taken = {*reserved(tissues), *quality}

@@ -152,7 +152,8 @@ def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:
     check_output_folder(config.output_dir, forced=config.force_output)
     known = [*finished_scans(config.output_dir), *failed_scans(config.output_dir)]
     wanted = set(config.query.participants)
-    labels = sorted({names.subject for names in known if not wanted or names.subject in wanted})
+    subjects = {names.identity.subject for names in known}
+    labels = sorted(subjects & wanted if wanted else subjects)
     failed: dict[str, str] = {}
     for subject in labels:
         failed |= write_page(f"sub-{subject}.html", _write_page, config, subject)
@@ -200,7 +201,9 @@ class _ScanLoop:
             logging_redirect_tqdm(),
             WriteBehind() as writer,
         ):
-            for subject, own in groupby(scans_read_ahead, key=lambda pair: pair[0].subject):
+            for subject, own in groupby(
+                scans_read_ahead, key=lambda pair: pair[0].identity.subject
+            ):
                 sweep_subject(self.config.output_dir, subject)
                 for scan, reading in own:
                     with _shown(bar, scan.name) as progress:
@@ -356,7 +359,7 @@ def _write_results(task: Task, prediction: Prediction, names: ScanNames) -> Writ
         segmentation,
         confidence=prediction.confidence,
         entropy=prediction.entropy,
-        ct=task.scan.suffix in CT,
+        ct=task.scan.identity.suffix in CT,
     )
     written |= save_quality(names.quality, quality)
     for kind, picture in draw(volume, segmentation).items():

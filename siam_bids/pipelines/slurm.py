@@ -144,7 +144,7 @@ def render_scripts(config: ArrayConfig) -> Scripts:
     everything = len(scans) + sum(1 for _ in finished_scans(config.run.output_dir))
     values = {
         "scans": len(scans),
-        "subjects": len({scan.subject for scan in scans}),
+        "subjects": len({scan.identity.subject for scan in scans}),
         "tasks": len(tasks),
         "throttle": config.throttle,
         "cpus": config.cpus,
@@ -229,25 +229,25 @@ def _work(
     config: ArrayConfig, scans: Sequence[Scan], size: Cost
 ) -> tuple[list[str], list[list[Scan]]]:
     """Return the options that choose the scans of each task, and those scans."""
-    units = [
-        list(group)
-        for _, group in groupby(
-            scans, key=lambda scan: (scan.subject, scan.session if config.sessions else "")
-        )
-    ]
+    sessions = config.sessions
+
+    def unit_of(scan: Scan) -> tuple[str, str]:
+        return scan.identity.subject, scan.identity.session if sessions else ""
+
+    units = [list(group) for _, group in groupby(scans, key=unit_of)]
     fitting = int((config.minutes or 30) * 60 / _PATIENCE / (size.seconds * len(units[0])))
     per_task = config.per_task or max(1, fitting, math.ceil(len(units) / _MOST_TASKS))
-    if config.sessions:
+    if sessions:
         per_task = 1
     if math.ceil(len(units) / per_task) > _MOST_TASKS:
         logger.warning("More than %d tasks: see MaxArraySize of your cluster.", _MOST_TASKS)
     chunks = [units[start : start + per_task] for start in range(0, len(units), per_task)]
     lines = []
     for chunk in chunks:
-        line = _WHO + " ".join(unit[0].subject for unit in chunk)
-        if config.sessions and chunk[0][0].session:
-            line += f" --session-label {chunk[0][0].session}"
-        lines.append(line)
+        chosen = [unit_of(unit[0]) for unit in chunk]
+        session = chosen[0][1]
+        line = _WHO + " ".join(subject for subject, _ in chosen)
+        lines.append(f"{line} --session-label {session}" if session else line)
     return lines, [[scan for unit in chunk for scan in unit] for chunk in chunks]
 
 

@@ -63,8 +63,8 @@ def verify(config: RunConfig) -> Verification:
     scans = [
         names
         for names in finished_scans(root)
-        if (not query.participants or names.subject in query.participants)
-        and (not query.sessions or names.session in query.sessions)
+        if (not query.participants or names.identity.subject in query.participants)
+        and (not query.sessions or names.identity.session in query.sessions)
     ]
     orphans = [
         path

@@ -75,8 +75,8 @@ def _reference(root: Path) -> dict[str, dict[str, Spread]]:
 def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> ScanReport:
     return ScanReport(
         name=names.name,
-        suffix=names.suffix,
-        session=names.session_id,
+        suffix=names.identity.suffix,
+        session=names.identity.visit[1],
         source=str(past.get("source", "")),
         error=str(past.get("error", "")),
         log=str(past.get("traceback", "")),
@@ -95,8 +95,8 @@ def _scan_report(
     flag, reasons = judge(result.quality) if result.quality else ("", ())
     return ScanReport(
         name=names.name,
-        suffix=names.suffix,
-        session=names.session_id,
+        suffix=names.identity.suffix,
+        session=names.identity.visit[1],
         source=result.source,
         figure=if_there(names.figure("mosaic"), names.root),
         slices=data_url(names.figure("slices")),
