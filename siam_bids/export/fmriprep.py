@@ -109,8 +109,8 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
         anat(root, names, "dseg.nii.gz"), Segmentation(data, grid, _CLASS_TABLE)
     )
     if options.bias_corrected:
-        path = anat(root, names, f"desc-preproc_{names.suffix}.nii.gz")
-        if names.suffix not in CORRECTED:
+        path = anat(root, names, f"desc-preproc_{names.identity.suffix}.nii.gz")
+        if names.identity.suffix not in CORRECTED:
             raise DatasetError(
                 f"{names.name} is no {' or '.join(CORRECTED)}: sMRIPrep takes no other image.",
                 "Leave --bias-corrected out.",
