@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,16 @@ from scipy import ndimage
 
 from siam_bids.image.grid import Grid, Segmentation, Volume
 from siam_bids.image.labels import siam_labels
-from siam_bids.reports.mosaics import PLANES, SLICES_PER_PLANE, cut, draw, mosaic, sheet, thumbnail
+from siam_bids.reports.mosaics import (
+    PLANES,
+    SLICES_PER_PLANE,
+    cut,
+    draw,
+    mosaic,
+    sheet,
+    thumbnail,
+    window,
+)
 
 
 def head(*, grey: float | None = None) -> tuple[Volume, Segmentation]:
@@ -155,7 +165,7 @@ def test_mosaic_shows_tissues_in_the_colours_of_the_label_table():
 
 
 def test_overlay_keeps_the_proportion_of_the_volumes():
-    tissues = indices(sheet(views(*head()))[1])
+    tissues = indices(sheet(views(*head()), siam_labels())[1])
     drawn = (tissues == 2).sum() / (tissues == 1).sum()
     cuts = [cut for _, slices in cut(*head(), 7) for cut in slices]
     expected = sum((c.labels == 2).sum() for c in cuts) / sum((c.labels == 1).sum() for c in cuts)
@@ -165,7 +175,7 @@ def test_overlay_keeps_the_proportion_of_the_volumes():
 def test_sheet_lays_labels_exactly_over_the_slices():
     volume, segmentation = head(grey=100)
     bright = Volume(np.where(segmentation.data == 2, 200, 100).astype(np.float32), volume.grid)
-    slices, tissues = sheet(views(bright, segmentation))
+    slices, tissues, _ = sheet(views(bright, segmentation), siam_labels())
     grey, labels = pixels(slices)[..., 0], indices(tissues)
     assert grey.shape == labels.shape
     assert set(np.unique(labels)) == {0, 1, 2, 15, 16}
@@ -173,12 +183,94 @@ def test_sheet_lays_labels_exactly_over_the_slices():
     assert np.median(grey[inner]) > np.median(grey[labels == 1]) + 50
 
 
+def enlarged(times: tuple[int, int, int], voxel_mm: float):
+    """Return the head with each voxel as a block of voxels, the smallest edge of `voxel_mm`."""
+    volume, segmentation = head()
+    block = np.ones(times, np.uint8)
+    labels = np.kron(segmentation.data, block)
+    size = voxel_mm * max(times) / np.array(times)
+    grid = Grid(labels.shape, np.diag([*size, 1.0]))
+    data = np.kron(volume.data, block).astype(np.float32)
+    return Volume(data, grid), Segmentation(labels, grid, siam_labels())
+
+
+@pytest.mark.parametrize("voxel_mm", [1.0, 0.7])
+def test_sheets_have_two_pixels_per_voxel(voxel_mm):
+    shown = cut(*enlarged((3, 3, 3), voxel_mm), 3)
+    widest = max(slices[0].labels.shape[1] for _, slices in shown)
+    widths = {Image.open(io.BytesIO(each)).size[0] for each in sheet(shown, siam_labels())}
+    assert widths == {3 * 2 * widest}
+
+
+def test_sheets_of_coarse_and_of_very_fine_scans_stay_within_limits():
+    def width(*arguments) -> int:
+        return pixels(sheet(cut(*arguments, 2), siam_labels())[0]).shape[1]
+
+    assert width(*head()) == 2 * 228  # 4 mm
+    assert width(*enlarged((10, 10, 1), 0.4)) == 2 * 1000
+
+
+@pytest.mark.parametrize("picture", ["sheet", "thumbnail", "mosaic"])
+def test_every_slice_names_its_sides_and_position(picture):
+    shown = views(*head(grey=50))
+    widest = max(slices[0].size[0] for _, slices in shown)
+    tall = [slices[0].size[1] / widest for _, slices in shown]  # heights in widths of a cell
+    if picture == "sheet":
+        slices, tissues, _ = sheet(shown, siam_labels())
+        grey, labels, columns = pixels(slices), indices(tissues), 7
+    elif picture == "thumbnail":
+        grey, columns, tall = pixels(thumbnail(shown, siam_labels())[0]), 3, [1]
+    else:
+        grey, columns = pixels(mosaic(shown, siam_labels()))[:, :1596], 7
+        tall = [height for height in tall for _ in range(2)]
+    white = (grey > 190).all(axis=-1)
+    width = white.shape[1] // columns
+    ends = np.round(np.cumsum([0, *tall]) * width).astype(int)
+    for top, bottom in pairwise(ends):
+        for left in range(0, columns * width, width):
+            cell = white[top:bottom, left : left + width]
+            middle = slice((bottom - top) // 2 - 12, (bottom - top) // 2 + 12)
+            assert cell[middle, : width // 8].any()
+            assert cell[middle, -width // 8 :].any()
+            assert cell[: width // 8, width // 2 :].any()
+    if picture == "sheet":  # nothing is laid over the letters
+        assert not labels[white].any()
+
+
+def test_the_brain_sets_the_window_not_the_scalp_and_ct_gets_a_brain_window():
+    volume, segmentation = head()
+    t1 = np.select([segmentation.data == n for n in (1, 2, 15, 16)], [60, 100, 5, 900], 0)
+    black, white = window(Volume(t1.astype(np.float32), volume.grid), segmentation)
+    assert (black, white) == (20, pytest.approx(104))
+    hounsfield = np.select(
+        [segmentation.data == n for n in (1, 2, 15, 16)], [38, 28, 900, 60], -1000
+    )
+    black, white = window(Volume(hounsfield.astype(np.float32), volume.grid), segmentation)
+    assert (black, white) == (18, pytest.approx(39))
+
+
+def test_contours_are_a_pixel_inside_each_border():
+    _, tissues, contours = sheet(views(*head()), siam_labels())
+    labels, layer = indices(tissues), np.asarray(Image.open(io.BytesIO(contours)).convert("RGBA"))
+    inside = (
+        ndimage.minimum_filter(labels, footprint=ndimage.generate_binary_structure(2, 1)) == labels
+    )
+    inside &= (
+        ndimage.maximum_filter(labels, footprint=ndimage.generate_binary_structure(2, 1)) == labels
+    )
+    assert (layer[..., 3][inside | (labels == 0)] == 0).all()
+    for label in siam_labels().foreground:
+        drawn = layer[(labels == label.index) & ~inside]
+        assert (drawn == [*label.rgb, 255]).all(), label.name
+    assert layer[..., 3].any()
+
+
 def test_thumbnail_and_outline_are_small_and_of_one_size():
     small, outline = thumbnail(views(*head()), siam_labels())
-    assert pixels(small).shape == (160, 480, 3)
-    assert len(small) + len(outline) < 30_000
+    assert pixels(small).shape == (240, 720, 3)
+    assert len(small) + len(outline) < 45_000
     layer = np.asarray(Image.open(io.BytesIO(outline)).convert("RGBA"))
-    assert layer.shape == (160, 480, 4)
+    assert layer.shape == (240, 720, 4)
     assert set(np.unique(layer[..., 3])) == {0, 255}
     for name in ("WM", "GM", "Skull", "Head"):
         color = [*bytes.fromhex(siam_labels().by_name[name].color[1:])]
@@ -192,4 +284,4 @@ def test_same_scan_gives_the_same_bytes():
 @pytest.mark.parametrize("grey", [0, -5, 1e6])
 def test_flat_images_are_drawn(grey):
     small, _ = thumbnail(views(*head(grey=grey)), siam_labels())
-    assert pixels(small).shape == (160, 480, 3)
+    assert pixels(small).shape == (240, 720, 3)

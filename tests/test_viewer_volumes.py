@@ -32,7 +32,7 @@ def test_blocks_keep_their_place_and_the_commonest_label():
     np.testing.assert_allclose(
         coarse.grid.affine @ [0, 0, 0, 1], (affine @ np.transpose(corner)).mean(axis=1)
     )
-    assert abs(image.mean() / 255 - 0.5) < 0.02
+    assert abs(image.mean() / 255 - 0.5 / 1.1) < 0.02  # white is a tenth above what is there
 
 
 def test_viewers_are_made_from_what_is_there_and_go_with_a_new_result(

@@ -15,6 +15,7 @@ FIGURES = {
     "mosaic": "png",
     "slices": "webp",
     "tissues": "png",
+    "contours": "png",
     "thumbnail": "webp",
     "outline": "webp",
 }

@@ -6,29 +6,38 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from siam_bids.image.grid import Reorientation, Segmentation, Volume
-from siam_bids.image.labels import BRAIN, Label, LabelTable
+from siam_bids.image.labels import BRAIN, INTRACRANIAL, Label, LabelTable
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from PIL.Image import Image as Picture
+    from PIL.ImageFont import FreeTypeFont
 
 
 MOSAIC_WIDTH = 1600
 SLICES_PER_PLANE = 7
-THUMBNAIL_EDGE = 160
+THUMBNAIL_EDGE = 240
 MARGIN_MM = 25.0
 """How much is shown around the brain: skull and scalp, but little of face and neck."""
+THUMBNAIL_MARGIN_MM = 12.0
+PIXELS_PER_VOXEL = 2
+"""Pixels of a sheet per voxel, along the finest axis shown."""
+WIDEST_CELL = 1000
+"""Pixels of a slice on a sheet, whatever the voxel size."""
 OVERLAY_ALPHA = 0.45
 _CELL = MOSAIC_WIDTH // SLICES_PER_PLANE
-_DPI = 100
+_LETTERS = 0.065
+"""Size of letters on a slice, in widths of a slice."""
 _LEGEND_COLUMNS = 9
 _LEGEND_ROW = 30
-_INK = "#c8ccd2"
+_INK = 210
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +84,10 @@ Views = Sequence[tuple[Plane, list[Slice]]]
 """Slices of each plane, as many of each."""
 
 
-def cut(volume: Volume, segmentation: Segmentation, count: int) -> Views:
-    """Cut `count` slices per plane, evenly through the brain.
+def cut(
+    volume: Volume, segmentation: Segmentation, count: int, *, margin_mm: float = MARGIN_MM
+) -> Views:
+    """Cut `count` slices per plane, evenly through the brain, with a margin around it.
 
     Voxels are shown along the scan's own axes, turned to the nearest RAS+ order.
     """
@@ -84,11 +95,11 @@ def cut(volume: Volume, segmentation: Segmentation, count: int) -> Views:
     grid = turn.target
     brain = turn.apply(_landmark(segmentation))
     inside = [_extent(brain, axis) for axis in range(3)]
-    margins = [round(MARGIN_MM / size) for size in grid.voxel_size]
+    margins = [round(margin_mm / size) for size in grid.voxel_size]
     first = [max(start - margin, 0) for (start, _), margin in zip(inside, margins, strict=True)]
     last = [stop + margin for (_, stop), margin in zip(inside, margins, strict=True)]
     field = tuple(slice(*ends) for ends in zip(first, last, strict=True))
-    grey = to_grey(turn.apply(volume.data)[field])
+    grey = to_grey(turn.apply(volume.data)[field], window(volume, segmentation))
     labels = turn.apply(segmentation.data)[field]
     extent = np.multiply(grey.shape, grid.voxel_size)
 
@@ -131,25 +142,42 @@ def _extent(mask: npt.NDArray[np.bool_], axis: int) -> tuple[int, int]:
     return int(covered[0]), int(covered[-1]) + 1
 
 
-def to_grey(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Map intensities (I, J, K) to 0..1 between the percentiles 0.5 and 99.5 of the signal."""
-    signal = image[image != 0]
-    low, high = np.percentile(signal, [0.5, 99.5]) if signal.size else (0.0, 0.0)
-    if high <= low:
-        low, high = 0.0, 2 * float(np.abs(image).max()) or 1.0
+def window(volume: Volume, segmentation: Segmentation) -> tuple[float, float]:
+    """Return the intensities that are shown black and white: the scale is that of the brain.
+
+    White is a tenth above the range of what lies inside the skull (percentiles 1 to 99.5), black a
+    whole range below it, but not below percentile 0.5 of all non-zero voxels: air is black in MRI,
+    and CT gets a brain window.
+    """
+    signal = volume.data[volume.data != 0]
+    inside = [label.index for label in segmentation.labels.of_role(*INTRACRANIAL)]
+    brain = volume.data[np.isin(segmentation.data, inside)]
+    if not signal.size:
+        return 0.0, 2.0
+    darkest = float(np.percentile(signal, 0.5))
+    least, most = np.percentile(brain if brain.size else signal, [1, 99.5])
+    low, high = max(darkest, float(2 * least - most)), float(most + (most - least) / 10)
+    return (low, high) if high > low else (0.0, 2 * float(np.abs(volume.data).max()))
+
+
+def to_grey(image: npt.NDArray[np.float32], ends: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Map intensities (I, J, K) to 0 (black) to 1 (white); `ends` as `window` returns them."""
+    low, high = ends
     return np.asarray(np.clip((image - low) / (high - low), 0, 1), dtype=np.float32)
 
 
 def draw(volume: Volume, segmentation: Segmentation) -> dict[str, bytes]:
-    """Draw all pictures of a scan: mosaic, slices and tissues, thumbnail and outline."""
-    views = cut(volume, segmentation, SLICES_PER_PLANE)
+    """Draw all pictures of a scan, see `mosaic`, `sheet` and `thumbnail`."""
     table = segmentation.labels
-    slices, tissues = sheet(views)
-    small, outline = thumbnail(views, table)
+    views = cut(volume, segmentation, SLICES_PER_PLANE)
+    slices, tissues, contours = sheet(views, table)
+    middle = cut(volume, segmentation, 1, margin_mm=THUMBNAIL_MARGIN_MM)
+    small, outline = thumbnail(middle, table)
     return {
         "mosaic": mosaic(views, table),
         "slices": slices,
         "tissues": tissues,
+        "contours": contours,
         "thumbnail": small,
         "outline": outline,
     }
@@ -158,40 +186,43 @@ def draw(volume: Volume, segmentation: Segmentation) -> dict[str, bytes]:
 def mosaic(views: Views, table: LabelTable) -> bytes:
     """Draw a PNG of three planes: a row of slices, below it the same slices with tissues.
 
-    All slices have one scale; the patient's left is on the left (neurological display).
+    All slices have one scale; the patient's left is on the left (neurological display). Below them
+    stand the names and colours of the tissues.
     """
-    rows = _rows(views)
+    scale = _CELL / _widest(views)
+    rows = _rows(views, scale)
     shown = np.unique(np.concatenate([labels.ravel() for _, labels in rows]))
     legend = [label for label in table.foreground if label.index in shown]
-    foot = _LEGEND_ROW * (2 + math.ceil(len(legend) / _LEGEND_COLUMNS))
     colors = _lookup(table)
-    picture = np.concatenate([part for row in rows for part in _both(*row, colors)])
-    figure = _figure(MOSAIC_WIDTH, len(picture) + foot)
-    figure.figimage(picture, 0, foot, origin="upper")
-    top = figure.bbox.height
-    for (plane, slices), (grey, _) in zip(views, rows, strict=True):
-        height = len(grey)
-        _write(figure, 5, top - 12, plane.name, weight="bold")
-        for column, each in enumerate(slices):
-            left, right = column * _CELL, (column + 1) * _CELL
-            _write(figure, left + 5, top - height / 2, plane.left)
-            _write(figure, right - 5, top - height / 2, plane.right, ha="right")
-            position = f"{plane.coordinate} = {round(each.position)}"
-            _write(figure, right - 5, top - 12, position, ha="right")
-        top -= 2 * height
-    _legend(figure, legend, top, _scale(views))
-    return _png(figure)
+    pictures = np.concatenate([part for row in rows for part in _both(*row, colors)])
+    pictures = np.pad(pictures, ((0, 0), (0, MOSAIC_WIDTH - pictures.shape[1]), (0, 0)))
+    return _reduced(np.concatenate([pictures, _legend(legend, MOSAIC_WIDTH, scale)]))
 
 
-def sheet(views: Views) -> tuple[bytes, bytes]:
-    """Draw the slices of the mosaic once as a WebP in grey, once as a PNG of label indices.
+def sheet(views: Views, table: LabelTable) -> tuple[bytes, bytes, bytes]:
+    """Draw the slices of the mosaic in full detail, `PIXELS_PER_VOXEL` or as wide as a mosaic's.
 
-    Both have the same pixels, so that a page can lay any choice of tissues over the slices.
+    Returns
+    -------
+    slices, tissues, contours
+        A WebP in grey, a PNG of label indices, and a PNG of the tissues' outlines in their colours,
+        clear elsewhere. All have the same pixels, so that a page can lay one over the other.
     """
-    rows = _rows(views)
+    finest = min(
+        edge / count
+        for _, slices in views
+        for edge, count in zip(slices[0].size, slices[0].labels.shape[::-1], strict=True)
+    )
+    widest = _widest(views)
+    scale = min(max(PIXELS_PER_VOXEL / finest, _CELL / widest), WIDEST_CELL / widest)
+    rows = _rows(views, scale)
     grey = np.concatenate([grey for grey, _ in rows])
     labels = np.concatenate([labels for _, labels in rows])
-    return _encode(grey, "webp", quality=75), _encode(labels, "png", optimize=True)
+    return (
+        _encode(grey, "webp", quality=75),
+        _encode(labels, "png", optimize=True),
+        _outlined(labels, table, "png", optimize=True),
+    )
 
 
 def thumbnail(views: Views, table: LabelTable) -> tuple[bytes, bytes]:
@@ -199,30 +230,30 @@ def thumbnail(views: Views, table: LabelTable) -> tuple[bytes, bytes]:
 
     The outlines are clear elsewhere: a page lays them over the slices, or does not.
     """
-    slices = [each[len(each) // 2] for _, each in views]
-    scale = THUMBNAIL_EDGE / max(edge for shown in slices for edge in shown.size)
-    grey, labels = _paste(slices, scale, width=THUMBNAIL_EDGE, height=THUMBNAIL_EDGE)
-    edge = np.zeros(labels.shape, dtype=bool)
-    edge[:-1] |= labels[:-1] != labels[1:]
-    edge[:, :-1] |= labels[:, :-1] != labels[:, 1:]
-    outlines = _lookup(table)[np.where(edge, labels, 0)]
+    slices = [(plane, each[len(each) // 2]) for plane, each in views]
+    scale = THUMBNAIL_EDGE / max(edge for _, shown in slices for edge in shown.size)
+    cells = [
+        _paste(plane, [shown], scale, width=THUMBNAIL_EDGE, height=THUMBNAIL_EDGE)
+        for plane, shown in slices
+    ]
+    grey, labels = (np.concatenate(parts, axis=1) for parts in zip(*cells, strict=True))
     return (
         _encode(grey, "webp", quality=70, method=6),
-        _encode(outlines, "webp", lossless=True, method=6),
+        _outlined(labels, table, "webp", lossless=True, method=6),
     )
 
 
-def _scale(views: Views) -> float:
-    """Return the pixels per mm at which the widest slice fills a cell."""
-    return _CELL / max(slices[0].size[0] for _, slices in views)
+def _widest(views: Views) -> float:
+    """Return the width of the widest slice in mm."""
+    return max(slices[0].size[0] for _, slices in views)
 
 
-def _rows(views: Views) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-    """Set the slices of each plane side by side, all at one scale, see `_paste`."""
-    scale = _scale(views)
+def _rows(views: Views, scale: float) -> list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
+    """Set the slices of each plane side by side, `scale` in pixels per mm, see `_paste`."""
+    width = round(_widest(views) * scale)
     return [
-        _paste(slices, scale, width=_CELL, height=max(1, round(slices[0].size[1] * scale)))
-        for _, slices in views
+        _paste(plane, slices, scale, width=width, height=max(1, round(slices[0].size[1] * scale)))
+        for plane, slices in views
     ]
 
 
@@ -236,14 +267,16 @@ def _both(
 
 
 def _paste(
-    slices: Sequence[Slice], pixels_per_mm: float, *, width: int, height: int
+    plane: Plane, slices: Sequence[Slice], pixels_per_mm: float, *, width: int, height: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Set slices side by side in cells of `width` x `height` pixels, upright, centred.
+
+    Each has the names of its sides and its position; there is no label under these.
 
     Returns
     -------
     grey, labels
-        (height, width x slices) uint8; labels are resampled to the nearest, grey linearly.
+        (height, width x slices) uint8; labels are resampled to the nearest, grey cubically.
     """
     from PIL import Image
 
@@ -255,40 +288,89 @@ def _paste(
         top, left = (height - h) // 2, column * width + (width - w) // 2
         place = (slice(top, top + h), slice(left, left + w))
         picture = Image.fromarray(np.round(255 * shown.grey[::-1]).astype(np.uint8))
-        grey[place] = np.asarray(picture.resize((w, h), Image.Resampling.BILINEAR))
+        grey[place] = np.asarray(picture.resize((w, h), Image.Resampling.BICUBIC))
         indices = Image.fromarray(np.ascontiguousarray(shown.labels[::-1]))
         labels[place] = np.asarray(indices.resize((w, h), Image.Resampling.NEAREST))
+        cell = slice(column * width, (column + 1) * width)
+        ink, edge = _letters(plane, shown, width, height)
+        grey[:, cell] = np.where(edge > 0, ink, grey[:, cell])
+        labels[:, cell][edge > 0] = 0
     return grey, labels
+
+
+def _letters(
+    plane: Plane, shown: Slice, width: int, height: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Write the sides and the position of a slice on black.
+
+    Returns
+    -------
+    ink, edge
+        (height, width) uint8: the letters, and where they and their black edge lie.
+    """
+    from PIL import Image, ImageDraw
+
+    font = _font(max(round(_LETTERS * width), 9))
+    gap = max(width // 50, 3)
+    layers = [Image.new("L", (width, height)) for _ in range(2)]
+    for layer, stroke in zip(layers, (0, max(width // 150, 1)), strict=True):
+        pen = ImageDraw.Draw(layer)
+        for where, anchor, text in (
+            ((gap, height // 2), "lm", plane.left),
+            ((width - gap, height // 2), "rm", plane.right),
+            ((width - gap, gap), "rt", f"{plane.coordinate} = {round(shown.position)}"),
+        ):
+            pen.text(where, text, fill=_INK, font=font, anchor=anchor, stroke_width=stroke)
+    ink, edge = (np.asarray(layer) for layer in layers)
+    return ink, edge
+
+
+@cache
+def _font(size: int) -> FreeTypeFont:
+    """Return matplotlib's own font: it is the same on every machine."""
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+
+
+def _outlined(labels: npt.NDArray[np.uint8], table: LabelTable, kind: str, **options: Any) -> bytes:
+    """Encode the outlines of labels (rows, columns): a pixel inside each border."""
+    padded = np.pad(labels, 1, mode="edge")
+    rows, columns = labels.shape
+    edge = np.zeros(labels.shape, dtype=bool)
+    for down, right in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        edge |= padded[down : down + rows, right : right + columns] != labels
+    outlines = np.where(edge, labels, 0).astype(np.uint8)
+    if kind != "png":
+        return _encode(_lookup(table)[outlines], kind, **options)
+    from PIL import Image
+
+    picture = Image.fromarray(outlines).convert("P")
+    picture.putpalette(_lookup(table)[:, :3].tobytes())
+    return _saved(picture, kind, transparency=0, **options)
 
 
 def _encode(pixels: npt.NDArray[np.uint8], kind: str, **options: Any) -> bytes:
     from PIL import Image
 
+    return _saved(Image.fromarray(pixels), kind, **options)
+
+
+def _saved(picture: Picture, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format=kind, **options)
+    picture.save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Return an empty black figure of `width` x `height` pixels, tied to no global state."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width / _DPI, round(height) / _DPI), dpi=_DPI, facecolor="black")
-
-
-def _png(figure: Figure) -> bytes:
-    """Return the figure as PNG bytes in 256 colours, which are a third of the full size."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _reduced(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Return (rows, columns, 3) as PNG bytes in 256 colours, which are a third of the full size."""
     from PIL import Image
 
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    picture = Image.fromarray(pixels[..., :3])
-    reduced = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    buffer = io.BytesIO()
-    reduced.save(buffer, format="png", optimize=True)
-    return buffer.getvalue()
+    reduced = Image.fromarray(pixels).quantize(
+        256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+    )
+    return _saved(reduced, "png", optimize=True)
 
 
 def _lookup(labels: LabelTable) -> npt.NDArray[np.uint8]:
@@ -299,31 +381,25 @@ def _lookup(labels: LabelTable) -> npt.NDArray[np.uint8]:
     return table
 
 
-def _write(figure: Figure, x: float, y: float, text: str, **style: Any) -> None:
-    """Write `text`, edged in black, at pixel (x, y) counted from the lower left."""
-    from matplotlib.patheffects import withStroke
+def _legend(labels: Sequence[Label], width: int, pixels_per_mm: float) -> npt.NDArray[np.uint8]:
+    """Draw swatches with names, the scale and the convention of sides: (rows, `width`, 3) uint8."""
+    from PIL import Image, ImageDraw
 
-    at = (x / figure.bbox.width, y / figure.bbox.height)
-    usual = {"color": _INK, "fontsize": 9.0, "va": "center", "parse_math": False}
-    words = figure.text(*at, text, **{**usual, **style})
-    words.set_path_effects([withStroke(linewidth=2, foreground="black")])
-
-
-def _legend(figure: Figure, labels: Sequence[Label], top: float, pixels_per_mm: float) -> None:
-    """Draw swatches with names, the scale and the side convention below pixel row `top`."""
-    from matplotlib.patches import Rectangle
-
-    def block(x: float, y: float, width: float, height: float, color: str) -> None:
-        figure.add_artist(Rectangle((x, y), width, height, facecolor=color, transform=None))
-
-    step = MOSAIC_WIDTH / _LEGEND_COLUMNS
+    rows = math.ceil(len(labels) / _LEGEND_COLUMNS) + 2
+    picture = Image.new("RGB", (width, rows * _LEGEND_ROW))
+    pen = ImageDraw.Draw(picture)
+    ink = (_INK, _INK, _INK)
+    step = width / _LEGEND_COLUMNS
     for number, label in enumerate(labels):
         row, column = divmod(number, _LEGEND_COLUMNS)
-        x, y = 12 + column * step, top - (row + 0.8) * _LEGEND_ROW
-        block(x, y - 8, 16, 16, label.color)
-        _write(figure, x + 24, y, label.name, fontsize=11.0)
-    foot = _LEGEND_ROW / 2
-    block(12, foot - 1, 50 * pixels_per_mm, 2, _INK)
-    _write(figure, 20 + 50 * pixels_per_mm, foot, "50 mm")
+        x, y = round(12 + column * step), round((row + 0.8) * _LEGEND_ROW)
+        pen.rectangle((x, y - 8, x + 15, y + 7), fill=label.color)
+        pen.text((x + 24, y), label.name, fill=ink, font=_font(15), anchor="lm")
+    foot = round((rows - 0.5) * _LEGEND_ROW)
+    end = round(12 + 50 * pixels_per_mm)
+    pen.rectangle((12, foot - 1, end, foot), fill=ink)
+    pen.text((end + 8, foot), "50 mm", fill=ink, font=_font(13), anchor="lm")
     side = "Neurological display: the left of the picture is the left of the head."
-    _write(figure, MOSAIC_WIDTH - 12, foot, f"{side} Positions in scanner RAS mm.", ha="right")
+    words = f"{side} Positions in scanner RAS mm."
+    pen.text((width - 12, foot), words, fill=ink, font=_font(13), anchor="rm")
+    return np.asarray(picture)

@@ -15,7 +15,7 @@ from siam_bids.bids.writers import save_preview
 from siam_bids.errors import SiamError
 from siam_bids.image.grid import Grid, Segmentation, Volume
 from siam_bids.image.loading import load_labels, load_volume
-from siam_bids.reports.mosaics import to_grey
+from siam_bids.reports.mosaics import to_grey, window
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def shrink(
         min(max(round(VOXEL_MM / size), 1), edge)
         for size, edge in zip(grid.voxel_size, grid.shape, strict=True)
     ]
-    grey = _blocks(to_grey(volume.data), step).mean(axis=(1, 3, 5))
+    grey = _blocks(to_grey(volume.data, window(volume, segmentation)), step).mean(axis=(1, 3, 5))
     labels = np.zeros(grey.shape, np.uint8)
     most = np.zeros(grey.shape, np.int64)
     for index in np.unique(segmentation.data):
