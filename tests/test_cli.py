@@ -315,11 +315,13 @@ def test_caches_go_to_the_work_folder_where_there_is_no_home(tmp_path, given):
     """With an unknown user and no HOME; without -w the folder is gone when the process ends."""
     code = (
         "import json, os, pathlib, sys, tempfile\n"
-        "from siam_bids.cli.console import place_caches\n"
-        "place_caches(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None)\n"
-        "import matplotlib\n"
-        "where = [matplotlib.get_cachedir(), os.environ['TORCH_HOME'], os.environ['HOME']]\n"
-        "print(json.dumps([tempfile.gettempdir(), *where]))\n"
+        "from siam_bids.cli.console import caches_in\n"
+        "before, tempdir = dict(os.environ), tempfile.gettempdir()\n"
+        "with caches_in(pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else None):\n"
+        "    import matplotlib\n"
+        "    where = [matplotlib.get_cachedir(), os.environ['TORCH_HOME'], os.environ['HOME']]\n"
+        "    print(json.dumps([tempfile.gettempdir(), *where]))\n"
+        "assert dict(os.environ) == before and tempfile.gettempdir() == tempdir\n"
     )
     work = tmp_path / "work"
     done = subprocess.run(
@@ -335,9 +337,9 @@ def test_caches_go_to_the_work_folder_where_there_is_no_home(tmp_path, given):
 
 def test_without_any_writable_folder_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/nonexistent")
-    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: (tmp_path / "no" / "such").mkdir())
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *_: (tmp_path / "no" / "such").mkdir())
     with pytest.raises(UsageError, match="Give a folder with --work-dir"):
-        console.place_caches(None)
+        console.caches_in(None).__enter__()
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from siam_bids.cli.arguments import (
 from siam_bids.cli.command_line import CommandLine, Elsewhere
 from siam_bids.cli.console import (
     EXIT_SOME_SCANS_FAILED,
+    caches_in,
     guarded,
-    place_caches,
     quick_imports,
     start_logging,
 )
@@ -49,8 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     arguments = parser().parse(argv)
     start_logging(arguments.verbose)
-    place_caches(arguments.work_dir)
-    config = run_config(arguments, shlex.join(["siam-bids", *argv]))
+    with caches_in(arguments.work_dir):
+        return _answer(run_config(arguments, shlex.join(["siam-bids", *argv])), arguments)
+
+
+def _answer(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """Do what was asked for; return the exit code."""
     if arguments.verify:
         return _verify(config)
     if arguments.boilerplate_only or config.dry_run:

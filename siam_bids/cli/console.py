@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import logging
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from siam_bids.errors import SiamError, UsageError, out_of_memory
@@ -108,33 +106,55 @@ def with_hyphens(argv: Sequence[str]) -> list[str]:
     return spelled
 
 
-def place_caches(work: Path | None) -> None:
-    """Put all library caches into the work folder, or a temporary one if HOME is unusable.
+@contextmanager
+def caches_in(work: Path | None) -> Iterator[None]:
+    """Have all library caches in the work folder, or a temporary one if HOME is unusable.
 
     A cluster's container has a read-only system, any user number and often no HOME.
     """
     home = Path(os.environ.get("HOME") or "/nonexistent")
     usable = home.is_dir() and os.access(home, os.W_OK)
     if usable and work is None:
+        yield
         return
+    with ExitStack() as stack:
+        try:
+            if work is None:
+                scratch = tempfile.TemporaryDirectory(prefix="siam-bids-")
+                work = Path(stack.enter_context(scratch))
+            work = work.absolute()
+            check_folder(work, "--work-dir")
+            work.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=work).close()
+        except OSError as error:
+            raise UsageError(
+                f"No scratch file can be written: {error}.", "Give a folder with --work-dir."
+            ) from error
+        changes = {name: str(work / folder) for name, folder in _CACHES.items()}
+        if not usable:
+            changes["HOME"] = str(work)
+        if "LOGNAME" not in os.environ:  # users without a name have no passwd entry
+            changes["LOGNAME"] = "siam-bids"
+        stack.enter_context(_environment({**changes, "TMPDIR": str(work)}))
+        yield
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Change variables of the environment, among them `TMPDIR`, and change them back."""
+    before = {name: os.environ.get(name) for name in changes}
+    folder = tempfile.tempdir
+    os.environ.update(changes)
+    tempfile.tempdir = changes["TMPDIR"]
     try:
-        if work is None:
-            work = Path(tempfile.mkdtemp(prefix="siam-bids-"))
-            atexit.register(shutil.rmtree, work, ignore_errors=True)
-        work = work.absolute()
-        check_folder(work, "--work-dir")
-        work.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=work).close()
-    except OSError as error:
-        raise UsageError(
-            f"No scratch file can be written: {error}.", "Give a folder with --work-dir."
-        ) from error
-    for name, folder in _CACHES.items():
-        os.environ[name] = str(work / folder)
-    tempfile.tempdir = os.environ["TMPDIR"] = str(work)
-    if not usable:
-        os.environ["HOME"] = str(work)
-    os.environ.setdefault("LOGNAME", "siam-bids")  # users without a name have no passwd entry
+        yield
+    finally:
+        tempfile.tempdir = folder
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _printable(text: str) -> str:
