@@ -61,16 +61,9 @@ def read_covariates(
         if not is_listed(root / "participants.tsv"):
             logger.warning("%s was not found.", root / "participants.tsv")
         return None
-    people, sessions = _by_visit(root / "participants.tsv", rows, visits), _Values()
-    for person in sorted({person for person, session in visits if session}):
-        path = root / person / f"{person}_sessions.tsv"
-        own = _Values()
-        for row in _read(path, "session_id") or ():
-            own.add((person, _labelled(row.pop("session_id"), "ses-")), row)
-        own.settle(path)
-        sessions.by_visit |= own.by_visit
+    people, sessions = _by_visit(root / "participants.tsv", rows, visits), _sessions(root, visits)
     known = [
-        people.get((visit[0], ""), {}) | people.get(visit, {}) | sessions.by_visit.get(visit, {})
+        people.get((visit[0], ""), {}) | people.get(visit, {}) | sessions.get(visit, {})
         for visit in visits
     ]
     lacking = sorted(
@@ -79,7 +72,7 @@ def read_covariates(
     if lacking:
         logger.warning("participants.tsv has no row for %s.", some(lacking))
     columns = dict.fromkeys(
-        column for own in (*people.values(), *sessions.by_visit.values()) for column in own
+        column for own in (*people.values(), *sessions.values()) for column in own
     )
     return {column: tuple(row.get(column) for row in known) for column in columns}
 
@@ -105,6 +98,18 @@ def _by_visit(
             values.add((label, _labelled(session, "ses-")), row)
     values.settle(path)
     return values.by_visit
+
+
+def _sessions(root: Path, visits: Sequence[Visit]) -> dict[Visit, dict[str, str]]:
+    """Return the rows of the sessions.tsv files of all persons with sessions, by visit."""
+    found: dict[Visit, dict[str, str]] = {}
+    for person in sorted({person for person, session in visits if session}):
+        path, values = root / person / f"{person}_sessions.tsv", _Values()
+        for row in _read(path, "session_id") or ():
+            values.add((person, _labelled(row.pop("session_id"), "ses-")), row)
+        values.settle(path)
+        found |= values.by_visit
+    return found
 
 
 def _labelled(label: str, prefix: str) -> str:

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,19 +94,16 @@ def _look_into(folder: Path, query: Query, found: Selection) -> dict[Path, Scan]
 
 def _files(folder: Path, found: Selection) -> Iterator[Path]:
     """Yield what lies in `FOLDERS` of a subject and is neither hidden nor metadata."""
-    for pattern in ("*", "ses-*/*"):
-        for place in sorted(folder.glob(pattern)):
-            if place.name not in FOLDERS or not place.is_dir():
-                continue
-            try:
-                inside = sorted(place.iterdir())
-            except OSError as error:
-                name = printable(place.relative_to(folder.parent).as_posix())
-                found.refused[name] = f"The folder cannot be read: {error.strerror}."
-                continue
-            for path in inside:
-                if not path.name.endswith((".json", ".tsv")) and not path.name.startswith("."):
-                    yield path
+    for place in [*sorted(folder.glob("*")), *sorted(folder.glob("ses-*/*"))]:
+        if place.name not in FOLDERS or not place.is_dir():
+            continue
+        try:
+            inside = sorted(place.iterdir())
+        except OSError as error:
+            name = printable(place.relative_to(folder.parent).as_posix())
+            found.refused[name] = f"The folder cannot be read: {error.strerror}."
+            continue
+        yield from (path for path in inside if not re.search(r"^\.|\.(json|tsv)$", path.name))
 
 
 def _why_not_asked_for(path: Path, query: Query) -> str:
@@ -130,33 +127,37 @@ def _why_not_asked_for(path: Path, query: Query) -> str:
 def _ask(root: Path, query: Query, named: Mapping[Path, Scan], found: Selection) -> None:
     """Sort images with valid names into `found`, using pybids."""
     layout = open_layout(root, query, [*named])
-    taken: dict[Path, Scan] = {}
+    no_match = "excluded by --bids-filter-file" if query.filters else "not in the index"
+    matching: list[Scan] = []
     for suffix in query.suffixes:
         filters = filters_for(suffix, query)
-        of_suffix = {path: scan for path, scan in named.items() if scan.identity.suffix == suffix}
-        matching = {Path(item.path) for item in layout.get(**filters, invalid_filters="allow")}
-        for path, scan in of_suffix.items():
+        answer = {Path(item.path) for item in layout.get(**filters, invalid_filters="allow")}
+        for path, scan in named.items():
+            if scan.identity.suffix != suffix:
+                continue
             part = scan.identity.labels.get("part")
-            if "part" not in filters and part in NO_ANATOMY:
+            if part in NO_ANATOMY and "part" not in filters:
                 found.skipped[scan.relative] = f"the {part} part"
-            elif path in matching:
-                taken[path] = scan
+            elif path in answer:
+                matching.append(scan)
             else:
-                found.skipped[scan.relative] = (
-                    "excluded by --bids-filter-file" if query.filters else "not in the index"
-                )
+                found.skipped[scan.relative] = no_match
+    found.scans.extend(_with_outputs_of_their_own(_without_copies(matching, found), found))
+
+
+def _without_copies(scans: Sequence[Scan], found: Selection) -> list[Scan]:
+    """Return the scans by path, of several images of one name the preferred one."""
+    paths = {scan.path for scan in scans}
     kept = []
-    for path in sorted(taken):
-        if preferred := _preferred(path, {*taken}):
-            found.skipped[taken[path].relative] = (
+    for scan in sorted(scans, key=lambda scan: scan.path):
+        if preferred := _preferred(scan.path, paths):
+            found.skipped[scan.relative] = (
                 f"{preferred.parent.name}/{preferred.name} is used instead"
             )
-            logger.warning(
-                "%s is skipped: %s is used instead.", taken[path].relative, preferred.name
-            )
+            logger.warning("%s is skipped: %s is used instead.", scan.relative, preferred.name)
         else:
-            kept.append(taken[path])
-    found.scans.extend(_with_outputs_of_their_own(kept, found))
+            kept.append(scan)
+    return kept
 
 
 def _preferred(path: Path, images: set[Path]) -> Path | None:

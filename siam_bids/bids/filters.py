@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -34,21 +35,28 @@ def filters_for(suffix: str, query: Query) -> dict[str, Any]:
     if query.sessions:
         filters["session"] = list(query.sessions)
     for kind, requested in query.filters.items():
-        wanted = requested.get("suffix", suffix)
-        wanted = wanted if isinstance(wanted, list) else [wanted]
-        named = any(each in (suffix, *_ANY) for each in wanted)
-        if kind.lower() in (suffix.lower(), "anat") and not named:
-            raise DatasetError(
-                f"The filter {printable(kind)!r} is for {suffix} images, but wants the suffix "
-                f"{printable(json.dumps(wanted))[:60]}.",
-                "Choose suffixes with --suffix, and leave suffix out of the filter.",
-            )
-        if kind.lower() in (suffix.lower(), "anat") or ("suffix" in requested and named):
-            for name, value in requested.items():
-                _check_entity(kind, name)
-                if name != "suffix":
-                    filters[name] = _requested(f"{kind}: {name}", value)
+        if not _concerns(suffix, kind, requested):
+            continue
+        for name, value in requested.items():
+            _check_entity(kind, name)
+            if name != "suffix":
+                filters[name] = _requested(f"{kind}: {name}", value)
     return filters
+
+
+def _concerns(suffix: str, kind: str, requested: Mapping[str, Any]) -> bool:
+    """Tell whether a filter is for a suffix: by the filter's name, or the suffix it asks for."""
+    wanted = requested.get("suffix", suffix)
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    asks = any(each in (suffix, *_ANY) for each in wanted)
+    named = kind.lower() in (suffix.lower(), "anat")
+    if named and not asks:
+        raise DatasetError(
+            f"The filter {printable(kind)!r} is for {suffix} images, but wants the suffix "
+            f"{printable(json.dumps(wanted))[:60]}.",
+            "Choose suffixes with --suffix, and leave suffix out of the filter.",
+        )
+    return named or (asks and "suffix" in requested)
 
 
 def _check_entity(kind: str, name: str) -> None:

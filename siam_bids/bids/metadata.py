@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,13 +45,9 @@ def scanner_metadata(root: Path, sources: Sequence[str]) -> dict[str, tuple[str 
     listed = lru_cache(maxsize=None)(_json_files)
     known = []
     for source in sources:
-        path = PurePosixPath(source)
-        name = frozenset(stem_of(Path(path.name)).split("_"))
         own: dict[str, str] = {}
-        for folder in () if ".." in path.parts or path.is_absolute() else reversed(path.parents):
-            for words, file in listed(root / folder):
-                if words <= name:
-                    own |= read(file)
+        for file in _inherited(root, PurePosixPath(source), listed):
+            own |= read(file)
         known.append(own)
     return {
         field: tuple(own.get(field) for own in known)
@@ -60,8 +56,22 @@ def scanner_metadata(root: Path, sources: Sequence[str]) -> dict[str, tuple[str 
     }
 
 
-def _json_files(folder: Path) -> list[tuple[frozenset[str], Path]]:
-    """List the JSON files of a folder with the parts of their names, those of few parts first."""
+Listed = list[tuple[frozenset[str], Path]]
+"""JSON files of a folder with the entities and the suffix of their names, those of few first."""
+
+
+def _inherited(
+    root: Path, image: PurePosixPath, listed: Callable[[Path], Listed]
+) -> Iterator[Path]:
+    """Yield the JSON files that apply to an image; of two with a field, the later one wins."""
+    if ".." in image.parts or image.is_absolute():
+        return
+    name = frozenset(stem_of(Path(image.name)).split("_"))
+    for folder in reversed(image.parents):
+        yield from (file for words, file in listed(root / folder) if words <= name)
+
+
+def _json_files(folder: Path) -> Listed:
     try:
         files = [path for path in folder.glob("*.json") if is_listed(path)]
     except OSError:
