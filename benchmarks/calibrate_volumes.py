@@ -28,7 +28,7 @@ from siam_bids.image.labels import siam_labels
 from siam_bids.image.loading import load_labels
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.folder import CHECKPOINT, first_weights
-from siam_bids.models.record import ModelRecord
+from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
 from siam_bids.nnunet.checkpoints import load_weights, mirror_axes
 from siam_bids.nnunet.model import NnunetModel
@@ -119,12 +119,12 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--offsets", nargs="+", metavar="TISSUE=OFFSET")
     options = parser.parse_args()
-    record = find_model(options.model)
-    offsets = given(options.offsets) if options.offsets else measured(record, options)
-    path = first_weights(record.folder)
+    model = find_model(options.model)
+    offsets = given(options.offsets) if options.offsets else measured(model, options)
+    path = first_weights(model.folder)
     (options.target / "fold_0").mkdir(parents=True)
     for name in ("plans.json", "dataset.json"):
-        shutil.copy(record.folder / name, options.target)
+        shutil.copy(model.folder / name, options.target)
     weights = checkpoint(shifted(load_weights(path), offsets), mirror_axes(path))
     torch.save(weights, options.target / "fold_0" / CHECKPOINT)
 
@@ -137,11 +137,11 @@ def given(words: list[str]) -> torch.Tensor:
     return offsets
 
 
-def measured(record: ModelRecord, options: argparse.Namespace) -> torch.Tensor:
+def measured(model: Model, options: argparse.Namespace) -> torch.Tensor:
     """Paint heads, print what their volumes are before and after, and return offsets (classes,)."""
-    model = NnunetModel.open(record.folder, bfloat16=record.bfloat16, mirror=record.mirror)
+    opened = NnunetModel.open(model.folder, precisions=model.precisions, mirror=model.mirror)
     inference = Inference(precision=options.precision)
-    segmenter = NnunetSegmenter(model, torch.device("cpu"), inference)
+    segmenter = NnunetSegmenter(opened, torch.device("cpu"), inference)
     maps = [(path, "synthseg") for path in options.synthseg]
     maps += [(path, "siam") for path in options.siam]
     heads = []

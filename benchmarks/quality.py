@@ -37,7 +37,7 @@ from siam_bids.image.labels import HEALTHY, siam_labels
 from siam_bids.image.loading import load_labels, load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.segmenter import Segmenter
-from siam_bids.models.record import ModelRecord
+from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
 from siam_bids.reports.methods_text import model_line
 from siam_bids.synthesis.anatomy_changes import LESIONS
@@ -80,7 +80,7 @@ Rows = Iterator[tuple[str, str, str, str, float]]
 
 def open_model(
     name: str, device: str = "cpu", precision: str = "float32"
-) -> tuple[ModelRecord, CascadeSegmenter]:
+) -> tuple[Model, CascadeSegmenter]:
     """Return what is known of a model, and what runs it; float32 is alike on every machine."""
     record = find_model(name)
     options = Inference(precision=precision)

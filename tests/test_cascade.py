@@ -195,9 +195,9 @@ def test_a_region_may_be_several_labels_together(chain_file, tmp_path):
     path = tmp_path / "chain.json"
     regions = [{"inside": ["GM", "WM"], "model": str(place / "second")}]
     path.write_text(json.dumps({"model": str(tmp_path / "halves"), "regions": regions}))
-    record = find_model(str(path))
-    assert record.describe()["Regions"][0]["Inside"] == ["GM", "WM"]
-    cascade = Cascade.open(record)
+    model = find_model(str(path))
+    assert model.describe()["Regions"][0]["Inside"] == ["GM", "WM"]
+    cascade = Cascade.open(model)
     assert [(label.name, label.role) for label in cascade.labels.foreground] == [
         ("Dim", "brain"), ("Bright", "brain"),
     ]  # fmt: skip
@@ -308,14 +308,14 @@ def test_a_registered_chain_is_one_model_with_its_own_checksum(chain_file, monke
     entry["regions"] = [{"inside": "GM", "model": str(place / "second")}]
     known = {**registry(), "halves": entry}
     monkeypatch.setattr("siam_bids.models.registry.registry", lambda: known)
-    record = find_model("halves")
-    assert (record.title, record.version, record.name) == ("Halves", "1", "halves")
-    assert record.sha256 == find_model(str(chain_file)).sha256 != find_model(entry["model"]).sha256
-    assert record.describe()["Regions"][0]["Inside"] == "GM"
-    size = Cascade.open(record).estimate([], CPU, Inference(), cpus=1)
+    model = find_model("halves")
+    assert (model.title, model.version, model.name) == ("Halves", "1", "halves")
+    assert model.sha256 == find_model(str(chain_file)).sha256 != find_model(entry["model"]).sha256
+    assert model.describe()["Regions"][0]["Inside"] == "GM"
+    size = Cascade.open(model).estimate([], CPU, Inference(), cpus=1)
     alone = Cascade.open(find_model(entry["model"])).estimate([], CPU, Inference(), cpus=1)
     assert size.seconds > alone.seconds
-    assert isinstance(Cascade.open(record).regions[0][1], NnunetModel)
+    assert isinstance(Cascade.open(model).regions[0][1], NnunetModel)
 
 
 @pytest.fixture(scope="module")
@@ -351,13 +351,13 @@ def test_an_ensemble_takes_the_class_of_the_highest_mean_probability(pair):
 
 
 def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypatch):
-    record = find_model(str(pair))
-    assert (record.title, record.name) == ("Pair", "pair")
-    assert [each.folder.name for each in record.networks()] == ["half", "first"]
-    described = record.describe()["Members"]
+    model = find_model(str(pair))
+    assert (model.title, model.name) == ("Pair", "pair")
+    assert [each.folder.name for each in model.networks()] == ["half", "first"]
+    described = model.describe()["Members"]
     assert [each["Name"] for each in described] == ["half", "first"]
-    assert record.sha256 not in {each["SHA256"] for each in described}
-    cascade = Cascade.open(record)
+    assert model.sha256 not in {each["SHA256"] for each in described}
+    cascade = Cascade.open(model)
     assert cascade.folds == 2
     mixed = replace(
         cascade, heads=(cascade.heads[0], replace(cascade.heads[1], precisions=("bfloat16",)))
@@ -451,23 +451,23 @@ def test_members_that_count_nothing_change_nothing(focused, pair):
 
 
 def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
-    record, plain = find_model(str(focused)), find_model(str(pair))
-    assert record.describe()["Focus"] == {
+    model, plain = find_model(str(focused)), find_model(str(pair))
+    assert model.describe()["Focus"] == {
         "Tissues": ["GM"],
         "MarginInMillimetres": 8,
         "TileStep": 0.7,
     }
     assert "Focus" not in plain.describe()
-    assert record.sha256 != plain.sha256
+    assert model.sha256 != plain.sha256
     grid = Grid((60, 60, 60), np.diag([4.0, 4.0, 4.0, 1.0]))
-    assert record.focus.typical(grid).shape == (17, 12, 22)
-    assert record.focus.typical(scene().grid).shape == (17, 12, 22)
+    assert model.focus.typical(grid).shape == (17, 12, 22)
+    assert model.focus.typical(scene().grid).shape == (17, 12, 22)
     sizes = [
-        Cascade.open(each).estimate([grid], CPU, Inference(), cpus=1) for each in (record, plain)
+        Cascade.open(each).estimate([grid], CPU, Inference(), cpus=1) for each in (model, plain)
     ]
     assert sizes[0].seconds < sizes[1].seconds
     assert sizes[0].memory <= sizes[1].memory
-    assert find_model(str(refined(focused))).focus == record.focus
+    assert find_model(str(refined(focused))).focus == model.focus
     content = json.loads(focused.read_text())
     content["focus"]["tissues"] = ["WM"]
     odd = focused.with_name("odd.json")
@@ -503,9 +503,9 @@ def test_labels_follow_the_intensities_if_the_model_does(name, pair, chain_file)
     plain = pair if name == "pair" else chain_file.parent / "first"
     path = (pair if name == "pair" else chain_file).with_name(f"{name}-follows.json")
     path.write_text(json.dumps({**alone, "intensities": INTENSITIES}))
-    record = find_model(str(path))
-    assert record.describe()["Intensities"]["ReachInMillimetres"] == 20
-    assert record.sha256 != find_model(str(plain)).sha256
+    model = find_model(str(path))
+    assert model.describe()["Intensities"]["ReachInMillimetres"] == 20
+    assert model.sha256 != find_model(str(plain)).sha256
     head = scene()
     grey = replace(head, data=ndimage.gaussian_filter(head.data, 1.2))
     names = [label.name for label in opened(path).labels]

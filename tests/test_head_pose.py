@@ -221,9 +221,9 @@ def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatc
     upright = {**plain, "upright": {**UPRIGHT, "degrees": 5}}
     path = tmp_path / "upright.json"
     path.write_text(json.dumps(upright))
-    record = find_model(str(path))
-    assert record.describe()["Upright"]["TurnedByMoreDegreesThan"] == 5
-    assert record.with_options(Inference(upright=False)).upright is None
+    model = find_model(str(path))
+    assert model.describe()["Upright"]["TurnedByMoreDegreesThan"] == 5
+    assert model.with_options(Inference(upright=False)).upright is None
     done = []
     found = predicted(path, scene(), probabilities=names, progress=done.append)
     maps = np.stack([found.probabilities[each] for each in names])
@@ -246,7 +246,7 @@ def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatc
     assert done[-1] == pytest.approx(1)
     del upright["upright"]
     path.write_text(json.dumps(upright))
-    assert find_model(str(path)).sha256 != record.sha256
+    assert find_model(str(path)).sha256 != model.sha256
     once = predicted(path, scene())
     assert once.pose is None
     assert once.entropy != found.entropy

@@ -33,7 +33,7 @@ def test_the_peak_is_that_of_the_scan_not_of_the_process():
         small = np.ones(10_000_000)
         grown = peak_memory() - start
         assert abs(grown - small.nbytes) < 16e6, grown
-        assert Meter().record()["peak_memory_MB"] == round(peak_memory() / 1e6)
+        assert Meter().summary()["peak_memory_MB"] == round(peak_memory() / 1e6)
     """)
 
 
@@ -42,7 +42,7 @@ def test_stages_add_up():
     for name, seconds in (("read", 0.1), ("segment", 0.2), ("read", 0.1)):
         with meter.stage(name):
             time.sleep(seconds)
-    record = meter.record()
+    record = meter.summary()
     assert list(record["stages"]) == ["read", "segment"]
     assert record["stages"]["read"] >= 0.2
     assert record["seconds"] == pytest.approx(sum(record["stages"].values()), abs=0.1)

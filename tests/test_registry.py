@@ -17,24 +17,24 @@ from siam_bids.support.package_data import resource
 
 
 def test_the_default_model_is_ours_and_never_passes_for_siam():
-    record = find_model("compact")
-    assert record.title == "siam-bids compact"
-    assert "not the SIAM model" in record.citation
-    assert model_line(record.describe()) == (
-        f"siam-bids compact {record.version} (sha256 {record.sha256[:12]})"
+    model = find_model("compact")
+    assert model.title == "siam-bids compact"
+    assert "not the SIAM model" in model.citation
+    assert model_line(model.describe()) == (
+        f"siam-bids compact {model.version} (sha256 {model.sha256[:12]})"
     )
 
 
 def test_the_default_model_is_the_mean_of_two():
-    record = find_model("compact")
-    described = record.describe()
+    model = find_model("compact")
+    described = model.describe()
     assert [each["Name"] for each in described["Members"]] == ["compact-2mm", "compact-1mm"]
     mirrored = [each.get("MirroredByDefault", False) for each in described["Members"]]
     assert mirrored == [True, True]
     assert described["Focus"]["Tissues"] == ["GM", "cerGM"]
-    assert record.licence == "Apache-2.0"
+    assert model.licence == "Apache-2.0"
     with pytest.raises(UsageError, match="Give one: --model compact-2mm or --model compact-1mm"):
-        CascadeSegmenter(Cascade.open(record), torch.device("cpu"), Inference(interpolate=False))
+        CascadeSegmenter(Cascade.open(model), torch.device("cpu"), Inference(interpolate=False))
     assert "averaged over the 2 networks" in methods_text([described])
     assert "then refined with the scan's intensities" in methods_text([described])
     assert "averaged over" not in methods_text([find_model("compact-2mm").describe()])
@@ -51,13 +51,13 @@ def test_the_shipped_models_name_siams_labels_and_fit_in_16_mib():
 
 def test_a_folder_is_a_model_and_its_checksum_follows_the_weights(tmp_path):
     folder = write_model(tmp_path / "mine", folds=2)
-    record = find_model(str(folder))
-    assert (record.name, record.version) == ("mine", "unversioned")
-    assert not record.precisions  # nobody has measured any
-    assert find_model(str(folder)).sha256 == record.sha256
+    model = find_model(str(folder))
+    assert (model.name, model.version) == ("mine", "unversioned")
+    assert not model.precisions  # nobody has measured any
+    assert find_model(str(folder)).sha256 == model.sha256
     with (folder / "fold_1" / "checkpoint_final.pth").open("ab") as stream:
         stream.write(b"x")
-    assert find_model(str(folder)).sha256 != record.sha256
+    assert find_model(str(folder)).sha256 != model.sha256
 
 
 def test_unknown_models_and_incomplete_folders(tmp_path):

@@ -14,7 +14,7 @@ from siam_bids.bids.ownership import PIPELINE, made_by_us
 from siam_bids.bids.records import WRITTEN, read_record
 from siam_bids.bids.scan import BidsName
 from siam_bids.errors import DatasetError
-from siam_bids.models.record import WORDS
+from siam_bids.models.model import WORDS
 from siam_bids.support.atomic_files import (
     claim_json,
     read_json,
@@ -38,7 +38,7 @@ IDENTITY = {
 }
 """Sidecar entries that must be unchanged for a result to count as done, and what a change means.
 
-Of the model only what labels depend on, see `siam_bids.models.record.WORDS`.
+Of the model only what labels depend on, see `siam_bids.models.model.WORDS`.
 """
 
 OUTPUTS = "Outputs"

@@ -21,7 +21,7 @@ from siam_bids.inference.prediction import Prediction, ProbabilityMaps, Progress
 from siam_bids.inference.runner import check_options
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.labels import check_names
-from siam_bids.models.record import ModelRecord
+from siam_bids.models.model import Model
 from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.nnunet.model import NnunetModel
 
@@ -60,8 +60,8 @@ class Cascade:
     repair_spikes: bool = False
 
     @classmethod
-    def open(cls, record: ModelRecord, folds: Sequence[str] = ()) -> Cascade:
-        """Open the folders of a record; `folds` are those of the first model, empty for all.
+    def open(cls, model: Model, folds: Sequence[str] = ()) -> Cascade:
+        """Open the folders of a model; `folds` are those of the first model, empty for all.
 
         Raises
         ------
@@ -70,8 +70,8 @@ class Cascade:
         UsageError
             There is no such fold.
         """
-        heads = tuple(_open(each).with_folds(folds) for each in record.members or (record,))
-        regions = tuple((region.inside, _open(region.model)) for region in record.regions)
+        heads = tuple(_open(each).with_folds(folds) for each in model.members or (model,))
+        regions = tuple((region.inside, _open(region.model)) for region in model.regions)
         for head in heads:
             if head.channels != 1:
                 raise ModelError(
@@ -82,22 +82,22 @@ class Cascade:
                     f"{head.folder} has different labels from {heads[0].folder}: "
                     "they cannot be averaged."
                 )
-        for _, model in regions:
-            if model.channels > 2:
+        for _, finer in regions:
+            if finer.channels > 2:
                 raise ModelError(
-                    f"{model.folder} is not a model of a region: it has {model.channels} channels, "
+                    f"{finer.folder} is not a model of a region: it has {finer.channels} channels, "
                     "but is given an image and a mask at most."
                 )
-        for name in record.focus.tissues if record.focus else ():
+        for name in model.focus.tissues if model.focus else ():
             if name not in heads[0].labels.by_name:
                 raise ModelError(f"There is no label {name} in {heads[0].folder}.")
         cascade = cls(
             heads,
             regions,
-            record.focus,
-            record.intensities,
-            record.upright,
-            record.repair_spikes,
+            model.focus,
+            model.intensities,
+            model.upright,
+            model.repair_spikes,
         )
         cascade.tables  # noqa: B018 (raises at once if models do not fit)
         return cascade
@@ -175,12 +175,12 @@ class Cascade:
         )
 
 
-def _open(record: ModelRecord) -> NnunetModel:
+def _open(model: Model) -> NnunetModel:
     return NnunetModel.open(
-        record.folder,
-        checkpoint=record.checkpoint,
-        precisions=record.precisions,
-        mirror=record.mirror,
+        model.folder,
+        checkpoint=model.checkpoint,
+        precisions=model.precisions,
+        mirror=model.mirror,
     )
 
 

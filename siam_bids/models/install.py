@@ -156,8 +156,7 @@ def verify(name: str, roots: Sequence[Path]) -> Iterator[tuple[str, bool]]:
     ModelError
         The model is not here, or was not fetched by this app, so that nothing is known about it.
     """
-    record = find_model(name, roots)
-    for model in record.networks():
+    for model in find_model(name, roots).networks():
         manifest = model.folder / MANIFEST
         if not manifest.exists():
             raise ModelError(
@@ -177,11 +176,11 @@ def remove(name: str, roots: Sequence[Path]) -> Path:
         It is not here, was not brought by `fetch` (shipped, or part of a SIAM installation), or
         consists of models that others may use too.
     """
-    record = find_model(name, roots)
-    if len(parts := record.networks()) > 1:
-        names = ", ".join(dict.fromkeys(part.name for part in parts))
-        raise ModelError(f"{name} consists of {names}.", "Remove the parts that you do not need.")
-    folder = record.folder
+    model = find_model(name, roots)
+    if len(networks := model.networks()) > 1:
+        names = ", ".join(dict.fromkeys(each.name for each in networks))
+        raise ModelError(f"{name} consists of {names}.", "Remove those that you do not need.")
+    folder = model.folder
     if name not in known.registry():
         raise ModelError(
             f"{name} is not a registered model and was not removed.", "Remove it yourself."

@@ -13,7 +13,7 @@ from typing import Any
 from siam_bids.errors import ModelError
 from siam_bids.models.folder import find_folder, fold_weights, read_object
 from siam_bids.models.labels import LABELS
-from siam_bids.models.record import ModelRecord, Region
+from siam_bids.models.model import Model, Region
 from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.support.atomic_files import sha256
 from siam_bids.support.package_data import resource
@@ -38,7 +38,7 @@ def find_model(
     checkpoint: str = "",
     *,
     named_by: tuple[Path, ...] = (),
-) -> ModelRecord:
+) -> Model:
     """Find a registered model by name, or take the path of a model folder, ensemble or cascade.
 
     An ensemble is an entry of models.json, or a JSON file like one, that names its `members`. A
@@ -79,7 +79,7 @@ def find_model(
             )
         (folder,) = here
         version = entry.get("version") or read_object(folder / "version.json")["version"]
-        return ModelRecord(
+        return Model(
             name=name,
             title=entry["title"],
             version=version,
@@ -101,7 +101,7 @@ def find_model(
             f"Known: {', '.join(known)}; or give the path of an nnU-Net v2 model folder.",
         )
     folder = find_folder(start) or start
-    return ModelRecord(
+    return Model(
         name=start.resolve().name,
         title=start.resolve().name,
         version="unversioned",
@@ -152,10 +152,10 @@ def _joined(
     roots: Sequence[Path],
     checkpoint: str,
     named_by: tuple[Path, ...],
-) -> ModelRecord:
+) -> Model:
     """Assemble an ensemble or a cascade; its checksum covers all its models."""
 
-    def found(model: str) -> ModelRecord:
+    def found(model: str) -> Model:
         return find_model(model, roots, checkpoint, named_by=named_by)
 
     members = tuple(found(each) for each in entry.get("members", ()))

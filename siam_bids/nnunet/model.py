@@ -49,7 +49,7 @@ class NnunetModel:
     folds
         Those whose logits are averaged.
     precisions
-        Precisions that `auto` may use besides float32, see `models.ModelRecord`.
+        Precisions that `auto` may use besides float32, see `models.model.Model`.
     mirror
         Default of test-time mirroring.
     """

@@ -22,7 +22,7 @@ from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.measures.volumes import tissue_volumes
-from siam_bids.models.record import ModelRecord
+from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.provenance import found_in, made_from
 from siam_bids.support.atomic_files import read_json, write_json
@@ -37,12 +37,10 @@ _ENDING = re.compile(r"\.(?!v\d)[A-Za-z][A-Za-z0-9]{1,4}")
 ENDINGS = (".nii.gz", ".nii", ".mgz", ".mgh")
 
 
-def _segmenter(
-    record: ModelRecord, device: str, threads: int, inference: Inference
-) -> CascadeSegmenter:
+def _segmenter(model: Model, device: str, threads: int, inference: Inference) -> CascadeSegmenter:
     if threads:
         torch.set_num_threads(threads)
-    cascade = Cascade.open(record, inference.folds)
+    cascade = Cascade.open(model, inference.folds)
     return CascadeSegmenter(cascade, choose_device(device), inference)
 
 
@@ -193,8 +191,8 @@ def segment_files(
     check_target(target)
     inputs = {_inode(image) for image in images if image.exists()}
     writers = Counter(Output.of(image, target) for image in images)
-    record = find_model(model, model_dirs, inference.checkpoint).with_options(inference)
-    segmenter = _segmenter(record, device, threads, inference)
+    chosen = find_model(model, model_dirs, inference.checkpoint).with_options(inference)
+    segmenter = _segmenter(chosen, device, threads, inference)
     if limits := segmenter.cascade.labels.limits:
         logger.warning("%s", limits)
     written, failed = [], {}
@@ -207,7 +205,7 @@ def segment_files(
                     f"Other images have the same output {output.segmentation.name}.",
                     "Rename or move one of them.",
                 )
-            _segment_file(image, output, segmenter, record)
+            _segment_file(image, output, segmenter, chosen)
         except ModelError:
             raise
         except SiamError as error:
@@ -218,9 +216,7 @@ def segment_files(
     return written, failed
 
 
-def _segment_file(
-    image: Path, output: Output, segmenter: CascadeSegmenter, record: ModelRecord
-) -> None:
+def _segment_file(image: Path, output: Output, segmenter: CascadeSegmenter, model: Model) -> None:
     checksum = image_checksum(image)
     volume = load_volume(image, index=segmenter.options.volume)
     found = segmenter.segment(volume)
@@ -228,7 +224,7 @@ def _segment_file(
     about = {
         "Source": str(image),
         **made_from(
-            image, checksum, record, folds=segmenter.cascade.folds, options=segmenter.options
+            image, checksum, model, folds=segmenter.cascade.folds, options=segmenter.options
         ),
         **found_in(volume, found, segmenter.loads),
     }

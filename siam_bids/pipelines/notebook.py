@@ -198,14 +198,14 @@ def segment(
         )
     else:
         scan = as_volume(image, Path(image.get_filename() or "the image"), inference.volume)
-    record = find_model(str(model), search_path(os.environ)).with_options(inference)
+    chosen = find_model(str(model), search_path(os.environ)).with_options(inference)
     if threads:
         torch.set_num_threads(threads)
     segmenter = CascadeSegmenter(
-        Cascade.open(record, inference.folds), choose_device(device), inference
+        Cascade.open(chosen, inference.folds), choose_device(device), inference
     )
     found = segmenter.segment(scan).segmentation
-    return Segmentation(found.data, found.grid, found.labels, scan, record.describe())
+    return Segmentation(found.data, found.grid, found.labels, scan, chosen.describe())
 
 
 def _inference(device: str, options: dict[str, Any]) -> Inference:

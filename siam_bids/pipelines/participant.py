@@ -48,7 +48,6 @@ from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.quality import scan_quality
 from siam_bids.measures.volumes import tissue_volumes
-from siam_bids.models.registry import find_model
 from siam_bids.pipelines.failures import (
     fatal,
     forget_failure,
@@ -57,7 +56,7 @@ from siam_bids.pipelines.failures import (
     write_page,
 )
 from siam_bids.pipelines.provenance import found_in
-from siam_bids.pipelines.todo import Checklist, nothing_matches, prepare
+from siam_bids.pipelines.todo import Checklist, model_of, nothing_matches, prepare
 from siam_bids.reports.methods_text import methods_text, model_line
 from siam_bids.reports.mosaics import draw
 from siam_bids.reports.subject import write_subject_page
@@ -123,15 +122,14 @@ def run_participant(config: RunConfig) -> Summary:
     loop.begin_dataset()
     if limits := checklist.cascade.labels.limits:
         logger.warning("%s", limits)
-    logger.info("%d scans, model %s", len(found.scans), model_line(checklist.record.describe()))
+    logger.info("%d scans, model %s", len(found.scans), model_line(checklist.model.describe()))
     return loop.run(found.scans)
 
 
 def boilerplate(config: RunConfig) -> str:
     """Return the methods text for the model of a run."""
-    record = find_model(config.model, config.model_dirs, config.inference.checkpoint)
-    record = record.with_options(config.inference)
-    return methods_text([record.describe()], Cascade.open(record, config.inference.folds).labels)
+    model = model_of(config)
+    return methods_text([model.describe()], Cascade.open(model, config.inference.folds).labels)
 
 
 def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:
@@ -261,7 +259,7 @@ class _ScanLoop:
                 return
             with task.meter.stage("write"):
                 written = save_results(task, prediction)
-            cost = task.meter.record()
+            cost = task.meter.summary()
             where = {
                 "device": str(choose_device(self.config.device)),
                 "threads": torch.get_num_threads(),

@@ -16,12 +16,12 @@ from siam_bids.image.grid import Volume
 from siam_bids.image.loading import has_volumes
 from siam_bids.inference.cost import Load
 from siam_bids.inference.prediction import Prediction
-from siam_bids.models.record import ModelRecord
+from siam_bids.models.model import Model
 from siam_bids.reports.methods_text import software_versions
 
 
 def made_from(
-    path: Path, checksum: str, record: ModelRecord, *, folds: int, options: Inference
+    path: Path, checksum: str, model: Model, *, folds: int, options: Inference
 ) -> dict[str, Any]:
     """Say what goes into a label map: input, model, options and versions of the software.
 
@@ -36,7 +36,7 @@ def made_from(
         "SoftwareVersion": __version__,
         "ResultsVersion": RESULTS_VERSION,
         "Software": software_versions(),
-        "Model": {**record.describe(), "Folds": folds},
+        "Model": {**model.describe(), "Folds": folds},
         "Options": _effective(options, path).changed(),
         "InputSHA256": checksum,
     }

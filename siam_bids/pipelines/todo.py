@@ -21,7 +21,7 @@ from siam_bids.image.image_file import image_checksum
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.loading import read_grid
 from siam_bids.inference.cascade import Cascade
-from siam_bids.models.record import ModelRecord
+from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.failures import reason_of
 from siam_bids.pipelines.provenance import made_from
@@ -37,12 +37,17 @@ def prepare(config: RunConfig) -> tuple[Checklist, Selection]:
         The folders, the dataset, the model or the options are unusable.
     """
     check_folders(config)
-    record = find_model(config.model, config.model_dirs, config.inference.checkpoint)
-    record = record.with_options(config.inference)
+    model = model_of(config)
     found = find_scans(config.bids_dir, config.query)
-    cascade = Cascade.open(record, config.inference.folds)
+    cascade = Cascade.open(model, config.inference.folds)
     cascade.check(config.inference)
-    return Checklist(with_tissues(config, cascade.labels), record, cascade), found
+    return Checklist(with_tissues(config, cascade.labels), model, cascade), found
+
+
+def model_of(config: RunConfig) -> Model:
+    """Find the model of a run, without what its options leave out."""
+    model = find_model(config.model, config.model_dirs, config.inference.checkpoint)
+    return model.with_options(config.inference)
 
 
 def survey(config: RunConfig) -> tuple[Cascade, list[Prospect], Selection]:
@@ -109,7 +114,7 @@ class Checklist:
     """
 
     config: RunConfig
-    record: ModelRecord
+    model: Model
     cascade: Cascade
 
     def names(self, scan: Scan) -> ScanNames:
@@ -129,7 +134,7 @@ class Checklist:
         made = made_from(
             scan.path,
             checksum,
-            self.record,
+            self.model,
             folds=self.cascade.folds,
             options=self.config.inference,
         )

@@ -31,7 +31,7 @@ class Meter:
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - begin
 
-    def record(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return seconds in all and by stage, and the peak memory since `reset_peak_memory`."""
         return {
             "seconds": round(sum(self.seconds.values()), 1),

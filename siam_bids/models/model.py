@@ -10,7 +10,7 @@ from siam_bids.config import Inference
 from siam_bids.models.settings import Focus, Intensities, Upright
 
 WORDS = ("Name", "Title", "Version", "License", "Citation")
-"""Entries of `ModelRecord.describe` that are descriptive only; no label depends on them."""
+"""Entries of `Model.describe` that are descriptive only; no label depends on them."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Region:
     """Labels that another model refines, together as one region, and that model."""
 
     inside: tuple[str, ...]
-    model: ModelRecord
+    model: Model
 
     def describe(self) -> dict[str, Any]:
         """Return the region as an entry of sidecars."""
@@ -27,7 +27,7 @@ class Region:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRecord:
+class Model:
     """Identity of a model on disk.
 
     Attributes
@@ -77,7 +77,7 @@ class ModelRecord:
     checkpoint: str = ""
     precisions: tuple[str, ...] = ()
     mirror: bool = False
-    members: tuple[ModelRecord, ...] = ()
+    members: tuple[Model, ...] = ()
     focus: Focus | None = None
     intensities: Intensities | None = None
     upright: Upright | None = None
@@ -107,7 +107,7 @@ class ModelRecord:
             **({"Regions": regions} if regions else {}),
         }
 
-    def with_options(self, options: Inference) -> ModelRecord:
+    def with_options(self, options: Inference) -> Model:
         """Return the model without what the options leave out of it."""
         return replace(
             self,
@@ -115,7 +115,7 @@ class ModelRecord:
             upright=self.upright if options.upright else None,
         )
 
-    def networks(self) -> list[ModelRecord]:
+    def networks(self) -> list[Model]:
         """Return all models, each with a folder of its own."""
         heads = [part for each in self.members for part in each.networks()] or [self]
         return [*heads, *(part for region in self.regions for part in region.model.networks())]
