@@ -34,7 +34,7 @@ def test_same_seed_same_image(anatomy):
 @pytest.mark.parametrize("seed", range(12))
 def test_images_are_finite_and_no_label_but_lesions_is_created(anatomy, seed):
     recipe = draw_recipe(np.random.default_rng(seed))
-    rendering = render(anatomy, recipe, pool=2)
+    rendering = render(anatomy, recipe, voxel=2)
     assert torch.isfinite(rendering.image).all()
     assert rendering.image.min() >= 0
     assert rendering.image.max() <= 1

@@ -68,13 +68,13 @@ class EnsembleSegmenter:
     ) -> Prediction:
         """Segment one scan on its own grid; see `Segmenter.segment`."""
         first = self._members[0]
-        first_progress, *parts = self._parts(volume, progress)
+        first_progress, *shares = self._shares(volume, progress)
         coarse, crop = first.scores(volume, progress=first_progress)
         prior: Prior
         if window := self._window(coarse, crop):
-            prior = self._upright_scores(volume, window, parts)
+            prior = self._upright_scores(volume, window, shares)
         else:
-            prior = self._scores(volume, coarse, crop, parts)
+            prior = self._scores(volume, coarse, crop, shares)
         scores = following(prior, volume, crop, self._intensities)
         found = prediction_of(scores, crop, first.model.labels, probabilities)
         return replace(found, pose=window.pose if window else None)
@@ -84,7 +84,7 @@ class EnsembleSegmenter:
         volume: Volume,
         coarse: Logits,
         crop: Crop,
-        parts: Sequence[Progress | None],
+        shares: Sequence[Progress | None],
     ) -> Prior:
         """Run the other members on the scan in its own orientation."""
         box, step = None, TILE_STEP
@@ -92,13 +92,13 @@ class EnsembleSegmenter:
             step = self._focus.step
             box = coarse.box_of(self._seen, [self._focus.margin / size for size in crop.voxel_size])
         finer = [
-            member.scores(volume, part=box, step=step, progress=part)[0]
-            for member, part in zip(self._members[1:], parts, strict=True)
+            member.scores(volume, part=box, step=step, progress=share)[0]
+            for member, share in zip(self._members[1:], shares, strict=True)
         ]
         return self._mean(coarse, finer, box)
 
     def _upright_scores(
-        self, volume: Volume, head: Window, parts: Sequence[Progress | None]
+        self, volume: Volume, head: Window, shares: Sequence[Progress | None]
     ) -> Prior:
         """Run all members, the first one again, on the head in standard orientation."""
         first, *others = self._members
@@ -108,8 +108,8 @@ class EnsembleSegmenter:
             step = self._focus.step
             window = Window(head.pose, *again.box_of(self._seen, self._focus.margin))
         finer = [
-            member.turned_scores(volume, window, step=step, progress=part)
-            for member, part in zip(others, parts, strict=True)
+            member.turned_scores(volume, window, step=step, progress=share)
+            for member, share in zip(others, shares, strict=True)
         ]
         box = finer[0].seen() if finer else None
         inner = [each.within(box) for each in finer] if box else []
@@ -135,7 +135,7 @@ class EnsembleSegmenter:
         table = self._members[0].model.labels
         return [table.by_name[name].index for name in self._focus.tissues] if self._focus else []
 
-    def _parts(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:
+    def _shares(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:
         """Divide the progress among the models by the time that each is estimated to take."""
         if progress is None:
             return [None] * len(self._members)
@@ -154,10 +154,10 @@ class EnsembleSegmenter:
         ]
         ends = np.cumsum([0.0, *seconds]) / sum(seconds)
 
-        def part(start: float, end: float) -> Progress:
+        def share(start: float, end: float) -> Progress:
             return lambda done: progress(start + (end - start) * done)
 
-        return [part(start, end) for start, end in pairwise(ends)]
+        return [share(start, end) for start, end in pairwise(ends)]
 
 
 def focus_of_each(members: Sized, focus: Focus | None) -> list[Focus | None]:

@@ -264,12 +264,12 @@ def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
     later = later.reset_index(drop=True)
     years = (later["_when"] - before["_when"]).where(lambda gap: gap > 0)
     because = before["excluded_because"].fillna(later["excluded_because"])
-    parts = []
+    tables = []
     for tissue in tissues:
         start, end = before[tissue].astype(float), later[tissue].astype(float)
         change = end - start
         percent = 100 * change / start.where(start > 0)
-        parts.append(
+        tables.append(
             pd.DataFrame(
                 {
                     "participant_id": later["participant_id"],
@@ -291,7 +291,7 @@ def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
                 }
             )
         )
-    table = pd.concat(parts, ignore_index=True)[list(columns)]
+    table = pd.concat(tables, ignore_index=True)[list(columns)]
     return table.sort_values(["scan"], kind="stable", ignore_index=True)
 
 

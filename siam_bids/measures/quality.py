@@ -331,8 +331,8 @@ def _piece_metrics(view: _View) -> dict[str, float]:
 
 def _pieces(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Return the voxels of each connected piece (26 neighbours) of `mask`, the largest first."""
-    parts, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
-    return np.sort(np.bincount(parts.ravel())[1:])[::-1]
+    components, _ = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    return np.sort(np.bincount(components.ravel())[1:])[::-1]
 
 
 def _intensity_metrics(view: _View) -> dict[str, float]:

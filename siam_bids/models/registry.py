@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from siam_bids.errors import ModelError
+from siam_bids.models.composition import Composition
 from siam_bids.models.folder import find_folder, fold_weights, read_object
 from siam_bids.models.labels import LABELS
-from siam_bids.models.model import Model, Region
-from siam_bids.models.settings import Focus, Intensities, Upright
+from siam_bids.models.model import Model
 from siam_bids.support.atomic_files import sha256
 from siam_bids.support.package_data import resource
 
@@ -68,32 +67,13 @@ def find_model(
             raise ModelError(
                 f"{' names '.join(file.name for file in files[-3:])}: a circular reference."
             )
-        return _joined(path.stem, _joined_file(path), roots, checkpoint, files)
+        find = partial(find_model, roots=roots, checkpoint=checkpoint, named_by=files)
+        return Composition.read(path).joined(path.stem, find)
+    if name in known and models_named_in(known[name]):
+        find = partial(find_model, roots=roots, checkpoint=checkpoint, named_by=named_by)
+        return Composition.of(known[name]).joined(name, find)
     if name in known:
-        entry = known[name]
-        if models_named_in(entry):
-            return _joined(name, entry, roots, checkpoint, named_by)
-        if not (here := locate(name, roots)):
-            raise ModelError(
-                f"The model {name} is not installed.", f"Get it with: siam-bids-models fetch {name}"
-            )
-        (folder,) = here
-        version = entry.get("version") or read_object(folder / "version.json")["version"]
-        return Model(
-            name=name,
-            title=entry["title"],
-            version=version,
-            folder=folder,
-            checkpoint=checkpoint,
-            sha256=_folder_checksum(folder, checkpoint),
-            licence=entry["licence"],
-            citation=entry["citation"],
-            precisions=tuple(entry.get("precisions", ())),
-            mirror=entry.get("mirror", False),
-            intensities=_intensities(entry),
-            upright=_upright(entry),
-            repair_spikes=entry.get("repair_spikes", False),
-        )
+        return _registered(name, known[name], roots, checkpoint)
     start = Path(name).expanduser()
     if not start.is_dir():
         raise ModelError(
@@ -113,115 +93,38 @@ def find_model(
     )
 
 
-def _joined_file(path: Path) -> dict[str, Any]:
-    """Read an ensemble or a cascade; paths in it become absolute."""
-
-    def absolute(model: str) -> str:
-        there = path.parent / Path(model).expanduser()
-        return str(there) if there.exists() else model
-
-    try:
-        content = read_object(path)
-        members = [absolute(each) for each in content.get("members", ())]
-        first: dict[str, Any]
-        if len(members) > 1:
-            first, listed = {"members": members}, content.get("regions", ())
-        else:
-            first = {"model": absolute(content["model"])}
-            more = "intensities" in content or "upright" in content
-            listed = content.get("regions", ()) if more else content["regions"]
-        regions = [
-            {"inside": _inside(each["inside"]), "model": absolute(each["model"])} for each in listed
-        ]
-        for key in ("title", "version", "citation"):
-            content[key] = str(content[key]) if key in content else ""
-        content["precisions"] = [str(each) for each in content.get("precisions", ())]
-        said = {key: value for key, value in content.items() if value != ""}
-        return {**said, **first, "regions": regions}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ModelError) as error:
-        raise ModelError(
-            f"{path} is not a cascade of models ({str(error).rstrip('.')}).",
-            'Write {"model": ..., "regions": [{"inside": LABEL or [LABEL, ...], "model": ...}]} '
-            'or, for an ensemble, {"members": [..., ...]}.',
-        ) from error
-
-
-def _joined(
-    name: str,
-    entry: Mapping[str, Any],
-    roots: Sequence[Path],
-    checkpoint: str,
-    named_by: tuple[Path, ...],
+def _registered(
+    name: str, entry: Mapping[str, Any], roots: Sequence[Path], checkpoint: str
 ) -> Model:
-    """Assemble an ensemble or a cascade; its checksum covers all its models."""
-
-    def found(model: str) -> Model:
-        return find_model(model, roots, checkpoint, named_by=named_by)
-
-    members = tuple(found(each) for each in entry.get("members", ()))
-    first = members[0] if members else found(entry["model"])
-    regions = tuple(
-        Region(_inside(each["inside"]), found(each["model"])) for each in entry.get("regions", ())
-    )
-    for member in members:
-        if member.members or member.regions:
-            raise ModelError(
-                f"{name}: {member.name} is not a single model, so it cannot be a member."
-            )
-    members = tuple(replace(member, intensities=None, upright=None) for member in members)
-    if known := tuple(entry.get("precisions", ())):
-        members = tuple(replace(member, precisions=known) for member in members)
-    heads = members or (first,)
-    models = [*heads, *(region.model for region in regions)]
-    parts = "".join(f"{member.sha256}\n" for member in members[1:])
-    parts += "".join(f"{', '.join(each.inside)} {each.model.sha256}\n" for each in regions)
-    focus = Focus.of(entry["focus"]) if "focus" in entry else first.focus
-    intensities = _intensities(entry) or (None if members else first.intensities)
-    upright = _upright(entry) or (None if members else first.upright)
-    settings = [each and each.describe() for each in (focus, intensities, upright)]
-    parts += json.dumps(settings, sort_keys=True)
-    citations = dict.fromkeys(model.citation for model in models if model.citation)
-    return replace(
-        first,
-        precisions=tuple(
-            name for name in heads[0].precisions if all(name in head.precisions for head in heads)
-        ),
-        mirror=first.mirror and not members,
-        members=members or first.members,
-        focus=focus,
-        intensities=intensities,
-        upright=upright,
-        repair_spikes=all(model.repair_spikes for model in models),
+    """Return a single model of models.json."""
+    if not (here := locate(name, roots)):
+        raise ModelError(
+            f"The model {name} is not installed.", f"Get it with: siam-bids-models fetch {name}"
+        )
+    (folder,) = here
+    settings = Composition.of(entry)
+    return Model(
         name=name,
-        title=entry.get("title", " + ".join(model.title for model in models)),
-        version=entry.get("version", " + ".join(model.version for model in models)),
-        sha256=hashlib.sha256(f"{first.sha256}\n{parts}".encode()).hexdigest(),
-        citation=entry.get("citation", " ".join(citations)),
-        regions=(*first.regions, *regions),
+        title=entry["title"],
+        version=entry.get("version") or read_object(folder / "version.json")["version"],
+        folder=folder,
+        checkpoint=checkpoint,
+        sha256=_folder_checksum(folder, checkpoint),
+        licence=entry["licence"],
+        citation=entry["citation"],
+        precisions=settings.precisions,
+        mirror=entry.get("mirror", False),
+        intensities=settings.intensities,
+        upright=settings.upright,
+        repair_spikes=entry.get("repair_spikes", False),
     )
-
-
-def _inside(given: Any) -> tuple[str, ...]:
-    """Return the labels of a region, which may be given as one name or as a list."""
-    names = (given,) if isinstance(given, str) else tuple(given)
-    if not names or not all(isinstance(name, str) for name in names) or len({*names}) < len(names):
-        raise TypeError("inside is neither a label nor a list of labels")
-    return names
-
-
-def _intensities(entry: Mapping[str, Any]) -> Intensities | None:
-    return Intensities.of(entry["intensities"]) if "intensities" in entry else None
-
-
-def _upright(entry: Mapping[str, Any]) -> Upright | None:
-    return Upright.of(entry["upright"]) if "upright" in entry else None
 
 
 def locate(name: str, roots: Sequence[Path]) -> list[Path]:
     """Return the folders of a registered model, one if it is single; none if not all are here."""
     entry = registry()[name]
-    if parts := models_named_in(entry):
-        found = [locate(part, roots) for part in parts]
+    if named := models_named_in(entry):
+        found = [locate(each, roots) for each in named]
         return [folder for folders in found for folder in folders] if all(found) else []
     if "archive" not in entry:
         return [resource(*entry["folder"].split("/"))]
@@ -277,12 +180,12 @@ def _hash_of(path: Path, _size: int, _time: int) -> str:
 def _folder_checksum(folder: Path, checkpoint: str) -> str:
     known = listed_files(folder) if (folder / MANIFEST).exists() else {}
     digest = hashlib.sha256()
-    for part in model_files(folder, checkpoint):
-        if not part.is_file():
-            what = "is not a regular file" if part.exists() else "is missing"
-            raise ModelError(f"{folder} is not an nnU-Net model folder: {part.name} {what}.")
-        name = part.relative_to(folder).as_posix()
+    for path in model_files(folder, checkpoint):
+        if not path.is_file():
+            what = "is not a regular file" if path.exists() else "is missing"
+            raise ModelError(f"{folder} is not an nnU-Net model folder: {path.name} {what}.")
+        name = path.relative_to(folder).as_posix()
         listed = known.get(name, {})
-        same = listed.get("size") == part.stat().st_size  # gigabytes: hashed by `verify` only
-        digest.update(f"{name} {listed['sha256'] if same else _hash(part)}\n".encode())
+        same = listed.get("size") == path.stat().st_size  # gigabytes: hashed by `verify` only
+        digest.update(f"{name} {listed['sha256'] if same else _hash(path)}\n".encode())
     return digest.hexdigest()

@@ -40,9 +40,9 @@ class Rendering:
     Attributes
     ----------
     image
-        (I, J, K) float32, voxels of `pool` mm.
+        (I, J, K) float32, at the voxel size that was asked for.
     codes
-        (pool I, pool J, pool K) uint8 at 1 mm, rows of the anatomy's source table; 0 where the
+        uint8 of the same field of view at 1 mm, rows of the anatomy's source table; 0 where the
         image shows nothing (stripped, outside).
     """
 
@@ -51,17 +51,17 @@ class Rendering:
 
 
 def render(
-    anatomy: Anatomy, recipe: Recipe, *, pool: int = 1, device: str | torch.device = "cpu"
+    anatomy: Anatomy, recipe: Recipe, *, voxel: int = 1, device: str | torch.device = "cpu"
 ) -> Rendering:
     """Paint one image: deterministic in `recipe` (on one device).
 
     Parameters
     ----------
-    pool
-        Voxel size of the image in mm: 1 mm voxels are averaged `pool` by `pool` by `pool`.
+    voxel
+        Voxel size of the image in mm: cubes of so many 1 mm voxels are averaged.
     """
     rng = torch.Generator(device).manual_seed(recipe.seed)
-    codes = _deform(anatomy, recipe, pool, rng)
+    codes = _deform(anatomy, recipe, voxel, rng)
     if recipe.heal_lesions:
         codes = heal(codes, anatomy.table)
     for move in recipe.boundaries:
@@ -74,18 +74,18 @@ def render(
         slope = 25 + 35 * ((recipe.seed % 1000) / 1000)
         codes = cut_face(codes, anatomy.table, slope, recipe.strip_margin)
     image = _paint(codes, anatomy.table, recipe, rng)
-    image = functional.avg_pool3d(image[None, None], pool)[0, 0]
+    image = functional.avg_pool3d(image[None, None], voxel)[0, 0]
     if recipe.objects:
         image = add_objects(image, recipe.objects, rng)
     image = image * torch.exp(recipe.bias * smooth_noise(image.shape, 4, rng))
     if recipe.motion > 0:
-        shift = recipe.motion / pool
+        shift = recipe.motion / voxel
         image = move_head(image, shift, recipe.motion_share, recipe.artefact_axis)
     if recipe.ghost > 0:
         image = add_ghost(image, recipe.ghost, recipe.ghost_copies, recipe.artefact_axis)
-    image = blur(image, recipe.blur / pool)
+    image = blur(image, recipe.blur / voxel)
     image = acquire(
-        image, recipe.spacing, float(pool), rng, noise=recipe.noise, rician=recipe.rician
+        image, recipe.spacing, float(voxel), rng, noise=recipe.noise, rician=recipe.rician
     )
     top = image.max().clamp_min(1e-6)
     return Rendering((image / top) ** recipe.gamma, codes)
@@ -102,12 +102,12 @@ def _rotation_matrix(degrees: tuple[float, float, float]) -> npt.NDArray[np.floa
     return matrix
 
 
-def _deform(anatomy: Anatomy, recipe: Recipe, pool: int, rng: torch.Generator) -> torch.Tensor:
+def _deform(anatomy: Anatomy, recipe: Recipe, voxel: int, rng: torch.Generator) -> torch.Tensor:
     source = torch.from_numpy(anatomy.codes).to(rng.device)
     size = np.array(anatomy.voxel_size)
     extent = np.array(source.shape) * size * np.array(recipe.scale)
     low, high = np.array(recipe.margin_low), np.array(recipe.margin_high)
-    shape = [int(max(math.ceil(edge / pool), 16) * pool) for edge in extent + low + high]
+    shape = [int(max(math.ceil(edge / voxel), 16) * voxel) for edge in extent + low + high]
     shear = np.eye(3)
     shear[0, 1], shear[0, 2], shear[1, 2] = recipe.shear
     mirror = np.diag([-1.0 if recipe.flip else 1.0, 1.0, 1.0])

@@ -111,7 +111,7 @@ class PatchSource:
         anatomy = self._anatomies[rng.choice(len(self._anatomies), p=self._weight)]
         recipe = self.recipe(rng, difficulty)
         config = self._config
-        rendering = render(anatomy, recipe, pool=config.voxel, device=config.device)
+        rendering = render(anatomy, recipe, voxel=config.voxel, device=config.device)
         lookup = torch.from_numpy(self._groups.of_codes(anatomy.table).astype(np.uint8))
         groups = lookup.to(rendering.codes.device)[rendering.codes.int()]
         coarse = groups[::2, ::2, ::2].cpu()
