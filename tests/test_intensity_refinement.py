@@ -8,6 +8,7 @@ from scipy import ndimage
 from siam_bids.errors import ModelError
 from siam_bids.image.grid import Crop, Grid, Volume
 from siam_bids.inference.intensity_refinement import Posterior, following
+from siam_bids.inference.local_gaussians import estimate_gaussians
 from siam_bids.inference.resampling import Logits, labels_of
 from siam_bids.models.settings import Intensities
 
@@ -134,6 +135,49 @@ def test_the_result_does_not_depend_on_the_units_of_the_scan():
         for units in (image, 3000 + 20 * image)
     )
     assert (one != two).mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (1.2, 0.9, 1.5), (8, 5, 9)])
+def test_gaussians_are_interpolated_between_the_centres_of_blocks(size):
+    """Odd and even blocks, whole and cut ones, blocks of one voxel."""
+    shape = (19, 22, 17)
+    planes = torch.rand((19, 3, 22, 17), generator=torch.Generator().manual_seed(1))
+    image = torch.rand(shape, generator=torch.Generator().manual_seed(2))
+    (found,) = estimate_gaussians(planes, image.__getitem__, shape, size, reach=9, spread=0.2)
+    blocks = found.parts.shape[2:]
+    assert blocks == tuple(
+        -(-length // edge) for length, edge in zip(shape, found.edges, strict=True)
+    )
+    axes = [
+        ((np.arange(length) + 0.5) / edge - 0.5).clip(0, count - 1)
+        for length, edge, count in zip(shape, found.edges, blocks, strict=True)
+    ]
+    where = np.stack(np.meshgrid(*axes, indexing="ij"))
+    shift, sharp, height = (
+        np.stack([ndimage.map_coordinates(one, where, order=1) for one in part.numpy()])
+        for part in found.parts
+    )
+    for place in range(shape[0]):
+        distance, heights = found.at(place, image[place])
+        expected = shift[:, place] - image[place].numpy() * sharp[:, place]
+        np.testing.assert_allclose(distance, expected, atol=2e-5)
+        np.testing.assert_allclose(heights, height[:, place], atol=2e-5)
+
+
+def test_gaussians_are_the_moments_of_a_whole_scan_where_windows_are_wide():
+    shape, rng = (16, 21, 18), torch.Generator().manual_seed(3)
+    planes = torch.rand((16, 2, 21, 18), generator=rng)
+    image = torch.rand(shape, generator=rng)
+    (found,) = estimate_gaussians(
+        planes.clone(), image.__getitem__, shape, (1, 1, 1), reach=1e4, spread=0
+    )
+    weights = planes.transpose(0, 1).double() ** 2
+    mean = (weights * image).sum((1, 2, 3)) / weights.sum((1, 2, 3))
+    shift, sharp, _ = found.parts.double().unbind()
+    for index in range(2):
+        deviation = np.sqrt(np.average((image - mean[index]) ** 2, weights=weights[index]))
+        np.testing.assert_allclose(1 / sharp[index], deviation, rtol=1e-3)
+        np.testing.assert_allclose(shift[index] / sharp[index], mean[index], rtol=1e-3)
 
 
 def test_only_what_is_asked_for_follows():

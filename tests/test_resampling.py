@@ -6,7 +6,7 @@ from skimage.transform import resize
 from siam_bids.inference.averaging import MeanScores
 from siam_bids.inference.certainty import Certainty
 from siam_bids.inference.intensity_refinement import Posterior
-from siam_bids.inference.resampling import Logits, labels_of
+from siam_bids.inference.resampling import Logits, labels_of, softmax
 from siam_bids.inference.rotated_resampling import RotatedLogits
 from siam_bids.models.settings import Intensities
 
@@ -35,6 +35,19 @@ def test_certainty_is_the_mean_softmax_of_the_chosen_class_and_the_normalised_en
     assert set(certainty.confidence()) == {1, 2, 3}
     entropy = -(softmax * np.log(softmax)).sum(0)[labels > 0].mean() / np.log(4)
     assert certainty.entropy() == pytest.approx(entropy, abs=1e-6)
+
+
+def test_softmax_and_the_first_of_the_highest_are_those_of_torch():
+    scores = 400 * torch.randn((5, 30, 40), generator=torch.Generator().manual_seed(7))
+    scores[1:3, :9] = 1e4  # equal ones
+    scores[:, 10] = torch.nan
+    assert torch.allclose(softmax(scores), scores.softmax(0), atol=1e-6, equal_nan=True)
+    assert torch.equal(softmax(scores).isnan(), scores.isnan())
+    known = torch.arange(30) != 10
+    labels = labels_of(Logits(scores[:, None], (1, 30, 40)))[0]
+    half = scores.half()[:, known]
+    assert np.array_equal(labels[known.numpy()], half.float().max(0).indices.numpy())
+    assert not labels[10].any()  # unknown is background
 
 
 def test_certainty_of_uniform_sharp_and_empty_answers():

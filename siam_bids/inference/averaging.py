@@ -11,6 +11,8 @@ import torch
 from siam_bids.inference.resampling import (
     LEAST_PROBABILITY,
     Part,
+    log_,
+    softmax,
 )
 
 
@@ -46,15 +48,14 @@ class MeanScores:
         rows, *window = self._box
         others = [part.planes() for part in self._others]
         for place, plane in enumerate(self._first.planes()):
-            total = plane.float().softmax(0)
+            total = softmax(plane.float())
             if rows.start <= place < rows.stop:
                 here = total[(slice(None), *window)]
-                inner = here * (1 - self._share)
-                for other in others:
-                    known = fill_unknown(next(other).float().softmax(0), here)
-                    inner.add_(known, alpha=self._share / len(others))
-                total[(slice(None), *window)] = inner
-            yield total.clamp_(min=LEAST_PROBABILITY).log_()
+                known = [fill_unknown(softmax(next(other).float()), here) for other in others]
+                here.mul_(1 - self._share)
+                for each in known:
+                    here.add_(each, alpha=self._share / len(others))
+            yield log_(total.clamp_(min=LEAST_PROBABILITY))
 
     def subsample(self, stride: Sequence[int]) -> MeanScores:
         """Return the scores of every n-th voxel along each axis."""

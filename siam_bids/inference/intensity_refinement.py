@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from siam_bids.image.grid import Crop, Volume
 from siam_bids.inference.local_gaussians import Gaussians, estimate_gaussians
-from siam_bids.inference.resampling import Prior, Scores
+from siam_bids.inference.resampling import Prior, Scores, log_, softmax
 from siam_bids.models.settings import Intensities
 
 _APART = 2.0
@@ -76,38 +76,34 @@ class Posterior:
 
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) float32 logarithms of the probabilities, plane by plane."""
-        return self._followed()
+        for scores in self._rule.followed(plane.float() for plane in self._scores.planes()):
+            yield scores.div_(self._how.temperature).log_softmax(0).clamp_(min=_LOWEST)
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the probability (I, J, K) of a class, float32 in [0, 1]."""
-        first, second = self._normalisers
+        before, after = self._normalisers
         found = self._scores.probability(index)
         np.log(np.maximum(found, _SMALLEST_PROBABILITY, out=found), out=found)
         for place in range(len(found)):
             found[place] += self._rule.likelihood(place, slice(index, index + 1))[0].numpy()
-        votes = np.exp(found - first)
+        votes = np.exp(found - before)
         for axis, side in enumerate(self._rule.sides):
             kernel = [side, 1 - 2 * side, side]
             votes = ndimage.correlate1d(votes, kernel, axis=axis, mode="nearest")
         found += np.float32(self._how.neighbours) * votes
         found /= np.float32(self._how.temperature)
-        found -= second
+        found -= after
         np.exp(found, out=found)
         return np.minimum(found, 1, out=found)
 
     @cached_property
     def _normalisers(self) -> npt.NDArray[np.float32]:
         """What is subtracted before and after the votes, (2, I, J, K)."""
-        found = np.empty((2, *self.shape), np.float32)
-        for _ in self._followed(found):
-            pass
+        before, after = found = np.empty((2, *self.shape), np.float32)
+        prior = (plane.float().log_softmax(0) for plane in self._scores.planes())
+        for place, scores in enumerate(self._rule.followed(prior, before)):
+            after[place] = scores.div_(self._how.temperature).logsumexp(0).numpy()
         return found
-
-    def _followed(
-        self, normalisers: npt.NDArray[np.float32] | None = None
-    ) -> Iterator[torch.Tensor]:
-        prior = (plane.float() for plane in self._scores.planes())
-        return self._rule.followed(prior, self._how.temperature, normalisers)
 
     def _plane(self, place: int, stride: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
         """Return a plane (J, K) of the standardised image, subsampled by `stride`."""
@@ -136,7 +132,7 @@ class Posterior:
         above = [whole.below(place, image(place)) for place in range(len(prior))] if again else []
         for _ in again:
             followed = self._rule_of(gaussians, image).followed(plane.float() for plane in prior)
-            gaussians = measure((plane.exp() for plane in followed), above=above)
+            gaussians = measure((softmax(scores) for scores in followed), above=above)
         here = tuple(each.on(self.shape, stride) for each in gaussians)
         return self._rule_of(here, self._plane)
 
@@ -180,47 +176,38 @@ class _Rule:
         """Return weighted log likelihoods (classes, J, K) of a plane, but for a constant."""
         x = self.image(place)
         heights = [
-            height.addcmul_(distance, distance, value=-0.5)
+            torch.addcmul(height, distance, distance, value=-0.5)
             for distance, height in (each.at(place, x, classes) for each in self.gaussians)
         ]
-        return functools.reduce(torch.logaddexp, heights).mul_(self.weight)
+        return functools.reduce(_log_of_sum, heights).mul_(self.weight)
 
     def followed(
         self,
         prior: Iterable[torch.Tensor],
-        temperature: float = 1.0,
         normalisers: npt.NDArray[np.float32] | None = None,
     ) -> Iterator[torch.Tensor]:
-        """Yield logarithms of the probabilities (classes, J, K) of all planes.
+        """Yield logarithms of the probabilities (classes, J, K) of all planes, but for a constant.
 
         Parameters
         ----------
         prior
             Logarithms of those before, float32, but for a constant.
         normalisers
-            (2, I, J, K), overwritten with what was subtracted before and after the votes.
+            (I, J, K), overwritten with the constant before the votes.
         """
-
-        def normalised(step: int, place: int, scores: torch.Tensor) -> torch.Tensor:
-            logarithms = scores.log_softmax(0)
-            if normalisers is not None:
-                normalisers[step, place] = (scores[0] - logarithms[0]).numpy()
-            return logarithms.clamp_(min=_LOWEST)
-
         before: torch.Tensor | None = None
         here: tuple[torch.Tensor, torch.Tensor] | None = None
-        place = -1
         for place, plane in enumerate(prior):
-            scores = plane.log_softmax(0).add_(self.likelihood(place))
-            votes = _smoothed(normalised(0, place, scores).exp_(), self.sides[1:])
+            scores = self.likelihood(place).add_(plane)
+            if normalisers is not None:
+                normalisers[place] = scores.logsumexp(0).numpy()
+            votes = _smoothed(softmax(scores), self.sides[1:])
             if here:
-                voted = self._voted(here, before, votes).div_(temperature)
-                yield normalised(1, place - 1, voted)
+                yield self._voted(here, before, votes)
                 before = here[1]
             here = scores, votes
         if here:
-            voted = self._voted(here, before, None).div_(temperature)
-            yield normalised(1, place, voted)
+            yield self._voted(here, before, None)
 
     def _voted(
         self,
@@ -234,6 +221,12 @@ class _Rule:
         for plane in (before, after):
             around.add_(votes if plane is None else plane, alpha=side)
         return scores.add_(around, alpha=self.neighbours)
+
+
+def _log_of_sum(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Return log(exp(one) + exp(other)), as torch.logaddexp, whose logarithm is slow."""
+    more = one.sub(other).abs_().sigmoid_()
+    return torch.maximum(one, other).sub_(log_(more))
 
 
 def _smoothed(planes: torch.Tensor, sides: Sequence[float]) -> torch.Tensor:

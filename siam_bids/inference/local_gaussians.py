@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
+import numpy as np
 import torch
 from scipy import ndimage
 from torch.nn import functional
@@ -31,18 +33,18 @@ class Gaussians:
         the share of the class over these.
     edges
         Voxels to a block along each axis.
-    axes
-        (voxels, blocks) weights of linear interpolation along each axis.
+    shape
+        (I, J, K) of all voxels.
     """
 
     parts: torch.Tensor
     edges: tuple[int, ...]
-    axes: tuple[torch.Tensor, ...]
+    shape: tuple[int, ...]
 
     def on(self, shape: Sequence[int], apart: Sequence[int]) -> Gaussians:
         """Return the same on a finer grid of a shape, `apart` voxels of which were one."""
         edges = tuple(edge * step for edge, step in zip(self.edges, apart, strict=True))
-        return replace(self, edges=edges, axes=tuple(map(_between, shape, edges)))
+        return replace(self, edges=edges, shape=tuple(shape))
 
     def at(
         self, place: int, x: torch.Tensor, classes: slice = slice(None)
@@ -56,11 +58,26 @@ class Gaussians:
         height
             (classes, J, K) logarithms of the share over the standard deviation.
         """
-        across, rows, columns = self.axes
-        near = across[place].nonzero()[:, 0]  # one block or two
-        plane = torch.einsum("i,pcijk->pcjk", across[place, near], self.parts[:, classes, near])
-        shift, sharp, height = rows @ (plane @ columns.T)
+        blocks = self.parts.shape[2]
+        where = min(max((place + 0.5) / self.edges[0] - 0.5, 0), blocks - 1)
+        low, high = (self.parts[:, classes, block(where)] for block in (math.floor, math.ceil))
+        plane = torch.lerp(low, high, where % 1) @ self._columns
+        shift, sharp, height = (_along_rows(part, self.shape[1], self._rows) for part in plane)
         return torch.addcmul(shift, x, sharp, value=-1), height
+
+    @cached_property
+    def _columns(self) -> torch.Tensor:
+        """Weights (K', K) of linear interpolation between blocks along the last axis."""
+        voxels, edge, blocks = self.shape[2], self.edges[2], self.parts.shape[4]
+        where = ((torch.arange(voxels) + 0.5) / edge - 0.5).clamp(0, blocks - 1)
+        return (1 - (where - torch.arange(blocks)[:, None]).abs()).clamp_min(0)
+
+    @cached_property
+    def _rows(self) -> torch.Tensor:
+        """Weights (rows, 1) of the upper one of two blocks in the rows between their centres."""
+        edge = self.edges[1]
+        first = (edge + 1) // 2  # rows up to the centre of the first block
+        return (torch.arange(edge)[:, None] + 0.5 - first) / edge + 0.5
 
     def below(self, place: int, x: torch.Tensor) -> torch.Tensor:
         """Return where intensities exceed the mean of each class: bool (classes, J, K)."""
@@ -97,29 +114,27 @@ def estimate_gaussians(
         Of each plane, bool (classes, J, K), see `Gaussians.below`.
     """
     edges = tuple(max(1, round(_BLOCK_MM / size)) for size in voxel_size)
-    counts = [-(-length // edge) for length, edge in zip(shape, edges, strict=True)]
-    sums: torch.Tensor | None = None
+    layers = []  # of blocks
     for place, chances in enumerate(planes):
-        if sums is None:
-            sums = torch.zeros((1 if above is None else 2, 3, len(chances), *counts))
         weights = chances.square_()  # what is sure counts most
         x = image(place)
         parts = [weights]
         if above is not None:
             upper = weights * above[place]
             parts = [weights.sub_(upper), upper]
-        for part, found in zip(parts, sums, strict=True):
-            for power in range(3):
-                found[power, :, place // edges[0]] += _block_sums(part, edges[1:])
-                part.mul_(x)
-    if sums is None:
-        raise ValueError("there is no plane")
-    sums *= math.prod(voxel_size)
+        if place % edges[0] == 0:
+            layer = torch.zeros((len(parts), 3, *weights.shape))
+        for part, found in zip(parts, layer, strict=True):
+            found[0].add_(part)
+            found[1].addcmul_(part, x)
+            found[2].addcmul_(part, x * x)
+        if place % edges[0] == edges[0] - 1 or place == shape[0] - 1:
+            layers.append(_block_sums(layer, edges[1:]))
+    sums = torch.stack(layers, 3) * math.prod(voxel_size)
     blocks = [reach / (size * edge) for size, edge in zip(voxel_size, edges, strict=True)]
     shares = _shares(sums[:, 0], blocks)
-    axes = tuple(map(_between, shape, edges))
     return tuple(
-        Gaussians(_parts(part, share, blocks, spread), edges, axes)
+        Gaussians(_parts(part, share, blocks, spread), edges, tuple(shape))
         for part, share in zip(sums, shares, strict=True)
     )
 
@@ -152,9 +167,11 @@ def _parts(
 
 def _windows(sums: torch.Tensor, reach: Sequence[float]) -> torch.Tensor:
     """Average (..., I', J', K') in Gaussian windows."""
-    still = (0,) * (sums.ndim - 3)
-    near = ndimage.gaussian_filter(sums.numpy(), (*still, *reach), mode="constant", truncate=3.0)
-    return torch.from_numpy(near)
+    for axis, sigma in zip((-3, -2, -1), reach, strict=True):
+        ones = np.eye(sums.shape[axis], dtype=np.float32)
+        window = ndimage.gaussian_filter1d(ones, sigma, mode="constant", truncate=3.0)
+        sums = (sums.movedim(axis, -1) @ torch.from_numpy(window)).movedim(-1, axis)
+    return sums
 
 
 def _shares(counts: torch.Tensor, reach: Sequence[float]) -> torch.Tensor:
@@ -165,11 +182,18 @@ def _shares(counts: torch.Tensor, reach: Sequence[float]) -> torch.Tensor:
     return (near / near.sum(0).clamp_min(_SMALLEST_WEIGHT)).clamp_min(_RARE)
 
 
-def _between(voxels: int, edge: int) -> torch.Tensor:
-    """Return weights (voxels, blocks) of linear interpolation between the centres of blocks."""
-    blocks = -(-voxels // edge)
-    where = ((torch.arange(voxels) + 0.5) / edge - 0.5).clamp(0, blocks - 1)
-    return (1 - (where[:, None] - torch.arange(blocks)).abs()).clamp_min(0)
+def _along_rows(blocks: torch.Tensor, rows: int, share: torch.Tensor) -> torch.Tensor:
+    """Interpolate (classes, J', K) linearly between the centres of blocks, to (classes, rows, K).
+
+    Parameters
+    ----------
+    share
+        See `Gaussians._rows`.
+    """
+    first = (len(share) + 1) // 2  # rows up to the centre of the first block
+    low = torch.cat((blocks[:, :1], blocks), 1)[:, :, None]
+    high = torch.cat((blocks, blocks[:, -1:]), 1)[:, :, None]
+    return torch.lerp(low, high, share).flatten(1, 2)[:, first : first + rows]
 
 
 def _borrowed(
@@ -184,4 +208,11 @@ def _borrowed(
 
 
 def _block_sums(planes: torch.Tensor, block: Sequence[int]) -> torch.Tensor:
-    return functional.avg_pool2d(planes[None], tuple(block), ceil_mode=True, divisor_override=1)[0]
+    """Sum up the voxels (parts, powers, classes, J, K) of each block of planes."""
+    rows, columns = (
+        -(-length // edge) for length, edge in zip(planes.shape[-2:], block, strict=True)
+    )
+    whole = functional.pad(planes, (0, 0, 0, rows * block[0] - planes.shape[-2]))
+    belongs = torch.arange(planes.shape[-1])[:, None] // block[1] == torch.arange(columns)
+    sums: torch.Tensor = whole.unflatten(-2, (rows, block[0])).sum(-2) @ belongs.float()
+    return sums
