@@ -5,7 +5,9 @@ import weakref
 import pytest
 import torch
 
-from siam_bids.inference.sliding_window import predict_tiled, tile_starts, tile_weight
+from siam_bids.inference.sliding_window import Tiling, predict_tiled, tile_starts, tile_weight
+
+TILING = Tiling((16, 16, 16))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ class Watched(Pointwise):
 
 def test_a_tiles_logits_are_gone_when_the_next_comes():
     network = Watched()
-    predict_tiled([network], torch.ones((1, 16, 16, 40)), tile=(16,) * 3, classes=2)
+    predict_tiled([network], torch.ones((1, 16, 16, 40)), TILING, classes=2)
     assert network.held == [0] * 4
 
 
@@ -60,9 +62,8 @@ def test_tiling_a_pointwise_network_changes_nothing_and_folds_are_averaged():
     logits = predict_tiled(
         [Pointwise(1.0), Pointwise(3.0)],
         image,
-        tile=(16, 16, 16),
+        TILING,
         classes=2,
-        fold_count=2,
         progress=seen.append,
     )
     assert logits.dtype == torch.float16
@@ -70,7 +71,7 @@ def test_tiling_a_pointwise_network_changes_nothing_and_folds_are_averaged():
     found, expected = logits[(slice(None), *inner)].float(), image[(0, *inner)]
     torch.testing.assert_close(found[0], 2 * expected, atol=1e-2, rtol=1e-2)
     torch.testing.assert_close(found[1], -expected, atol=1e-2, rtol=1e-2)
-    assert seen[-1] == 1.0
+    assert seen[-1] == 2.0
     assert seen == sorted(seen)
 
 
@@ -79,9 +80,7 @@ def test_sums_on_disk_are_those_in_memory():
 
     def logits(on_disk):
         folds = [Pointwise(1.0), Pointwise(3.0)]
-        return predict_tiled(
-            folds, image, tile=(16, 16, 16), classes=2, fold_count=2, on_disk=on_disk
-        )
+        return predict_tiled(folds, image, TILING, classes=2, on_disk=on_disk)
 
     assert torch.equal(logits(True), logits(False))
 
@@ -91,5 +90,5 @@ def test_a_full_disk_is_an_error_not_a_crash(monkeypatch, tmp_path):
     image = torch.zeros((1, 16, 16, 16))
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(OSError, match=r"No space left|File too large"):
-        predict_tiled([Pointwise(1.0)], image, tile=(16,) * 3, classes=free // 4096, on_disk=True)
+        predict_tiled([Pointwise(1.0)], image, TILING, classes=free // 4096, on_disk=True)
     assert not list(tmp_path.iterdir())

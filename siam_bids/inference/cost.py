@@ -43,27 +43,9 @@ def load_of(
     network = sketch_network(model)
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
     unet, on_cpu = is_unet(network), device.type == "cpu"
-    precision = "float32"
-    if device.type == "cuda" or (on_cpu and unet):
-        precision = options.precision
-        if precision == "auto" and on_cpu:
-            fast = "bfloat16" in model.precisions and has_fast_bfloat16()
-            precision = "bfloat16" if fast else "float32"
-        elif precision == "auto":
-            precision = "float16"
-    able = on_cpu and (precision == "float32" or has_fast_bfloat16())
-    engine = options.engine
-    if engine == "auto":
-        saving = lean or options.low_memory
-        engine = "openvino" if able and unet and not saving and has_openvino() else "torch"
-    if engine == "openvino" and not on_cpu:
-        raise UsageError(f"OpenVINO computes on a CPU, not on {device.type}.", "Give --device cpu.")
-    if engine == "openvino" and not able:
-        raise UsageError(
-            f"This CPU is not fast in {precision}; OpenVINO would take float32.",
-            "Omit --precision, or give --engine torch.",
-        )
-    lean = (lean or on_cpu or options.low_memory) and unet and engine == "torch"
+    saving = lean or options.low_memory
+    precision = _precision(model, device, options.precision, unet=unet)
+    engine = _engine(device, options.engine, precision, wanted=unet and not saving)
     return Load(
         tile=tuple(model.plan.patch_size),
         classes=len(model.labels),
@@ -74,11 +56,37 @@ def load_of(
         precision=precision,
         engine=engine,
         unet=unet,
-        lean=lean,
+        lean=(saving or on_cpu) and unet and engine == "torch",
         on_cpu=on_cpu,
         low_memory=options.low_memory,
         flips=2 ** len(axes_to_mirror(model, options)),
     )
+
+
+def _precision(model: NnunetModel, device: torch.device, requested: str, *, unet: bool) -> str:
+    """Return the precision of a network on a device; `auto` is resolved."""
+    if device.type == "cuda":
+        return "float16" if requested == "auto" else requested
+    if device.type != "cpu" or not unet:
+        return "float32"
+    if requested != "auto":
+        return requested
+    return "bfloat16" if "bfloat16" in model.precisions and has_fast_bfloat16() else "float32"
+
+
+def _engine(device: torch.device, requested: str, precision: str, *, wanted: bool) -> str:
+    """Return what runs a network; `auto` is OpenVINO where that can, is there and is `wanted`."""
+    on_cpu, able = device.type == "cpu", precision == "float32" or has_fast_bfloat16()
+    if requested == "auto":
+        return "openvino" if on_cpu and able and wanted and has_openvino() else "torch"
+    if requested == "openvino" and not on_cpu:
+        raise UsageError(f"OpenVINO computes on a CPU, not on {device.type}.", "Give --device cpu.")
+    if requested == "openvino" and not able:
+        raise UsageError(
+            f"This CPU is not fast in {precision}; OpenVINO would take float32.",
+            "Omit --precision, or give --engine torch.",
+        )
+    return requested
 
 
 def estimate(

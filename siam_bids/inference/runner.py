@@ -14,7 +14,7 @@ from siam_bids.inference.cost import load_of
 from siam_bids.inference.engines import Engine, TorchEngine
 from siam_bids.inference.openvino_engine import OpenVinoEngine
 from siam_bids.inference.prediction import Progress
-from siam_bids.inference.sliding_window import TILE_STEP, predict_tiled
+from siam_bids.inference.sliding_window import TILE_STEP, Tiling, predict_tiled
 from siam_bids.nnunet.model import NnunetModel, axes_to_mirror
 from siam_bids.nnunet.test_time_mirroring import Mirrored
 
@@ -116,25 +116,25 @@ class Runner:
         ModelError
             A checkpoint is unusable or changed since this was made.
         """
+        tiling = Tiling(self._model.plan.patch_size, step, wanted)
+        count = len(self._model.folds)
         while True:
-            trouble = self._lack_of_gpu_memory()
-            if not trouble:
-                try:
-                    return predict_tiled(
-                        self.folds(),
-                        image,
-                        tile=self._model.plan.patch_size,
-                        classes=len(self._model.labels),
-                        fold_count=len(self._model.folds),
-                        wanted=wanted,
-                        step=step,
-                        on_disk=self._options.low_memory,
-                        progress=progress,
-                    )
-                except torch.OutOfMemoryError:
-                    if self.device.type == "cpu":
-                        raise
-                    trouble = f"Out of memory on {self.device}"
+            if trouble := self._lack_of_gpu_memory():
+                self.make_smaller(trouble)
+                continue
+            try:
+                return predict_tiled(
+                    self.folds(),
+                    image,
+                    tiling,
+                    classes=len(self._model.labels),
+                    on_disk=self._options.low_memory,
+                    progress=(lambda done: progress(done / count)) if progress else None,
+                )
+            except torch.OutOfMemoryError:
+                if self.device.type == "cpu":
+                    raise
+                trouble = f"Out of memory on {self.device}"
             self.make_smaller(trouble)
 
     def folds(self) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:

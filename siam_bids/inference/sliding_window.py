@@ -9,6 +9,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -48,16 +49,46 @@ def tile_weight(tile: Sequence[int]) -> torch.Tensor:
     return weight.clamp_min(float(weight[weight > 0].min()))
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """Where tiles lie on an image.
+
+    Attributes
+    ----------
+    tile
+        Tile edges in voxels.
+    step
+        Tile edges between two tiles, at most.
+    wanted
+        Box whose logits are wanted; tiles that do not touch it are left out. None: all.
+    """
+
+    tile: Sequence[int]
+    step: float = TILE_STEP
+    wanted: Sequence[slice] | None = None
+
+    def windows(self, shape: Sequence[int]) -> list[tuple[slice, ...]]:
+        """Return all tiles of an image (I, J, K) of at least one tile along every axis."""
+        along = [
+            [slice(start, start + edge) for start in tile_starts(length, edge, self.step)]
+            for length, edge in zip(shape, self.tile, strict=True)
+        ]
+        return [window for window in itertools.product(*along) if self._is_wanted(window)]
+
+    def _is_wanted(self, window: Sequence[slice]) -> bool:
+        return self.wanted is None or all(
+            one.start < other.stop and one.stop > other.start
+            for one, other in zip(window, self.wanted, strict=True)
+        )
+
+
 @torch.inference_mode()
 def predict_tiled(
     folds: Iterable[Callable[[torch.Tensor], torch.Tensor]],
     image: torch.Tensor,
+    tiling: Tiling,
     *,
-    tile: Sequence[int],
     classes: int,
-    fold_count: int = 1,
-    wanted: Sequence[slice] | None = None,
-    step: float = TILE_STEP,
     on_disk: bool = False,
     progress: Progress | None = None,
 ) -> torch.Tensor:
@@ -74,14 +105,10 @@ def predict_tiled(
         which are its own to overwrite, both on the CPU.
     image
         (channels, I, J, K) float32 on the CPU, at least one tile along every axis.
-    tile
-        Tile edges in voxels.
-    wanted
-        Box whose logits are wanted; tiles that do not touch it are left out. Default: all.
-    step
-        Tile edges between two tiles, at most.
     on_disk
         Keep the logits in a nameless scratch file; the result is a view of it.
+    progress
+        Is told how many folds are done: 1.5 in the middle of the second one.
 
     Returns
     -------
@@ -93,54 +120,51 @@ def predict_tiled(
         The scratch file does not fit the disk.
     """
     shape = tuple(image.shape[1:])
-    starts = [tile_starts(length, edge, step) for length, edge in zip(shape, tile, strict=True)]
-    corners = list(itertools.product(*starts))
-    if wanted is not None:
-        corners = [corner for corner in corners if _touches(corner, tile, wanted)]
-    weight = tile_weight(tile)
-    small = 4 * classes * math.prod(tile) <= _SMALL
-    mean: torch.Tensor | None = None
+    windows, weight = tiling.windows(shape), tile_weight(tiling.tile)
+    small = 4 * classes * weight.numel() <= _SMALL
+    count, mean = 0, torch.empty(0)
     with memory_reused() if small else contextlib.nullcontext():
-        for fold, network in enumerate(folds):
-            logits, let_go = _sums((classes, *shape), on_disk=on_disk)
-            total = torch.zeros(shape, dtype=torch.float16)
-            for done, corner in enumerate(corners, start=1):
-                window = tuple(slice(at, at + edge) for at, edge in zip(corner, tile, strict=True))
+        for count, network in enumerate(folds, start=1):
+            sums = _WeightedSums((classes, *shape), weight, on_disk=on_disk)
+            for done, window in enumerate(windows, start=1):
                 if not small:
                     release_memory()
-                patch = image[(slice(None), *window)][None]
-                _add_weighted(logits[(slice(None), *window)], network(patch)[0], weight)
-                total[window] += weight
-                let_go()
+                sums.add(window, network(image[(slice(None), *window)][None])[0])
                 if progress:
-                    progress((fold + done / len(corners)) / fold_count)
-            if wanted is not None:
-                total.masked_fill_(total == 0, 1)
-            for logit in logits:
-                logit.div_(total)
-            mean = logits if mean is None else mean.add_(logits)
-    if mean is None:
+                    progress(count - 1 + done / len(windows))
+            mean = sums.mean() if count == 1 else mean.add_(sums.mean())
+    if not count:
         raise ValueError("no fold to predict with")
-    return mean.div_(fold_count) if fold_count > 1 else mean
+    return mean.div_(count) if count > 1 else mean
 
 
-def _add_weighted(sums: torch.Tensor, answer: torch.Tensor, weight: torch.Tensor) -> None:
-    """Add a tile's logits, overwriting them, class by class: torch copies what it converts.
+class _WeightedSums:
+    """Sums of the logits (classes, I, J, K) of one fold, and of the weights of its tiles."""
 
-    No name for any part of them outlives the call, so that they are gone when the next tile comes.
-    """
-    for whole, part in zip(sums, answer, strict=True):
-        whole.add_(part.mul_(weight))
+    def __init__(self, shape: Sequence[int], weight: torch.Tensor, *, on_disk: bool) -> None:
+        self._logits, self._let_go = _zeros(shape, on_disk=on_disk)
+        self._total = torch.zeros(tuple(shape[1:]), dtype=torch.float16)
+        self._weight = weight
+
+    def add(self, window: tuple[slice, ...], answer: torch.Tensor) -> None:
+        """Add a tile's logits, overwriting them, class by class: torch copies what it converts.
+
+        No name for any of them outlives the call, so that they are gone when the next tile comes.
+        """
+        for whole, tile in zip(self._logits[(slice(None), *window)], answer, strict=True):
+            whole.add_(tile.mul_(self._weight))
+        self._total[window] += self._weight
+        self._let_go()
+
+    def mean(self) -> torch.Tensor:
+        """Divide the sums by the weights where there are any, in place, and return them."""
+        self._total.masked_fill_(self._total == 0, 1)
+        for logit in self._logits:
+            logit.div_(self._total)
+        return self._logits
 
 
-def _touches(corner: Sequence[int], tile: Sequence[int], box: Sequence[slice]) -> bool:
-    return all(
-        at < part.stop and at + edge > part.start
-        for at, edge, part in zip(corner, tile, box, strict=True)
-    )
-
-
-def _sums(shape: Sequence[int], *, on_disk: bool) -> tuple[torch.Tensor, Callable[[], None]]:
+def _zeros(shape: Sequence[int], *, on_disk: bool) -> tuple[torch.Tensor, Callable[[], None]]:
     """Return float16 zeros, and what takes those on disk out of memory until the next use."""
     if not on_disk:
         return torch.zeros(tuple(shape), dtype=torch.float16), lambda: None
