@@ -173,6 +173,22 @@ def write_dataset(root: Path, head: Volume) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def cascade_file(tmp_path_factory) -> Path:
+    """A cascade of two trained models; see `trained_models.write_cascade`."""
+    from trained_models import write_cascade
+
+    return write_cascade(tmp_path_factory.mktemp("cascade"))
+
+
+@pytest.fixture(scope="session")
+def pair(cascade_file) -> Path:
+    """An ensemble of two trained models that disagree; see `trained_models.write_ensemble`."""
+    from trained_models import write_ensemble
+
+    return write_ensemble(cascade_file)
+
+
 @pytest.fixture
 def bids(tmp_path, head) -> Path:
     return write_dataset(tmp_path / "bids", head)

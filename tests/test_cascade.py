@@ -9,87 +9,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from conftest import write_model
 from scipy import ndimage
+from trained_models import CPU, opened, predicted, refined, scene, trained
 
 import siam_bids
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError
-from siam_bids.image.grid import Grid, Reorientation, Volume
+from siam_bids.image.grid import Reorientation
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.loading import load_volume
-from siam_bids.inference.cascade import MARGIN, Cascade, CascadeSegmenter, box_around
-from siam_bids.inference.segmenter import NnunetSegmenter
+from siam_bids.inference.cascade import MARGIN, Cascade, box_around
 from siam_bids.measures.volumes import tissue_volumes
-from siam_bids.models.folder import CHECKPOINT
 from siam_bids.models.registry import find_model, registry
-from siam_bids.nnunet.architecture import build_network
-from siam_bids.nnunet.model import CONFIGURATION, NnunetModel
-from siam_bids.nnunet.write import checkpoint
-
-CPU = torch.device("cpu")
-SHAPE = (32, 32, 40)  # two tiles of 32
+from siam_bids.nnunet.model import NnunetModel
 
 
-def scene():
-    """A bright box in the dark, brighter in one half: image and true labels 0, 1 (dim), 2."""
-    truth = np.zeros(SHAPE, np.int64)
-    truth[6:26, 8:24, 10:28] = 1
-    truth[6:26, 16:24, 10:28] = 2
-    image = truth + np.random.default_rng(0).normal(0, 0.05, SHAPE)
-    return Volume(image.astype(np.float32) + 0.5, Grid(SHAPE, np.diag([4.0, 4.0, 4.0, 1.0])))
-
-
-def trained(folder, names, target, channels):
-    """A model folder whose network has learnt `target` from the scene in a second or two."""
-    write_model(folder, names=list(names), channels=len(channels))
-    plan = json.loads((folder / "plans.json").read_text())["configurations"][CONFIGURATION]
-    torch.manual_seed(0)
-    network = build_network(plan["architecture"], channels=len(channels), classes=len(names))
-    stack = torch.stack([torch.as_tensor(c, dtype=torch.float32) for c in channels])[None]
-    stack[:, 0] = (stack[:, 0] - stack[:, 0].mean()) / stack[:, 0].std()
-    wanted = torch.as_tensor(target)[None]
-    optimiser = torch.optim.Adam(network.parameters(), 0.02)
-    for step in range(60):
-        optimiser.zero_grad()
-        tile = slice(0, 32) if step % 2 else slice(8, 40)
-        loss = torch.nn.functional.cross_entropy(network(stack[:, :, tile]), wanted[:, tile])
-        loss.backward()
-        optimiser.step()
-    torch.save(checkpoint(network.state_dict()), folder / "fold_0" / CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def chain_file(tmp_path_factory):
-    """GM is the whole box; within it a second model tells Dim from Bright."""
-    place = tmp_path_factory.mktemp("chain")
+def test_the_region_is_relabelled_and_all_else_is_left_alone(cascade_file):
     head = scene()
-    truth = (head.data > 1).astype(np.int64) + (head.data > 2)
-    axes = (2, 1, 0)  # nnU-Net's order
-    image, truth = head.data.transpose(axes), truth.transpose(axes)
-    box = truth > 0
-    trained(place / "first", ("background", "GM", "CSF"), box.astype(np.int64), [image])
-    trained(place / "second", ("background", "Dim", "Bright"), truth, [image, box])
-    path = place / "halves.json"
-    regions = [{"inside": "GM", "model": "second"}]
-    path.write_text(json.dumps({"model": "first", "regions": regions, "title": "Halves"}))
-    return path
-
-
-def opened(path) -> Cascade:
-    return Cascade.open(find_model(str(path)))
-
-
-def predicted(path, volume, **options):
-    segmenter = CascadeSegmenter(opened(path), CPU, Inference(precision="float32"))
-    return segmenter.segment(volume, **options)
-
-
-def test_the_region_is_relabelled_and_all_else_is_left_alone(chain_file):
-    head = scene()
-    first = siam_bids.segment(head, model=str(chain_file.parent / "first"))
-    found = siam_bids.segment(head, model=str(chain_file))
+    first = siam_bids.segment(head, model=str(cascade_file.parent / "first"))
+    found = siam_bids.segment(head, model=str(cascade_file))
     region = first.data == 1
     assert 0.9 < region.sum() / (head.data > 1).sum() < 1.1
     names = {label.name: label.index for label in found.labels}
@@ -102,8 +41,8 @@ def test_the_region_is_relabelled_and_all_else_is_left_alone(chain_file):
     assert volumes["Dim"] + volumes["Bright"] == pytest.approx(volumes["TIV"])
 
 
-def test_probabilities_sum_to_one_and_win_where_the_label_is(chain_file):
-    prediction = predicted(chain_file, scene(), probabilities=["background", "Dim", "Bright"])
+def test_probabilities_sum_to_one_and_win_where_the_label_is(cascade_file):
+    prediction = predicted(cascade_file, scene(), probabilities=["background", "Dim", "Bright"])
     assert list(prediction.probabilities) == ["background", "Dim", "Bright"]
     stack = np.stack(list(prediction.probabilities.values()))
     np.testing.assert_allclose(stack.sum(0)[prediction.segmentation.data > 0], 1, atol=1e-3)
@@ -131,10 +70,10 @@ def stock_labels(folder, channels, spacing):
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_region_is_labelled_as_stock_nnunet_labels_the_crop_around_it(
-    chain_file, tmp_path, channels
+    cascade_file, tmp_path, channels
 ):
     """Around the region and 4 voxels more, normalised by itself, with its mask or without."""
-    place, head = chain_file.parent, scene()
+    place, head = cascade_file.parent, scene()
     model = place / "second"
     if channels == 1:
         box = tuple(slice(n - 4, m + 4) for n, m in ((6, 26), (8, 24), (10, 28)))
@@ -187,8 +126,8 @@ def test_genuine_models_refine_several_labels_as_stock_nnunet_labels_the_crop(ge
     np.testing.assert_array_equal(found.data[~mask], coarse.data[~mask])
 
 
-def test_a_region_may_be_several_labels_together(chain_file, tmp_path):
-    place, head = chain_file.parent, scene()
+def test_a_region_may_be_several_labels_together(cascade_file, tmp_path):
+    place, head = cascade_file.parent, scene()
     truth = (head.data > 1).astype(np.int64).transpose(2, 1, 0)
     truth[:, 16:] *= 2  # the bright half is called WM
     trained(tmp_path / "halves", ("background", "GM", "WM"), truth, [head.data.transpose(2, 1, 0)])
@@ -228,7 +167,7 @@ def test_a_chain_that_names_itself_is_one_line(tmp_path):
     ["[]", "null", "5", "{", "[" * 100_000, '{"model": 5, "regions": []}', '{"members": 5}',
      '{"members": {}}', '{"model": null, "regions": []}'],
 )  # fmt: skip
-def test_an_odd_chain_file_is_one_line(tmp_path, content):
+def test_an_odd_cascade_file_is_one_line(tmp_path, content):
     path = tmp_path / "chain.json"
     path.write_text(content)
     with pytest.raises(ModelError) as raised:
@@ -236,7 +175,7 @@ def test_an_odd_chain_file_is_one_line(tmp_path, content):
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_chain_file_is_a_file_of_some_size(tmp_path):
+def test_a_cascade_file_is_a_file_of_some_size(tmp_path):
     path = tmp_path / "chain.json"
     path.write_text(" " * (17 << 20))
     with pytest.raises(ModelError, match="more than 16 MiB"):
@@ -247,13 +186,13 @@ def test_a_chain_file_is_a_file_of_some_size(tmp_path):
         find_model(str(path))
 
 
-def test_an_absent_region_changes_nothing(chain_file):
-    path = chain_file.with_name("rare.json")
-    content = json.loads(chain_file.read_text())
+def test_an_absent_region_changes_nothing(cascade_file):
+    path = cascade_file.with_name("rare.json")
+    content = json.loads(cascade_file.read_text())
     path.write_text(json.dumps({**content, "regions": [{"inside": "CSF", "model": "second"}]}))
     found = predicted(path, scene()).segmentation
     assert [label.name for label in found.labels] == ["background", "GM", "Dim", "Bright"]
-    first = siam_bids.segment(scene(), model=str(chain_file.parent / "first"))
+    first = siam_bids.segment(scene(), model=str(cascade_file.parent / "first"))
     np.testing.assert_array_equal(found.data, first.data)
 
 
@@ -272,8 +211,8 @@ def test_tables_are_merged_by_name():
     assert "Left" not in deeper.by_name
 
 
-def test_what_does_not_fit_is_named(chain_file, tmp_path):
-    place = chain_file.parent
+def test_what_does_not_fit_is_named(cascade_file, tmp_path):
+    place = cascade_file.parent
 
     def refused(message, **content):
         path = tmp_path / "chain.json"
@@ -301,92 +240,21 @@ def test_what_does_not_fit_is_named(chain_file, tmp_path):
     refused("no model 'x'", model=first, regions=[{"inside": "GM", "model": "x"}])
 
 
-def test_a_registered_chain_is_one_model_with_its_own_checksum(chain_file, monkeypatch):
-    place = chain_file.parent
-    entry = json.loads(chain_file.read_text())
+def test_a_registered_chain_is_one_model_with_its_own_checksum(cascade_file, monkeypatch):
+    place = cascade_file.parent
+    entry = json.loads(cascade_file.read_text())
     entry = {**entry, "model": str(place / "first"), "version": "1"}
     entry["regions"] = [{"inside": "GM", "model": str(place / "second")}]
     known = {**registry(), "halves": entry}
     monkeypatch.setattr("siam_bids.models.registry.registry", lambda: known)
     model = find_model("halves")
     assert (model.title, model.version, model.name) == ("Halves", "1", "halves")
-    assert model.sha256 == find_model(str(chain_file)).sha256 != find_model(entry["model"]).sha256
+    assert model.sha256 == find_model(str(cascade_file)).sha256 != find_model(entry["model"]).sha256
     assert model.describe()["Regions"][0]["Inside"] == "GM"
     size = Cascade.open(model).estimate([], CPU, Inference(), cpus=1)
     alone = Cascade.open(find_model(entry["model"])).estimate([], CPU, Inference(), cpus=1)
     assert size.seconds > alone.seconds
     assert isinstance(Cascade.open(model).regions[0][1], NnunetModel)
-
-
-@pytest.fixture(scope="module")
-def pair(chain_file):
-    """Two models that disagree, the first trained on the bright half alone, and their ensemble."""
-    place = chain_file.parent
-    head = scene().data.transpose(2, 1, 0)
-    bright = (head > 2).astype(np.int64)
-    trained(place / "half", ("background", "GM", "CSF"), bright, [head])
-    path = place / "pair.json"
-    path.write_text(json.dumps({"members": ["half", "first"], "title": "Pair"}))
-    return path
-
-
-def test_an_ensemble_takes_the_class_of_the_highest_mean_probability(pair):
-    names = ["background", "GM", "CSF"]
-    alone = [
-        predicted(pair.parent / member, scene(), probabilities=names)
-        for member in ("half", "first")
-    ]
-    told = []
-    both = predicted(pair, scene(), probabilities=names, progress=told.append)
-    means = np.mean([[p.probabilities[name] for name in names] for p in alone], axis=0)
-    np.testing.assert_allclose([both.probabilities[name] for name in names], means, atol=1e-6)
-    found = both.segmentation.data
-    np.testing.assert_array_equal(found, means.argmax(0))
-    assert (alone[0].segmentation.data != alone[1].segmentation.data).mean() > 0.05
-    assert both.confidence["GM"] == pytest.approx(means[1][found == 1].mean(), abs=1e-5)
-    spread = -(means * np.log(np.maximum(means, 1e-9))).sum(0)[found > 0] / np.log(3)
-    assert both.entropy == pytest.approx(spread.mean(), abs=1e-4)
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1)
-
-
-def test_an_ensemble_is_one_model_with_its_own_checksum(pair, tmp_path, monkeypatch):
-    model = find_model(str(pair))
-    assert (model.title, model.name) == ("Pair", "pair")
-    assert [each.folder.name for each in model.networks()] == ["half", "first"]
-    described = model.describe()["Members"]
-    assert [each["Name"] for each in described] == ["half", "first"]
-    assert model.sha256 not in {each["SHA256"] for each in described}
-    cascade = Cascade.open(model)
-    assert cascade.folds == 2
-    mixed = replace(
-        cascade, heads=(cascade.heads[0], replace(cascade.heads[1], precisions=("bfloat16",)))
-    )
-    monkeypatch.setattr("siam_bids.inference.cost.has_fast_bfloat16", lambda: True)
-
-    def precisions(cascade):
-        return [load.precision for load in CascadeSegmenter(cascade, CPU, Inference()).loads]
-
-    assert precisions(mixed) == ["float32", "bfloat16"]
-    path = pair.with_name("sure.json")  # what is known of an ensemble holds for all in it
-    path.write_text(json.dumps({**json.loads(pair.read_text()), "precisions": ["bfloat16"]}))
-    known = Cascade.open(find_model(str(path)))
-    assert precisions(known) == ["bfloat16", "bfloat16"]
-    sizes = [
-        Cascade.open(find_model(str(pair.parent / name))).estimate([], CPU, Inference(), cpus=1)
-        for name in ("half", "first")
-    ]
-    whole = cascade.estimate([], CPU, Inference(), cpus=1)
-    assert whole.seconds == pytest.approx(sum(size.seconds for size in sizes))
-    assert whole.memory > max(size.memory for size in sizes)
-    write_model(tmp_path / "other", names=["background", "WM"])
-    odd = tmp_path / "odd.json"
-    odd.write_text(json.dumps({"members": [str(pair.parent / "first"), "other"]}))
-    with pytest.raises(ModelError, match="different labels"):
-        opened(odd)
-    odd.write_text(json.dumps({"members": [str(pair), "other"]}))
-    with pytest.raises(ModelError, match="is not a single model"):
-        opened(odd)
 
 
 def test_an_ensemble_may_be_refined_too(pair):
@@ -407,101 +275,15 @@ def test_an_ensemble_may_be_refined_too(pair):
     np.testing.assert_array_equal(siam_bids.segment(scene(), model=str(path)).data, found.data)
 
 
-@pytest.fixture(scope="module")
-def focused(pair):
-    """The pair, its second model looking only where the first found the bright half."""
-    path = pair.with_name("focused.json")
-    focus = {"tissues": ["GM"], "margin": 8, "step": 0.7, "extent": [50, 32, 72]}
-    path.write_text(json.dumps({**json.loads(pair.read_text()), "focus": focus}))
-    return path
-
-
-def test_members_with_a_focus_see_a_box_of_the_scan(focused, pair, monkeypatch):
-    seen = []
-    scores = NnunetSegmenter.scores
-
-    def watched(self, volume, **options):
-        answer = scores(self, volume, **options)
-        seen.append((answer[0].shape, answer[1].grid.shape))
-        return answer
-
-    monkeypatch.setattr(NnunetSegmenter, "scores", watched)
-    names = ["background", "GM", "CSF"]
-    found = predicted(focused, scene(), probabilities=names)
-    (whole, _), (box, part) = seen
-    assert whole == SHAPE[::-1]
-    assert box == part[::-1]
-    assert np.prod(box) < 0.6 * np.prod(whole)
-    first = predicted(pair.parent / "half", scene(), probabilities=names)
-    outside = np.abs(found.probabilities["GM"] - first.probabilities["GM"]) < 1e-6
-    assert 1 - outside.mean() == pytest.approx(np.prod(box) / np.prod(whole), abs=0.02)
-    everywhere = predicted(pair, scene()).segmentation.data
-    assert (found.segmentation.data == everywhere).mean() > 0.97
-
-
-def test_members_that_count_nothing_change_nothing(focused, pair):
-    path = focused.with_name("uncounted.json")
-    content = json.loads(focused.read_text())
-    path.write_text(json.dumps({**content, "focus": {**content["focus"], "share": 0}}))
-    found, equal = (predicted(each, scene(), probabilities=["GM"]) for each in (path, focused))
-    first = predicted(pair.parent / "half", scene(), probabilities=["GM"])
-    alone = np.abs(found.probabilities["GM"] - first.probabilities["GM"])
-    assert alone.max() < 1e-5
-    assert np.abs(found.probabilities["GM"] - equal.probabilities["GM"]).max() > 0.01
-
-
-def test_a_focus_is_told_estimated_and_part_of_the_checksum(focused, pair):
-    model, plain = find_model(str(focused)), find_model(str(pair))
-    assert model.describe()["Focus"] == {
-        "Tissues": ["GM"],
-        "MarginInMillimetres": 8,
-        "TileStep": 0.7,
-    }
-    assert "Focus" not in plain.describe()
-    assert model.sha256 != plain.sha256
-    grid = Grid((60, 60, 60), np.diag([4.0, 4.0, 4.0, 1.0]))
-    assert model.focus.typical(grid).shape == (17, 12, 22)
-    assert model.focus.typical(scene().grid).shape == (17, 12, 22)
-    sizes = [
-        Cascade.open(each).estimate([grid], CPU, Inference(), cpus=1) for each in (model, plain)
-    ]
-    assert sizes[0].seconds < sizes[1].seconds
-    assert sizes[0].memory <= sizes[1].memory
-    assert find_model(str(refined(focused))).focus == model.focus
-    content = json.loads(focused.read_text())
-    content["focus"]["tissues"] = ["WM"]
-    odd = focused.with_name("odd.json")
-    odd.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="no label WM in"):
-        opened(odd)
-    content["focus"] |= {"tissues": ["GM"], "share": 0.25}
-    odd.write_text(json.dumps(content))
-    assert find_model(str(odd)).describe()["Focus"]["Share"] == 0.25
-    content["focus"]["share"] = 25
-    odd.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=r"focus of an ensemble cannot be read .*share 25"):
-        opened(odd)
-    for step in (1e-6, 0.09, 1.5, -1, "x"):
-        odd.write_text(
-            json.dumps({**content, "focus": content["focus"] | {"share": 1, "step": step}})
-        )
-        with pytest.raises(ModelError, match="focus of an ensemble cannot be read"):
-            opened(odd)
-    del content["focus"]["step"]
-    odd.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match=r"focus of an ensemble cannot be read .*'step'"):
-        opened(odd)
-
-
 INTENSITIES = registry()["compact"]["intensities"]
 
 
 @pytest.mark.parametrize("name", ["pair", "first"])
-def test_labels_follow_the_intensities_if_the_model_does(name, pair, chain_file):
+def test_labels_follow_the_intensities_if_the_model_does(name, pair, cascade_file):
     """An ensemble and a single model, in a scan whose right half is a voxel wider than it was."""
     alone = {"model": "first"} if name == "first" else json.loads(pair.read_text())
-    plain = pair if name == "pair" else chain_file.parent / "first"
-    path = (pair if name == "pair" else chain_file).with_name(f"{name}-follows.json")
+    plain = pair if name == "pair" else cascade_file.parent / "first"
+    path = (pair if name == "pair" else cascade_file).with_name(f"{name}-follows.json")
     path.write_text(json.dumps({**alone, "intensities": INTENSITIES}))
     model = find_model(str(path))
     assert model.describe()["Intensities"]["ReachInMillimetres"] == 20
@@ -530,14 +312,6 @@ def test_a_chain_keeps_the_intensities_of_its_first_model(pair):
     assert not any("Intensities" in member for member in ensemble["Members"])
     plain = find_model("compact").with_options(Inference(intensities=False))
     assert "Intensities" not in plain.describe()
-
-
-def refined(ensemble):
-    """A cascade that begins with an ensemble."""
-    path = ensemble.with_name("then.json")
-    regions = [{"inside": "GM", "model": "second"}]
-    path.write_text(json.dumps({"model": ensemble.name, "regions": regions}))
-    return path
 
 
 def test_networks_are_built_and_estimated_without_torchs_compiler():

@@ -146,9 +146,10 @@ class TestEncoding:
         assert read_filter_file(path) == {"t1w": {"run": 1}}
 
     @pytest.mark.parametrize("kind", ['"Raw"', "null", '""', '"RAW"'])
-    def test_the_type_of_a_raw_dataset_may_be_spelled_otherwise(self, tmp_path, kind):
+    def test_the_type_of_a_raw_dataset_may_be_spelled_otherwise(self, tmp_path, kind, caplog):
         (tmp_path / "dataset_description.json").write_text(f'{{"DatasetType": {kind}}}')
         check_description(tmp_path)
+        assert caplog.messages == []
 
 
 class TestAbsentContent:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_model, write_scan
 from scipy.spatial.transform import Rotation
-from test_cascade import predicted, scene
+from trained_models import predicted, scene
 
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError

@@ -11,7 +11,8 @@ from layouts import LAYOUTS, UNSEEN
 from siam_bids import cli
 from siam_bids.config import Query
 from siam_bids.image.grid import Volume
-from siam_bids.pipelines.dry_run import HEADER, _duration, plan
+from siam_bids.inference.cost import Cost
+from siam_bids.pipelines.dry_run import HEADER, Step, plan, summary
 from siam_bids.pipelines.participant import run_participant
 
 
@@ -90,4 +91,9 @@ def test_a_plan_without_scans_tells_what_is_there_and_fails_as_the_run_does(
     ("seconds", "text"), [(8.4, "8 s"), (119, "119 s"), (600, "10.0 min"), (9000, "2.5 h")]
 )
 def test_durations(seconds, text):
-    assert _duration(seconds) == text
+    cost = Cost(seconds=seconds - 3, memory=2e9, start=3)
+    said = summary([Step(path="a", action="segment", cost=cost), Step(path="b", action="done")])
+    assert said == (
+        "1 to segment, 1 already done, 0 cannot be read, 0 skipped. "
+        f"About {text} and 2.0 GB of memory."
+    )

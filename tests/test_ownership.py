@@ -33,6 +33,9 @@ def test_an_empty_folder_is_taken(names, tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     check_output_folder(tmp_path)
+    (tmp_path / "thesis.odt").touch()
+    with pytest.raises(UsageError, match=r"not empty \(thesis\.odt\)"):
+        check_output_folder(tmp_path)
 
 
 def test_the_work_folder_of_the_run_is_no_foreign_content(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from siam_bids.bids.names import finished_scans, sidecar
 from siam_bids.config import Query, RunConfig
 from siam_bids.pipelines.group import run_group
 from siam_bids.pipelines.participant import run_participant
-from siam_bids.support.atomic_files import SCRATCH, _host, sweep
+from siam_bids.support.atomic_files import SCRATCH, sweep, this_host
 from siam_bids.support.signals import EXIT_TRY_AGAIN
 
 STRESS = "SIAM_BIDS_STRESS" in os.environ  # minutes of both cores and 11 GB; else a light share
@@ -95,8 +95,8 @@ def test_scratch_of_the_dead_is_swept_and_of_the_living_kept(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
     for owner, process, age, kept in [
-        (_host(), dead.pid, 0, False),
-        (_host(), os.getpid(), 0, True),
+        (this_host(), dead.pid, 0, False),
+        (this_host(), os.getpid(), 0, True),
         ("0123456789", dead.pid, 0, True),
         ("0123456789", dead.pid, 7200, False),
     ]:

@@ -72,7 +72,7 @@ class Batch:
         """Return an empty scratch file that will replace `path`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
-            prefix=f"{SCRATCH}{_host()}-{os.getpid()}-",
+            prefix=f"{SCRATCH}{this_host()}-{os.getpid()}-",
             suffix="." + path.name.split(".", 1)[-1],
             dir=path.parent,
         )
@@ -145,7 +145,7 @@ def _tolerated() -> Iterator[None]:
 
 
 @cache
-def _host() -> str:
+def this_host() -> str:
     """Name the space in which a process number means one process: machine and PID namespace."""
     try:
         namespace = Path("/proc/self/ns/pid").readlink().name
@@ -162,7 +162,7 @@ def staging(parent: Path) -> Iterator[Path]:
     is killed.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    prefix = f"{SCRATCH}{_host()}-{os.getpid()}-"
+    prefix = f"{SCRATCH}{this_host()}-{os.getpid()}-"
     place = Path(tempfile.mkdtemp(prefix=prefix, suffix=_STAGED, dir=parent))
     try:
         yield place
@@ -239,7 +239,7 @@ def sweep(folders: Iterable[Path]) -> None:
 
 def _remove_forgotten(found: Sequence[tuple[Path, re.Match[str]]], now: float) -> None:
     for scratch, owner in found:
-        dead = owner["host"] == _host() and not _alive(int(owner["process"]))
+        dead = owner["host"] == this_host() and not _alive(int(owner["process"]))
         with suppress(FileNotFoundError):
             if dead or now - scratch.lstat().st_mtime > _FORGOTTEN_AFTER:
                 shutil.rmtree(scratch) if scratch.is_dir() else scratch.unlink()
