@@ -136,12 +136,16 @@ class RunConfig:
         Columns regressed out before outliers are looked for.
     exclude
         Rules like `rating=fail`: scans that do not count at the group level.
+    site_column
+        Column of the sites at the group level, for colours and `harmonize`; empty for `site`.
     harmonize
-        Column of the sites whose effects ComBat takes from volumes at the group level, or empty.
+        Column of the sites whose effects ComBat takes from volumes at the group level, empty for
+        `site_column`; None for no harmonization.
     group_by
         Columns that define the groups compared at the group level; empty for protocols.
     ratings
-        Table of ratings exported from the group page, or None for the one in the output folder.
+        Ratings exported from the group page, one file per rater; empty for those in the output
+        folder.
     inference
         How the model is applied.
     command
@@ -170,6 +174,7 @@ class RunConfig:
     adjust: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     group_by: tuple[str, ...] = ()
-    harmonize: str = ""
-    ratings: Path | None = None
+    site_column: str = ""
+    harmonize: str | None = None
+    ratings: tuple[Path, ...] = ()
     command: str = ""

@@ -19,7 +19,7 @@ from PIL import Image
 
 from siam_bids.bids.label_tables import LABEL_TABLE
 from siam_bids.bids.names import FIGURES, finished_scans, sidecar
-from siam_bids.pipelines.group import RATINGS
+from siam_bids.measures.ratings import PREFIX as RATINGS
 from siam_bids.support.atomic_files import SCRATCH
 
 
@@ -104,7 +104,7 @@ def check_derivative(root: Path, raw: Path) -> None:
 def check_tables(root: Path) -> None:
     """Every column of every table of ours is explained in the dictionary beside it."""
     for table in [*root.glob("sub-*/**/*.tsv"), *root.glob("*.tsv"), *root.glob("phenotype/*.tsv")]:
-        if table.name not in (LABEL_TABLE, RATINGS):
+        if table.name != LABEL_TABLE and not table.name.startswith(RATINGS):
             _check_dictionary(table)
 
 

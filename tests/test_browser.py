@@ -174,7 +174,7 @@ def test_points_are_coloured_by_any_category(tab, output):
       .series.filter(s => s.id.startsWith("of ")).map(s => [s.id, s.data.length])"""
     tab.wait_for_function(f"({script})().length === 2")
     assert tab.evaluate(script) == [["of F", 7], ["of M", 7]]
-    assert tab.inner_text("#lanes").endswith("sex: FM")
+    assert tab.inner_text("#lanes").endswith("sex: ● F● M")
     tab.fill("#find", "sub-03")
     filtered(tab, 1)
     tab.click("#clear")  # leaves the colours
@@ -226,31 +226,40 @@ def test_rating_by_mouse_and_keyboard_survives_reload_and_goes_out_and_in(tab, o
     tab.select_option("#sort", "name")
     tab.uncheck("#descending")
     tab.wait_for_function("document.querySelector('#wall .card').dataset.scan === 'sub-01_T1w'")
+    tab.fill("#rater", "Anna B.")
     tab.focus("[data-open='0']")
-    tab.keyboard.press("1")
-    tab.keyboard.press("ArrowRight")
+    tab.keyboard.press("1")  # goes on to the second
     tab.keyboard.press("2")
+    tab.keyboard.press("ArrowLeft")
     tab.keyboard.press("Enter")
+    assert tab.inner_text("#detail-title") == "sub-02_T1w"
     tab.fill("#note", "moved\ta lot")
+    tab.check("[data-tag=motion]")
+    tab.check("[data-tag=ringing]")
     tab.keyboard.press("Escape")
     tab.wait_for_selector("#detail", state="hidden")
     tab.reload()
     tab.wait_for_selector("html[data-ready]")
     pressed = "[aria-pressed=true][data-rate]"
     assert tab.get_attribute(f"[data-scan='{ODD}'] {pressed}", "data-rate") == "fail"
-    tab.click(".more summary")
     with tab.expect_download() as got:
         tab.click("[data-do=export]")
     path = tmp_path / got.value.suggested_filename
     got.value.save_as(path)
-    assert path.name == "group_ratings.tsv"
-    assert path.read_text() == (
-        "scan\trating\tnote\nsub-01_T1w\tpass\tn/a\nsub-02_T1w\twarn\tmoved a lot\n"
-        "sub-07_T1w\tfail\tn/a\n"
-    )
+    assert path.name == "group_ratings_Anna-B.tsv"
+    head, *rows = [line.split("\t") for line in path.read_text().splitlines()]
+    assert head == ["rater", "scan", "rating", "note", "tags", "time"]
+    assert [row[:5] for row in rows] == [
+        ["Anna B.", "sub-01_T1w", "pass", "n/a", "n/a"],
+        ["Anna B.", "sub-02_T1w", "warn", "moved a lot", "motion, ringing"],
+        ["Anna B.", ODD, "fail", "n/a", "n/a"],
+    ]
+    assert all(re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ", row[5]) for row in rows)
     tab.evaluate("localStorage.clear()")
     tab.reload()
     tab.wait_for_selector("html[data-ready]")
+    tab.fill("#rater", "Anna B.")
+    tab.keyboard.press("Tab")
     assert tab.locator(pressed).count() == 0
     tab.set_input_files("#import", path)
     tab.wait_for_function(
@@ -263,7 +272,7 @@ def test_details_step_through_the_chosen_scans(tab, output):
     opened(tab, output)
     tab.click("[data-open='6']")
     assert tab.inner_text("#detail-title") == ODD
-    assert "The top of the brain is cut off (20.0 cm2 at the border)." in tab.inner_text("#detail")
+    assert "The top of the brain is cut off (20.0 cm² at the border)." in tab.inner_text("#detail")
     assert tab.get_attribute("#detail-page", "href") == f"sub-07.html#{ODD}"
     tab.keyboard.press("ArrowRight")
     tab.wait_for_function("document.getElementById('detail-title').textContent !== 'sub-07_T1w'")

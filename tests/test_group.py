@@ -164,9 +164,12 @@ def test_ratings_are_joined_and_go_back_to_the_page(config):
     path.write_text("scan\trating\tnote\nsub-02_T1w\tfail\tmoved a lot\nsub-03_T1w\tpass\tn/a\n")
     wide = run_group(config).wide.set_index("scan")
     assert wide.loc["sub-02_T1w", ["rating", "rating_note"]].tolist() == ["fail", "moved a lot"]
+    rest = {"tags": "", "time": ""}
     assert page_data(config)["ratings"] == {
-        "sub-02_T1w": {"rating": "fail", "note": "moved a lot"},
-        "sub-03_T1w": {"rating": "pass", "note": ""},
+        "": {
+            "sub-02_T1w": {"rating": "fail", "note": "moved a lot", **rest},
+            "sub-03_T1w": {"rating": "pass", "note": "", **rest},
+        }
     }
     for encoding in ("utf-8-sig", "utf-16", "latin-1"):
         path.write_text("scan\trating\tnote\nsub-02_T1w\twarn\tGrüße\n", encoding=encoding)
@@ -176,7 +179,7 @@ def test_ratings_are_joined_and_go_back_to_the_page(config):
     with pytest.raises(UsageError, match="hold 'ugly'"):
         run_group(config)
     with pytest.raises(UsageError, match="do not exist"):
-        run_group(replace(config, ratings=config.output_dir / "none.tsv"))
+        run_group(replace(config, ratings=(config.output_dir / "none.tsv",)))
 
 
 def test_reports_only_writes_the_page_and_leaves_the_tables(config):

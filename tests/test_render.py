@@ -64,7 +64,7 @@ def tissue(name: str, volume_ml: float) -> TissueVolume:
 
 GOOD = ScanReport(
     name="sub-01_ses-a_T1w",
-    suffix="T1w",
+    kind="T1w",
     session="ses-a",
     source="sub-01/ses-a/anat/sub-01_ses-a_T1w.nii.gz",
     figure="sub-01/figures/sub-01_ses-a_T1w.png",
@@ -77,7 +77,7 @@ GOOD = ScanReport(
 FAILED = replace(
     GOOD,
     name="sub-01_ses-b_FLAIR",
-    suffix="FLAIR",
+    kind="FLAIR",
     session="ses-b",
     figure="",
     slices="",
@@ -99,11 +99,15 @@ def group_data(*names: str) -> dict:
         "id": "0123456789abcdef",
         "scans": {
             "name": list(names), "subject": [name.split("_")[0] for name in names],
-            "session": [""] * count, "contrast": ["T1w"] * count, "flag": ["pass"] * count,
+            "session": [""] * count, "protocol": ["T1w"] * count, "flag": ["pass"] * count,
             "excluded": [""] * count,
             "reasons": [""] * count, "page": [""] * count, "thumbnail": [""] * count,
-            "outline": [""] * count,
+            "outline": [""] * count, "sheet": [""] * count,
+            "source": [f"{name}.nii.gz" for name in names],
+            "segmentation": [f"{name}_dseg.nii.gz" for name in names],
         },
+        "raw": "../raw", "limit": 3.5, "site": "", "harmonized": {},
+        "labels": [{"name": "GM", "title": "Cerebral cortex", "color": "#c96022"}],
         "measures": {"GM": {"kind": "tissue", "title": "Cerebral cortex", "units": "mL"}},
         "values": {"GM": [500.0 + i for i in range(count)]},
         "categories": {}, "outliers": {}, "ratings": {},
@@ -137,11 +141,11 @@ def test_failed_scan_is_announced_and_has_neither_picture_nor_volumes():
     assert "alarm" not in Tags(subject(GOOD)).values("div", "class")
 
 
-def test_later_scans_are_compared_with_the_first_of_their_contrast():
+def test_later_scans_are_compared_with_the_first_of_their_kind():
     later = replace(
         GOOD, name="sub-01_ses-b_T1w", volumes=(tissue("GM", 532.18214),), intracranial_ml=1010.0
     )
-    other = replace(GOOD, name="sub-01_ses-b_T2w", suffix="T2w", intracranial_ml=1050.0)
+    other = replace(GOOD, name="sub-01_ses-b_T2w", kind="T2w", intracranial_ml=1050.0)
     html = subject(GOOD, later, other).partition('id="compare"')[2]
     shown = re.findall(r'<td class="number">(.*?)(?:<br><small>(.*?)</small>)?</td>', html)
     assert shown[:6] == [
@@ -191,15 +195,15 @@ def test_missing_and_failed_scans_are_named():
     assert "sub-03_T1w: It is damaged & gone." in text
 
 
-def test_gaps_and_contrasts_are_tabled():
-    contrast = {
-        "contrast": "T1w",
+def test_gaps_and_protocols_are_tabled():
+    protocol = {
+        "protocol": "T1w",
         "scans": 2,
         "included": 2,
         "visits": 2,
         "lacking": ["sub-07 ses-b"],
     }
-    html = group(contrasts=(contrast,), gaps=(("age", {"T1w": 1}),))
+    html = group(protocols=(protocol,), gaps=(("age", {"T1w": 1}),))
     text = " ".join(Tags(html).text.split())
     assert "sub-07 ses-b" in text
     assert "1 of 2" in text
@@ -238,11 +242,11 @@ def plain_pages() -> list[str]:
 def hostile_pages() -> list[str]:
     evil = replace(GOOD, name=EVIL, session=EVIL, source=EVIL, figure=f"{EVIL}.png")
     worse = replace(FAILED, name=f"{EVIL}2", error=EVIL)
-    contrast = {"contrast": EVIL, "scans": 1, "included": 1, "visits": 1, "lacking": [EVIL]}
+    protocol = {"protocol": EVIL, "scans": 1, "included": 1, "visits": 1, "lacking": [EVIL]}
     return [
         subject(evil, worse, name=EVIL),
         group(
-            EVIL, missing=(EVIL,), title=EVIL, failed=((EVIL, EVIL),), contrasts=(contrast,),
+            EVIL, missing=(EVIL,), title=EVIL, failed=((EVIL, EVIL),), protocols=(protocol,),
             gaps=((EVIL, {EVIL: 1}),), formula=EVIL,
         ),
     ]  # fmt: skip
@@ -288,7 +292,7 @@ def test_pages_have_landmarks_one_title_and_described_pictures(which):
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_colours_have_contrast_of_at_least_4_5(scheme):
     css = resource("templates", "style.css").read_text(encoding="utf-8")
-    block = re.findall(r":root \{(.*?)\}", css, flags=re.DOTALL)[scheme]
+    block = re.findall(r":root[^{]*\{(.*?)\}", css, flags=re.DOTALL)[scheme]
     colors = dict(re.findall(r"--([a-z0-9-]+): #([0-9a-f]{3,6})", block))
 
     def luminance(name: str) -> float:

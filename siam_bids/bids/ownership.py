@@ -15,7 +15,16 @@ from siam_bids.support.input_files import is_listed, load_json
 
 PIPELINE = "siam-bids"
 
-_NO_RESULTS = ("code", "logs", "work", "lost+found", "group_ratings.tsv", "*.log", "*.out", "*.err")
+_NO_RESULTS = (
+    "code",
+    "logs",
+    "work",
+    "lost+found",
+    "group_ratings*.tsv",
+    "*.log",
+    "*.out",
+    "*.err",
+)
 """What schedulers, BABS and users put into an output folder before the first run."""
 
 _REMEDY = "Give an empty or new folder; --force-output writes there anyway."

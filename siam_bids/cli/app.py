@@ -260,16 +260,27 @@ def parser() -> CommandLine:
         "entities)",
     )
     group.add_argument(
-        "--harmonize",
+        "--site-column",
         default="",
         metavar="COLUMN",
-        help="also adjust volumes for sites or scanners by ComBat, preserving age, sex and TIV",
+        help="column of the sites or scanners, for colours and --harmonize (default: site)",
+    )
+    group.add_argument(
+        "--harmonize",
+        nargs="?",
+        const="",
+        metavar="COLUMN",
+        help="also adjust volumes for sites or scanners by ComBat, preserving age, sex and TIV "
+        "(default: that of --site-column)",
     )
     group.add_argument(
         "--ratings",
         type=Path,
+        action="append",
+        default=[],
         metavar="FILE",
-        help="ratings exported from the group page (default: OUTPUT_DIR/group_ratings.tsv)",
+        help="ratings exported from the group page; again for each rater (default: "
+        "OUTPUT_DIR/group_ratings*.tsv)",
     )
 
     what = top.add_argument_group("instead of segmenting")
@@ -333,8 +344,9 @@ def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         adjust=tuple(arguments.adjust_for),
         exclude=tuple(arguments.exclude),
         group_by=tuple(arguments.group_by),
+        site_column=arguments.site_column,
         harmonize=arguments.harmonize,
-        ratings=arguments.ratings,
+        ratings=tuple(arguments.ratings),
         progress=sys.stderr.isatty(),
         command=command,
     )

@@ -13,6 +13,7 @@ import pandas as pd
 
 from siam_bids.measures.harmonization import HARMONIZED, NO_EFFECTS
 from siam_bids.measures.inclusion import SHARED
+from siam_bids.measures.outliers import LIMIT as OUTLIER_LIMIT
 from siam_bids.measures.regression import Statistics
 from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL
 from siam_bids.support.tsv import as_numbers_or_words
@@ -68,8 +69,13 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "Units": "mL",
     },
     "flag": {"Description": "Quality flag of the scan, see group_qc.tsv."},
-    "rating": {"Description": "Rating of the scan by a person: pass, warn or fail."},
-    "rating_note": {"Description": "Note of the person who rated it."},
+    "rating": {
+        "Description": "Rating of the scan by people: pass, warn or fail. Of several raters the "
+        "middle one in this order, of two middle ones the worse."
+    },
+    "rating_note": {"Description": "Notes of the people who rated it."},
+    "rating_tags": {"Description": "What any of them found, for example motion."},
+    "raters": {"Description": "How many people rated it."},
     "session_from": {"Description": "Earlier session."},
     "session_to": {"Description": "Later session."},
     "volume_from_mL": {"Description": "Volume in the earlier session.", "Units": "mL"},
@@ -102,8 +108,8 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     },
     "robust_z": {
         "Description": "(value - median) / (1.4826 MAD) within the protocol; after adjustment, of "
-        "value - expected; an outlier if beyond +-3.5 (Iglewicz and Hoaglin, 1993). Where MAD is 0 "
-        "the mean absolute deviation times 1.2533 stands for 1.4826 MAD.",
+        f"value - expected; an outlier if beyond +-{OUTLIER_LIMIT} (Iglewicz and Hoaglin, 1993). "
+        "Where MAD is 0 the mean absolute deviation times 1.2533 stands for 1.4826 MAD.",
         "Units": "1",
     },
     "reason": {"Description": "The finding as a sentence."},
@@ -126,6 +132,12 @@ class GroupTables:
         Names of the columns from participants.tsv and sessions.tsv.
     scanners
         Names of the columns of `quality` that distinguish scanners and sequences.
+    site
+        Name of the column of the sites or scanners, empty if unknown.
+    harmonized
+        The column of --harmonize, empty without.
+    ratings
+        Every rating of every rater, see `siam_bids.measures.ratings.read_ratings`.
     site_effects
         What --harmonize took away, empty without.
     excluded
@@ -141,6 +153,9 @@ class GroupTables:
     tissues: tuple[str, ...]
     covariates: tuple[str, ...]
     scanners: tuple[str, ...] = ()
+    site: str = ""
+    harmonized: str = ""
+    ratings: pd.DataFrame = field(default_factory=pd.DataFrame)
     site_effects: pd.DataFrame = field(default_factory=lambda: NO_EFFECTS)
     excluded: Mapping[str, str] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from siam_bids.bids.covariates import acquisition_times, read_covariates
 from siam_bids.bids.index import subjects
-from siam_bids.bids.label_tables import read_label_table
+from siam_bids.bids.label_tables import LABEL_TABLE, read_label_table
 from siam_bids.bids.metadata import SCANNER, scanner_metadata
 from siam_bids.bids.names import stray_results, undeclared_results
 from siam_bids.bids.ownership import check_output_folder
@@ -43,16 +43,16 @@ from siam_bids.measures.harmonization import (
     harmonize,
 )
 from siam_bids.measures.inclusion import PROTOCOL, Exclusion, exclusions, protocols, with_inclusion
-from siam_bids.measures.outliers import find_outliers
-from siam_bids.measures.quality import FLAGS, dictionary as quality_dictionary, judge, metrics
+from siam_bids.measures.outliers import check_columns, find_outliers
+from siam_bids.measures.quality import dictionary as quality_dictionary, judge, metrics
+from siam_bids.measures.ratings import combined, rating_files, read_ratings
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.pipelines.failures import write_page
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.support.atomic_files import Batch, read_json, together
-from siam_bids.support.input_files import is_listed
-from siam_bids.support.tsv import MISSING, read_rows, some
+from siam_bids.support.tsv import read_rows, some
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +70,8 @@ QUALITY = "group_qc"
 STATISTICS = "group_statistics"
 SITES = "group_harmonization"
 
-RATINGS = "group_ratings.tsv"
-"""Where ratings exported from the group page are looked for."""
+SITE = "site"
+"""Column of the sites where --site-column names no other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +163,7 @@ def run_group(config: RunConfig) -> GroupSummary:
             missing=missing,
             left_out=left_out,
             pages=people if with_pages else (),
+            files=_files(group),
             formula=config.formula,
             command=config.command,
         )
@@ -187,22 +188,21 @@ def check_options(config: RunConfig) -> None:
         parse(config.formula)
     for rule in config.exclude:
         Exclusion.parse(rule)
-    if config.ratings:
-        _ratings(config.ratings, required=True)
+    read_ratings(config.ratings)
 
 
 def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig) -> GroupTables:
     """Make every table from the results of all scans."""
     keys = _keys(results)
     quality = _quality_table(keys, results)
-    ratings = _ratings(config.ratings or config.output_dir / RATINGS, required=bool(config.ratings))
-    unknown = sorted({*ratings["scan"].dropna()} - {*keys["scan"]})
+    ratings = read_ratings(config.ratings or rating_files(config.output_dir))
+    unknown = sorted({*ratings["scan"]} - {*keys["scan"]})
     if unknown:
         logger.warning("The ratings name scans without results: %s.", some(unknown))
     quality = _with_scanners(quality, results, config)
-    described = keys.merge(quality[["scan", "flag"]], on="scan").merge(
-        ratings, on="scan", how="left"
-    )
+    described = keys.merge(quality[["scan", "flag"]], on="scan")
+    if len(ratings):
+        described = described.merge(combined(ratings), on="scan", how="left")
     joined = _with_covariates(described, results, quality, config)
     covariates = tuple(str(name) for name in joined if name not in described)
     protocol = protocols(joined, config.group_by)
@@ -219,11 +219,14 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         *(label.name for label in labels.foreground if label.role in ("", *INTRACRANIAL_ROLES)),
     )
     tissues = tuple(name for name in inside if name in wide)
-    effects = NO_EFFECTS
-    if config.harmonize:
-        done = harmonize(_with_quality(wide, quality), tissues, config.harmonize, excluded)
-        wide, effects = wide.join(done.volumes), done.effects
     measured = _with_quality(wide, quality)
+    site = _site_column(measured, config)
+    effects, harmonized = NO_EFFECTS, ""
+    if config.harmonize is not None:
+        harmonized = config.harmonize or site or SITE
+        done = harmonize(measured, tissues, harmonized, excluded)
+        wide, effects = wide.join(done.volumes), done.effects
+        measured = _with_quality(wide, quality)
     observed = [*tissues, *(metric.name for metric in metrics() if metric.name in quality)]
     adjust = tuple(INTRACRANIAL if name == "ICV" else name for name in config.adjust)
     return GroupTables(
@@ -239,10 +242,21 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         else NO_STATISTICS,
         tissues=tissues,
         covariates=covariates,
+        site=site,
+        harmonized=harmonized,
         site_effects=effects,
+        ratings=ratings,
         scanners=tuple(name for name in SCANNER if name in quality),
         excluded=excluded,
     )
+
+
+def _site_column(table: pd.DataFrame, config: RunConfig) -> str:
+    """Return the column of the sites: --site-column, that of --harmonize, or `site`, else empty."""
+    if config.site_column:
+        check_columns(table, [config.site_column], "--site-column")
+    named = (config.site_column, config.harmonize, SITE)
+    return next((name for name in named if name and name in table), "")
 
 
 def _with_quality(wide: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
@@ -276,36 +290,58 @@ def save(batch: Batch, group: GroupTables, labels: LabelTable, config: RunConfig
     def described(table: pd.DataFrame) -> dict[str, Any]:
         return dictionary(list(map(str, table)), names, known)
 
-    written = {
-        "group_desc-tidy_volumes": (group.tidy, described(group.tidy)),
-        WIDE: (group.wide, described(group.wide)),
-        QUALITY: (
-            group.quality,
-            {
-                **described(group.quality),
-                **{name: _SCANNERS[name] for name in group.scanners},
-                **quality_dictionary(tuple(map(str, group.quality))),
-            },
-        ),
-        "group_outliers": (group.outliers, described(group.outliers)),
-        "group_changes": (group.changes, described(group.changes)),
-        SITES: (group.site_effects, SITES_DICTIONARY),
-        STATISTICS: (group.statistics.table, group.statistics.dictionary),
+    dictionaries = {
+        QUALITY: {
+            **described(group.quality),
+            **{name: _SCANNERS[name] for name in group.scanners},
+            **quality_dictionary(tuple(map(str, group.quality))),
+        },
+        SITES: SITES_DICTIONARY,
+        STATISTICS: group.statistics.dictionary,
     }
-    for name, (table, about) in written.items():
-        if table.empty and name != "group_outliers":
-            remove_table(batch, root, name)
+    for name, table in _tables(group).items():
+        if _is_written(name, table):
+            save_table(batch, root, name, table, dictionaries.get(name) or described(table))
         else:
-            save_table(batch, root, name, table, about)
-    kinds = group.wide["scan"].str.partition("_")[2]  # a measure has one row per participant
+            remove_table(batch, root, name)
     save_phenotype(
         batch,
         root,
-        {
-            str(kind): (part, described(part))
-            for kind, part in group.wide.drop(columns="scan").groupby(kinds)
-        },
+        {kind: (part, described(part)) for kind, part in _phenotype(group).items()},
     )
+
+
+def _tables(group: GroupTables) -> dict[str, pd.DataFrame]:
+    return {
+        "group_desc-tidy_volumes": group.tidy,
+        WIDE: group.wide,
+        QUALITY: group.quality,
+        "group_outliers": group.outliers,
+        "group_changes": group.changes,
+        SITES: group.site_effects,
+        STATISTICS: group.statistics.table,
+    }
+
+
+def _is_written(name: str, table: pd.DataFrame) -> bool:
+    return name == "group_outliers" or not table.empty
+
+
+def _phenotype(group: GroupTables) -> dict[str, pd.DataFrame]:
+    """Return the wide table by kind of scan: a measure has one row per participant."""
+    kinds = group.wide["scan"].str.partition("_")[2]
+    return {str(kind): part for kind, part in group.wide.drop(columns="scan").groupby(kinds)}
+
+
+def _files(group: GroupTables) -> list[str]:
+    """Return the tables of the output folder, as paths within it."""
+    written = [name for name, table in _tables(group).items() if _is_written(name, table)]
+    return [
+        *(f"{name}.tsv" for name in written),
+        *(f"phenotype/siam_{kind}.tsv" for kind in _phenotype(group)),
+        LABEL_TABLE,
+        "logs/resources.tsv",
+    ]
 
 
 def _keys(results: Sequence[ScanResult]) -> pd.DataFrame:
@@ -396,38 +432,6 @@ def _with_scanners(
         columns = {name: tuple(row.get(name) for row in own) for name in SCANNER}
         columns = {name: cells for name, cells in columns.items() if any(cells)}
     return join_covariates(quality, columns, ())
-
-
-def _ratings(path: Path, *, required: bool) -> pd.DataFrame:
-    """Read ratings exported from the group page: scan, rating (pass, warn, fail), note."""
-    empty = pd.DataFrame({"scan": pd.Series(dtype="str")})
-    if not is_listed(path):
-        if required:
-            raise UsageError(
-                f"The ratings {path} do not exist.", "Export them from the group page."
-            )
-        return empty
-    try:
-        table = pd.DataFrame(read_rows(path), dtype="str").replace(list(MISSING), np.nan)
-    except ValueError as error:
-        raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
-    if not {"scan", "rating"} <= {*table}:
-        raise UsageError(
-            f"The ratings {path} lack the columns scan and rating.",
-            "Export them from the group page.",
-        )
-    odd = sorted(set(table["rating"].dropna()) - {*FLAGS})
-    if odd:
-        raise UsageError(
-            f"The ratings {path} hold {odd[0]!r}.", f"A rating is one of {', '.join(FLAGS)}."
-        )
-    if "note" not in table:
-        table["note"] = None
-    return (
-        table[["scan", "rating", "note"]]
-        .rename(columns={"note": "rating_note"})
-        .drop_duplicates("scan", keep="last")
-    )
 
 
 def _subjects(bids_dir: Path) -> list[str]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
+from siam_bids.bids.description import DESCRIPTION
 from siam_bids.image.labels import LabelTable
 from siam_bids.reports.methods_text import agreed, distinct, methods_text, model_line
+from siam_bids.support.atomic_files import read_json
 
 REFERENCE = "group_reference.json"
 """Distribution of every tissue by contrast, for the subjects' pages."""
@@ -29,6 +35,26 @@ def data_url(path: Path) -> str:
 def as_base64(path: Path) -> str:
     """Return the content of a file in base64, empty if there is none."""
     return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
+
+
+def raw_dataset(root: Path) -> str:
+    """Return the path from an output folder to its raw dataset; `BIDS_DIR` if that is not known."""
+    links = read_json(root / DESCRIPTION).get("DatasetLinks")
+    link = urlsplit(str(links.get("raw", "")) if isinstance(links, dict) else "")
+    if link.scheme != "file":
+        return "BIDS_DIR"
+    raw = url2pathname(link.path)
+    try:
+        return Path(os.path.relpath(raw, root.resolve())).as_posix()
+    except ValueError:  # on another drive
+        return Path(raw).as_posix()
+
+
+def typeset(text: str) -> str:
+    """Return a text with its units as they are printed: cm² for cm2."""
+    return re.sub(
+        r"\b([cmµ]?m)([23])\b", lambda unit: unit[1] + {"2": "²", "3": "³"}[unit[2]], text
+    )
 
 
 def origin_of(

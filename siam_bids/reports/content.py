@@ -26,7 +26,8 @@ class Spread:
 class TissueVolume:
     """One tissue of one scan; `volume_ml` in millilitres, `color` as `#rrggbb`.
 
-    `inside`: whether it is inside the skull; None if unknown.
+    `inside`: whether it is inside the skull; None if unknown. `brain`: whether the 3-D view shows
+    it.
     """
 
     index: int
@@ -36,6 +37,7 @@ class TissueVolume:
     voxels: int
     volume_ml: float
     inside: bool | None
+    brain: bool = True
     spread: Spread | None = None
 
 
@@ -53,17 +55,21 @@ class Reading:
 class ScanReport:
     """One scan on its subject's page.
 
-    `name` is its BIDS name without extension, `source` its path within the dataset. `figure` is
-    relative to the page's folder; `slices` and `tissues` are data URLs of the same cuts in grey and
-    in label indices, `thumbnail` and `outline` of the middle cuts. `image` and `labels` are gzipped
-    NIfTI in base64, for the viewer. A scan with an `error` has no pictures and no volumes; text
-    that does not apply is empty.
+    `name` is its BIDS name without extension, `kind` what it shares with the same scan of other
+    sessions (`acq-mprage_T1w`), `source` its path within the dataset. `raw`, `segmentation`,
+    `files` and `figure` are relative to the page's folder; `slices` and `tissues` are data URLs of
+    the same cuts in grey and in label indices, `thumbnail` and `outline` of the middle cuts.
+    `image` and `labels` are gzipped NIfTI in base64, for the viewer. A scan with an `error` has no
+    pictures and no volumes; text that does not apply is empty.
     """
 
     name: str
-    suffix: str
+    kind: str
     session: str
     source: str
+    raw: str = ""
+    segmentation: str = ""
+    files: tuple[str, ...] = ()
     figure: str = ""
     slices: str = ""
     tissues: str = ""
@@ -106,19 +112,21 @@ class GroupReport:
     ----------
     data
         What the page's script shows, JSON-able; see `siam_bids.reports.group`.
+    files
+        Tables in the output folder, as paths within it.
     missing
         Subjects without results.
     failed
         Scans that failed, with the reason.
     excluded
         Scans that do not count, with the reason.
-    contrasts
-        Per protocol (`contrast`) the number of scans and of those included, and the sessions of the
-        study that lack it.
+    protocols
+        Per `protocol` the number of scans and of those included, and the sessions of the study
+        that lack it.
     gaps
         Covariates with missing values: name, then scans without it per protocol.
     changes
-        Rows of tissue, protocol (`contrast`), pairs, median change in percent, the same per year
+        Rows of tissue, protocol, pairs, median change in percent, the same per year
         (or None).
     statistics
         Rows of the table of `siam_bids.measures.regression`, None for NaN, and their formula.
@@ -131,10 +139,11 @@ class GroupReport:
     software: Pairs
     command: str
     boilerplate: str
+    files: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     failed: Pairs = ()
     excluded: Pairs = ()
-    contrasts: tuple[Mapping[str, Any], ...] = ()
+    protocols: tuple[Mapping[str, Any], ...] = ()
     gaps: tuple[tuple[str, Mapping[str, int]], ...] = ()
     changes: tuple[Mapping[str, Any], ...] = ()
     statistics: tuple[Mapping[str, Any], ...] = ()

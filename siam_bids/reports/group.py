@@ -17,9 +17,17 @@ from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
 from siam_bids.measures.group_tables import ENTITY_COLUMNS, GroupTables, missing_values, numeric
 from siam_bids.measures.harmonization import HARMONIZED
+from siam_bids.measures.outliers import LIMIT
 from siam_bids.measures.quality import metrics
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
-from siam_bids.reports.build import REFERENCE, data_url, if_there, origin_of
+from siam_bids.reports.build import (
+    REFERENCE,
+    data_url,
+    if_there,
+    origin_of,
+    raw_dataset,
+    typeset,
+)
 from siam_bids.reports.content import GroupReport
 from siam_bids.reports.render import render_group
 from siam_bids.support.atomic_files import Batch
@@ -42,6 +50,7 @@ def write_group_page(
     missing: Sequence[str],
     left_out: Mapping[str, str],
     pages: Sequence[str],
+    files: Sequence[str],
     formula: str,
     command: str,
 ) -> None:
@@ -57,6 +66,8 @@ def write_group_page(
         Results that cannot be used, with their reasons.
     pages
         Subjects whose pages are about to be written; pages that are there need no mention.
+    files
+        Tables in the output folder, as paths within it.
     formula
         What `regression.fit_tissues` answers, or empty.
     """
@@ -68,10 +79,11 @@ def write_group_page(
             title=title,
             data=_group_data(root, results, tables, title=title, pages=pages),
             subjects=tables.wide["participant_id"].nunique(),
+            files=tuple(files),
             missing=tuple(missing),
             failed=tuple({**left_out, **failed}.items()),
             excluded=tuple(tables.excluded.items()),
-            contrasts=tuple(_contrasts(tables.wide)),
+            protocols=tuple(_protocols(tables.wide)),
             gaps=tuple(_gaps(tables)),
             changes=tuple(_changes(tables.changes)),
             statistics=tuple(
@@ -122,7 +134,7 @@ def _group_data(
     categories = {
         name: [_text(value) or "n/a" for value in column]
         for name, column in known.items()
-        if 1 < column.nunique(dropna=False) <= _most_categories(column)
+        if 1 < column.nunique(dropna=False) <= _most_categories(column) or name == tables.site
     }
     thumbnails = [if_there(result.names.figure("thumbnail"), root) for result in results]
     outlines = [if_there(result.names.figure("outline"), root) for result in results]
@@ -136,7 +148,11 @@ def _group_data(
     found: dict[str, list[dict[str, Any]]] = {}
     for row in _records(tables.outliers):
         found.setdefault(row["scan"], []).append(
-            {"measure": row["measure"], "z": round(row["robust_z"], 2), "reason": row["reason"]}
+            {
+                "measure": row["measure"],
+                "z": round(row["robust_z"], 2),
+                "reason": typeset(row["reason"]),
+            }
         )
     where = str(root.resolve())
     return {
@@ -145,22 +161,35 @@ def _group_data(
             "name": wide["scan"].tolist(),
             "subject": wide["participant_id"].tolist(),
             "session": [_text(value) for value in wide["session_id"]],
-            "contrast": wide["protocol"].tolist(),
+            "protocol": wide["protocol"].tolist(),
             "excluded": [_text(value) for value in wide["excluded_because"]],
             "flag": [_text(value) for value in quality["flag"]],
-            "reasons": [_text(value) for value in quality["reasons"]],
+            "reasons": [typeset(_text(value)) for value in quality["reasons"]],
             "page": [
                 result.names.report.name if result.names.report.name in there else ""
                 for result in results
             ],
             "thumbnail": thumbnails,
             "outline": outlines,
+            "sheet": [_sheet(result, root) for result in results],
+            "source": [result.source for result in results],
+            "segmentation": [
+                result.names.segmentation.relative_to(root).as_posix() for result in results
+            ],
         },
+        "raw": raw_dataset(root),
+        "labels": [
+            {"name": label.name, "title": label.long_name, "color": label.color}
+            for label in read_label_table(root).foreground
+        ],
         "measures": measures,
         "values": values,
         "categories": categories,
         "outliers": found,
-        "ratings": _known_ratings(wide),
+        "ratings": _ratings(tables.ratings),
+        "limit": LIMIT,
+        "site": tables.site,
+        "harmonized": _harmonized(tables),
     }
 
 
@@ -194,7 +223,8 @@ def _measures(
         if metric.name in quality and metric.name not in measures:
             units = "" if metric.units == "1" else metric.units
             column = quality[metric.name]
-            add(metric.name, column, kind="quality", title=metric.description, units=units)
+            title = typeset(metric.description.removesuffix("."))
+            add(metric.name, column, kind="quality", title=title, units=typeset(units))
     for table, columns in ((wide, tables.covariates), (quality, tables.scanners)):
         for name in numeric(table, columns):
             if name not in measures:
@@ -213,26 +243,39 @@ def _text(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, (int, float)) else str(value)
 
 
-def _known_ratings(wide: pd.DataFrame) -> dict[str, dict[str, str]]:
-    if "rating" not in wide:
+def _sheet(result: ScanResult, root: Path) -> str:
+    """Return the path of a scan's sheets without their ending, empty where there are none."""
+    slices, contours = (result.names.figure(kind) for kind in ("slices", "contours"))
+    there = slices.is_file() and contours.is_file()
+    return slices.relative_to(root).as_posix().removesuffix("slices.webp") if there else ""
+
+
+def _ratings(ratings: pd.DataFrame) -> dict[str, dict[str, dict[str, str]]]:
+    """Return rating, note, tags and time by rater and scan."""
+    by_rater: dict[str, dict[str, dict[str, str]]] = {}
+    for row in _records(ratings):
+        own = {name: row[name] for name in ("rating", "note", "tags", "time")}
+        by_rater.setdefault(row["rater"], {})[row["scan"]] = own
+    return by_rater
+
+
+def _harmonized(tables: GroupTables) -> dict[str, Any]:
+    """Return the column of --harmonize and the site of every scan, empty for none."""
+    name = tables.harmonized
+    if not name:
         return {}
-    rated = wide.dropna(subset=["rating", "rating_note"], how="all")
-    return {
-        scan: {"rating": _text(rating), "note": _text(note)}
-        for scan, rating, note in zip(
-            rated["scan"], rated["rating"], rated["rating_note"], strict=True
-        )
-    }
+    column = tables.wide[name] if name in tables.wide else tables.quality[name]
+    return {"column": name, "site": [_text(value) for value in column]}
 
 
-def _contrasts(wide: pd.DataFrame) -> Iterable[dict[str, Any]]:
+def _protocols(wide: pd.DataFrame) -> Iterable[dict[str, Any]]:
     """Count the scans of each protocol and list visits without it."""
     visits = wide["participant_id"].str.cat(wide["session_id"].fillna(""), sep=" ").str.strip()
     everyone = set(visits)
     included = (wide["included"] == "yes").groupby(wide["protocol"]).sum()
     for protocol, own in visits.groupby(wide["protocol"]):
         yield {
-            "contrast": protocol,
+            "protocol": protocol,
             "scans": len(own),
             "included": int(included[protocol]),
             "visits": own.nunique(),
@@ -243,7 +286,7 @@ def _contrasts(wide: pd.DataFrame) -> Iterable[dict[str, Any]]:
 def _gaps(tables: GroupTables) -> Iterable[tuple[str, dict[str, int]]]:
     gaps = missing_values(tables.wide, tables.covariates)
     for name, row in gaps.iterrows():
-        yield str(name), {str(contrast): int(count) for contrast, count in row.items()}
+        yield str(name), {str(protocol): int(count) for protocol, count in row.items()}
 
 
 def _changes(changes: pd.DataFrame) -> Iterable[dict[str, Any]]:
@@ -251,7 +294,7 @@ def _changes(changes: pd.DataFrame) -> Iterable[dict[str, Any]]:
     included = changes.loc[changes["included"] == "yes"]
     for (protocol, tissue), part in included.groupby(["protocol", "tissue"], sort=False):
         yield {
-            "contrast": protocol,
+            "protocol": protocol,
             "tissue": tissue,
             "pairs": len(part),
             "percent": _number(part["change_percent"].median()),

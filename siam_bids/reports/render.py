@@ -15,6 +15,7 @@ from siam_bids.support.package_data import resource
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
+from siam_bids.reports.build import typeset
 from siam_bids.reports.content import (
     GroupReport,
     SubjectReport,
@@ -47,6 +48,7 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["typeset"] = typeset
     environment.filters["ml"] = "{:,.2f}".format
     environment.filters["anchor"] = _anchor
     environment.filters["script_json"] = _script_json

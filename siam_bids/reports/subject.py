@@ -15,11 +15,21 @@ from siam_bids.bids.status import failed_scans
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.quality import judge, metrics
 from siam_bids.measures.volumes import INTRACRANIAL
-from siam_bids.reports.build import REFERENCE, as_base64, data_url, if_there, origin_of
+from siam_bids.reports.build import (
+    REFERENCE,
+    as_base64,
+    data_url,
+    if_there,
+    origin_of,
+    raw_dataset,
+    typeset,
+)
 from siam_bids.reports.content import Reading, ScanReport, Spread, SubjectReport, TissueVolume
 from siam_bids.reports.render import render_subject
 from siam_bids.support.atomic_files import read_json, write_text
 from siam_bids.support.json_kinds import misfit
+
+_TIMES = "\N{MULTIPLICATION SIGN}"
 
 
 def write_subject_page(root: Path, subject: str, command: str) -> None:
@@ -75,7 +85,7 @@ def _reference(root: Path) -> dict[str, dict[str, Spread]]:
 def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> ScanReport:
     return ScanReport(
         name=names.name,
-        suffix=names.identity.suffix,
+        kind=_kind(names),
         session=names.identity.visit[1],
         source=str(past.get("source", "")),
         error=str(past.get("error", "")),
@@ -95,9 +105,12 @@ def _scan_report(
     flag, reasons = judge(result.quality) if result.quality else ("", ())
     return ScanReport(
         name=names.name,
-        suffix=names.identity.suffix,
+        kind=_kind(names),
         session=names.identity.visit[1],
         source=result.source,
+        raw=f"{raw_dataset(names.root)}/{result.source}",
+        segmentation=if_there(names.segmentation, names.root),
+        files=tuple(filter(None, (if_there(path, names.root) for path in _files(names)))),
         figure=if_there(names.figure("mosaic"), names.root),
         slices=data_url(names.figure("slices")),
         tissues=data_url(names.figure("tissues")),
@@ -115,16 +128,30 @@ def _scan_report(
                 voxels=rows[label.name]["voxels"],
                 volume_ml=rows[label.name]["volume_mL"],
                 inside=label.role in INTRACRANIAL_ROLES if label.role else None,
+                brain=label in (labels.brain or labels.foreground),
                 spread=spreads.get(label.name),
             )
             for label in labels.foreground
         ),
         intracranial_ml=rows.get(INTRACRANIAL, {}).get("volume_mL"),
         flag=flag,
-        reasons=reasons,
+        reasons=tuple(map(typeset, reasons)),
         readings=tuple(_readings(result.quality)),
         facts=tuple(_facts(result.about, past)),
     )
+
+
+def _kind(names: ScanNames) -> str:
+    """Return what the same scan has in every session: its name without participant and session."""
+    entities = [f"{key}-{label}" for key, label in names.identity.entities]
+    return "_".join(
+        [*(e for e in entities if not e.startswith(("sub-", "ses-"))), names.identity.suffix]
+    )
+
+
+def _files(names: ScanNames) -> Iterable[Path]:
+    """Yield what people open of a scan."""
+    yield from (names.segmentation, names.brain_mask, names.volumes, names.quality)
 
 
 def _readings(quality: Mapping[str, float]) -> Iterable[Reading]:
@@ -134,7 +161,7 @@ def _readings(quality: Mapping[str, float]) -> Iterable[Reading]:
             units = "" if metric.units == "1" else f" {metric.units}"
             yield Reading(
                 name=metric.name,
-                value=f"{value:.4g}{units}",
+                value=typeset(f"{value:.4g}{units}"),
                 flag=metric.flag(value),
                 description=metric.description,
             )
@@ -142,8 +169,8 @@ def _readings(quality: Mapping[str, float]) -> Iterable[Reading]:
 
 def _facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     grid, model = about["Grid"], about["Model"]
-    yield "Grid", " x ".join(map(str, grid["Shape"])) + " voxels"
-    yield "Voxel size", " x ".join(f"{size:g}" for size in grid["VoxelSize"]) + " mm"
+    yield "Grid", f" {_TIMES} ".join(map(str, grid["Shape"])) + " voxels"
+    yield "Voxel size", f" {_TIMES} ".join(f"{size:g}" for size in grid["VoxelSize"]) + " mm"
     yield "Orientation", grid["Orientation"]
     if pose := about.get("Pose"):
         turned, size = pose["TurnedByDegrees"], pose["RelativeSize"]

@@ -3,8 +3,10 @@ const charts = [];
 const style = () => getComputedStyle(document.documentElement);
 const ink = (name) => style().getPropertyValue(`--${name}`).trim();
 // What points are coloured by: a value for each scan, and all values in order.
-const hues = () => data.categories[$("colour").value] ?? scans.contrast;
-const hueNames = () => (data.categories[$("colour").value] ? unique(hues()) : contrasts);
+const hues = () => data.categories[$("colour").value] ?? scans.protocol;
+const hueNames = () => (data.categories[$("colour").value] ? unique(hues()) : protocols);
+const SIGNS_OF_HUES = ["circle", "triangle", "diamond", "rect"]; // six colours of each
+const hueSymbol = (place) => SIGNS_OF_HUES[Math.floor(place / 6) % SIGNS_OF_HUES.length];
 let litScan = null;
 
 const jitter = (i) => ((i * 0.618034) % 1) - 0.5;
@@ -51,6 +53,7 @@ class Plot {
     for (const [place, value] of hueNames().entries()) {
       series.push({
         id: `of ${value}`, data: chosen.filter(([, , i]) => hue[i] === value),
+        symbol: hueSymbol(place),
         itemStyle: { color: ink(`c${place % 6}`), opacity: points.length > 300 ? 0.55 : 0.85 },
       });
     }
@@ -79,9 +82,9 @@ class Plot {
   }
 
   describe(points) {
-    const parts = contrasts.map((contrast) => {
-      const values = points.filter(([, , i]) => scans.contrast[i] === contrast && !scans.excluded[i]).map(([, y]) => y).sort((a, b) => a - b);
-      return values.length ? `${contrast}: ${values.length} scans, median ${show(quantile(values, 0.5))}` : null;
+    const parts = protocols.map((protocol) => {
+      const values = points.filter(([, , i]) => scans.protocol[i] === protocol && !scans.excluded[i]).map(([, y]) => y).sort((a, b) => a - b);
+      return values.length ? `${protocol}: ${values.length} scans, median ${show(quantile(values, 0.5))}` : null;
     });
     return `${this.title}. ${parts.filter(Boolean).join("; ")}`;
   }
@@ -131,6 +134,18 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "200px" });
 
 new ResizeObserver(() => { for (const plot of charts) plot.chart?.resize(); }).observe(document.body);
+
+// On paper all plots are drawn, in the colours of the light scheme.
+function drawAllFor(paper) {
+  document.documentElement.classList.toggle("paper", paper);
+  for (const image of document.querySelectorAll("#wall img")) image.loading = "eager";
+  for (const plot of charts) {
+    plot.stale = true;
+    if (paper || plot.seen) plot.draw();
+  }
+}
+addEventListener("beforeprint", () => drawAllFor(true));
+addEventListener("afterprint", () => drawAllFor(false));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const plot of charts) plot.refresh();
 });
@@ -140,20 +155,21 @@ const axis = (more) => ({
   nameTextStyle: { color: ink("soft") }, splitLine: { lineStyle: { color: ink("line") } }, scale: true, ...more,
 });
 
-function distribution(name) {
-  const { units, title } = data.measures[name];
+// Points and boxes of a measure in lanes: scans whose lane is null are in none.
+function lanesPlot(element, title, name, lanes, laneOf, { of = protocols, ends } = {}) {
   const values = data.values[name];
-  const boxes = contrasts.map((contrast) => box(everyone.filter((i) => scans.contrast[i] === contrast && values[i] != null && !scans.excluded[i]).map((i) => values[i])));
+  const inLane = everyone.filter((i) => values[i] != null && laneOf(i) >= 0);
+  const boxes = lanes.map((_, lane) => box(inLane.filter((i) => laneOf(i) === lane && !scans.excluded[i]).map((i) => values[i])));
   const spread = Math.min(0.7, 0.3 + total / 2000);
-  const points = everyone.filter((i) => values[i] != null)
-    .map((i) => [contrasts.indexOf(scans.contrast[i]) + jitter(i) * spread, values[i], i]);
-  const plot = make("div", { class: "plot", "data-measure": name });
-  $("panels").append(make("figure", { class: "panel" },
-    make("figcaption", {}, make("strong", {}, name), ` ${title === name ? "" : title}${units ? `, ${units}` : ""}`), plot));
+  const points = inLane.map((i) => [laneOf(i) + jitter(i) * spread, values[i], i]);
+  const named = lanes.length > 1 && of !== protocols;
   const axes = () => ({
-    grid: { left: 52, right: 6, top: 8, bottom: 10 },
-    xAxis: axis({ type: "value", min: -0.5, max: contrasts.length - 0.5, axisLabel: { show: false }, splitLine: { show: false } }),
-    yAxis: axis({ type: "value", splitNumber: 4 }),
+    grid: { left: 52, right: 6, top: 8, bottom: named ? 28 : 10 },
+    xAxis: axis({
+      type: "value", min: -0.5, max: lanes.length - 0.5, splitLine: { show: false },
+      axisLabel: { show: named, color: ink("soft"), customValues: lanes.map((_, lane) => lane), formatter: (lane) => lanes[lane] ?? "" },
+    }),
+    yAxis: axis({ type: "value", splitNumber: 4, ...ends }),
   });
   const drawBoxes = () => [{
     id: "boxes", type: "custom", z: 4, zlevel: 0, // without one, ECharts 6.1 warns at every redraw
@@ -175,15 +191,49 @@ function distribution(name) {
       ] };
     },
   }];
-  new Plot(plot, name, axes, () => points, drawBoxes);
+  return new Plot(element, title, axes, () => points, drawBoxes);
 }
 
-function drawPanels(kind) {
-  for (const plot of charts.filter((one) => one.element.closest("#panels"))) {
+function distribution(name) {
+  const { units, title } = data.measures[name];
+  const words = title === name ? "" : title;
+  const plot = make("div", { class: "plot", "data-measure": name });
+  $("panels").append(make("figure", { class: "panel" },
+    make("figcaption", { title: words }, make("strong", {}, name), ` ${withUnits(words, units)}`), plot));
+  lanesPlot(plot, name, name, protocols, (i) => protocols.indexOf(scans.protocol[i]));
+}
+
+// Volumes of one protocol by site, before and after harmonization, on one scale.
+function drawHarmonization() {
+  const name = $("harmonized-tissue").value;
+  const protocol = $("harmonized-protocol").value;
+  const after = `${name}_harmonized_mL`;
+  const { site } = data.harmonized;
+  const own = (i) => scans.protocol[i] === protocol && data.values[after][i] != null;
+  const sites = unique(everyone.filter(own).map((i) => site[i]));
+  const both = everyone.filter(own).flatMap((i) => [data.values[name][i], data.values[after][i]]);
+  const margin = (Math.max(...both) - Math.min(...both)) / 20 || 1;
+  const ends = { min: Math.min(...both) - margin, max: Math.max(...both) + margin };
+  for (const [id, measure] of [["before", name], ["after", after]]) {
+    dropPlots((plot) => plot.element.id === id);
+    lanesPlot($(id), `${name} by ${data.harmonized.column}, ${id} harmonization`, measure, sites, (i) => (own(i) ? sites.indexOf(site[i]) : -1),
+      { of: sites, ends: { ...ends, axisLabel: { color: ink("soft"), fontSize: 11, formatter: (value) => show(value) } } });
+  }
+}
+
+function dropPlots(which) {
+  for (const plot of charts.filter(which)) {
     plot.chart?.dispose();
     watcher.unobserve(plot.element);
     charts.splice(charts.indexOf(plot), 1);
   }
+}
+
+let shownKind = "tissue";
+
+function drawPanels(kind) {
+  shownKind = kind;
+  dropPlots((plot) => plot.element.closest("#panels"));
   $("panels").replaceChildren();
   const names = Object.keys(data.measures).filter((name) => data.measures[name].kind === kind
     && new Set(data.values[name]).size > 1);
@@ -196,7 +246,7 @@ function drawPanels(kind) {
 
 function relation() {
   const [across, up] = [$("across").value, $("up").value];
-  const named = (name) => `${name}${data.measures[name].units ? `, ${data.measures[name].units}` : ""}`;
+  const named = (name) => withUnits(name, data.measures[name].units);
   const plot = $("relation");
   const points = () => everyone
     .map((i) => [data.values[$("across").value][i], data.values[$("up").value][i], i])

@@ -15,13 +15,15 @@ const make = (tag, attributes = {}, ...children) => {
   return element;
 };
 const unique = (values) => [...new Set(values)].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
+const indexOf = new Map(scans.name.map((name, i) => [name, i]));
 const lower = scans.name.map((name) => name.toLowerCase());
 const outliers = scans.name.map((name) => data.outliers[name] || []);
-const contrasts = unique(scans.contrast);
+const protocols = unique(scans.protocol);
 const PAGE = 60;
+const withUnits = (text, units) => (units ? `${text} (${units})` : text);
 const measureTitle = (name) => {
   const { kind, units } = data.measures[name];
-  return `${name}${units ? `, ${units}` : ""}${kind === "tissue" ? "" : ` (${kind})`}`;
+  return `${withUnits(name, units)}${kind === "tissue" ? "" : `, ${kind}`}`;
 };
 const show = (value) => value == null ? "–"
   : Math.abs(value) >= 1000 ? value.toLocaleString("en", { maximumFractionDigits: 0 })
@@ -29,6 +31,7 @@ const show = (value) => value == null ? "–"
 
 const sorters = {
   name: { title: "name", value: null },
+  protocol: { title: "protocol", value: (i) => protocols.indexOf(scans.protocol[i]) },
   flag: { title: "flag", value: (i) => ({ fail: 2, warn: 1 })[scans.flag[i]] || 0 },
   outliers: { title: "number of outliers", value: (i) => outliers[i].length },
 };
@@ -42,18 +45,19 @@ const changed = () => { for (const listener of listeners) listener(); };
 
 function choose({ keepPage = false } = {}) {
   const words = $("find").value.toLowerCase().split(/\s+/).filter(Boolean);
-  const equal = ["contrast", "session", "flag"].map((id) => [scans[id], $(id).value]).filter(([, v]) => v !== "*");
+  const equal = ["protocol", "session", "flag"].map((id) => [scans[id], $(id).value]).filter(([, v]) => v !== "*");
   for (const select of document.querySelectorAll("[data-category]")) {
     if (select.value !== "*") equal.push([data.categories[select.dataset.category], select.value]);
   }
   const rating = $("rating").value;
+  const rated = (i) => (rating === "differ" ? raters.differ(i) : ratingOf(i).rating === rating);
   const sorter = sorters[$("sort").value];
   const least = $("least").value === "" ? -Infinity : Number($("least").value);
   const most = $("most").value === "" ? Infinity : Number($("most").value);
   const ranged = sorter.value && (least > -Infinity || most < Infinity);
   const fits = (i) => words.every((word) => lower[i].includes(word))
     && equal.every(([values, value]) => values[i] === value)
-    && (rating === "*" || ratingOf(i).rating === rating)
+    && (rating === "*" || rated(i))
     && (!state.brushed || state.brushed.scans.has(i))
     && (!ranged || (sorter.value(i) != null && sorter.value(i) >= least && sorter.value(i) <= most));
   state.chosen = everyone.filter(fits);
@@ -78,5 +82,12 @@ function clearChoice() {
   for (const id of ["find", "least", "most"]) $(id).value = "";
   for (const select of document.querySelectorAll("#tools select:not(#sort, #colour)")) select.value = "*";
   state.brushed = null;
+  choose();
+}
+
+function sortBy(key) {
+  const again = $("sort").value === key;
+  $("descending").checked = again ? !$("descending").checked : key !== "name" && key !== "protocol";
+  $("sort").value = key;
   choose();
 }

@@ -2,18 +2,26 @@
 const tissues = Object.keys(data.measures).filter((name) => data.measures[name].kind === "tissue");
 const badge = (flag) => make("span", { class: `flag ${flag || "none"}` }, flag || "no QC");
 
-function picture(i, eager) {
+const url = (text) => (text.startsWith("data:") ? text : text.split("/").map(encodeURIComponent).join("/"));
+
+function picture(i) {
   const box = make("span", { class: "layers" });
   if (!scans.thumbnail[i]) {
     box.append(make("span", { class: "blank" }, "no picture"));
     return box;
   }
-  const url = (text) => text.startsWith("data:") ? text : text.split("/").map(encodeURIComponent).join("/");
-  const loading = eager ? "eager" : "lazy";
-  box.append(make("img", { src: url(scans.thumbnail[i]), alt: "", width: 480, height: 160, loading }));
-  if (scans.outline[i]) {
-    box.append(make("img", { src: url(scans.outline[i]), alt: "", class: "outline", width: 480, height: 160, loading }));
-  }
+  const image = (src, name) => make("img", { src: url(src), alt: "", class: name, width: 720, height: 240, loading: "lazy" });
+  box.append(image(scans.thumbnail[i]));
+  if (scans.outline[i]) box.append(image(scans.outline[i], "outline"));
+  return box;
+}
+
+// The slices in full detail, or the small picture where there are none.
+function sheets(i) {
+  if (!scans.sheet[i]) return picture(i);
+  const box = make("span", { class: "layers" });
+  const image = (kind, name) => make("img", { src: url(scans.sheet[i] + kind), alt: "", class: name });
+  box.append(image("slices.webp"), image("contours.png", "outline"));
   return box;
 }
 
@@ -36,11 +44,14 @@ function card(i) {
 }
 
 function sheet(indices) {
-  const names = ["Scan", "Contrast", "Flag", ...tissues];
-  const head = make("tr", {}, ...names.map((name, place) => make("th", { scope: "col", class: place > 2 ? "number" : "" }, name)));
+  const names = [["Scan", "name"], ["Protocol", "protocol"], ["Flag", "flag"], ...tissues.map((name) => [name, `measure:${name}`])];
+  const direction = $("descending").checked ? "descending" : "ascending";
+  const head = make("tr", {}, ...names.map(([name, key], place) => make("th", {
+    scope: "col", class: place > 2 ? "number" : "", "aria-sort": $("sort").value === key ? direction : null,
+  }, make("button", { type: "button", class: "sort", "data-sort": key }, name))));
   const rows = indices.map((i) => make("tr", { "data-scan": scans.name[i] },
     make("th", { scope: "row" }, make("button", { type: "button", class: "link", "data-open": i }, scans.name[i])),
-    make("td", {}, scans.contrast[i]), make("td", {}, badge(scans.flag[i])),
+    make("td", {}, scans.protocol[i]), make("td", {}, badge(scans.flag[i])),
     ...tissues.map((name) => make("td", { class: "number" }, show(data.values[name][i])))));
   return make("table", { class: "scans" },
     make("caption", {}, "Volumes in mL. TIV is the total intracranial volume."),
@@ -66,7 +77,21 @@ function drawWall() {
   }
   $("count").textContent = `${state.chosen.length} of ${total} ${total === 1 ? "scan" : "scans"}`
     + (state.brushed ? `, brushed in ${state.brushed.title}` : "");
+  $("bulk-count").textContent = `Rate all ${state.chosen.length} selected:`;
   $("clear").hidden = !state.filtered;
+}
+
+// Bring a scan's card in sight, on whatever page it is.
+function focusCard(i) {
+  const place = state.chosen.indexOf(i);
+  if (place < 0) return;
+  const page = Math.floor(place / PAGE);
+  if (page !== state.page) {
+    state.page = page;
+    drawWall();
+    writeAddress();
+  }
+  document.querySelector(`#wall [data-open="${i}"], #sheet [data-open="${i}"]`)?.focus();
 }
 
 function drawOutliers() {
@@ -87,7 +112,7 @@ let opened = null;
 
 function rank(name, i) {
   const own = data.values[name][i];
-  const peers = everyone.filter((j) => !scans.excluded[j] && scans.contrast[j] === scans.contrast[i] && data.values[name][j] != null);
+  const peers = everyone.filter((j) => !scans.excluded[j] && scans.protocol[j] === scans.protocol[i] && data.values[name][j] != null);
   if (own == null || peers.length < 5) return "";
   const below = peers.filter((j) => data.values[name][j] < own).length;
   const equal = peers.filter((j) => data.values[name][j] === own).length;
@@ -98,19 +123,30 @@ function drawDetail() {
   if (opened == null) return;
   const i = opened;
   $("detail-title").textContent = scans.name[i];
-  $("detail-facts").replaceChildren(badge(scans.flag[i]), ` ${scans.contrast[i]}${scans.excluded[i] ? `, left out: ${scans.excluded[i]}` : ""}`);
-  $("detail-picture").replaceChildren(picture(i, true));
+  $("detail-facts").replaceChildren(badge(scans.flag[i]), ` ${scans.protocol[i]}${scans.excluded[i] ? `, left out: ${scans.excluded[i]}` : ""}`);
+  if ($("detail-picture").dataset.scan !== scans.name[i]) {
+    $("detail-picture").replaceChildren(sheets(i));
+    $("detail-picture").dataset.scan = scans.name[i];
+  }
   const reasons = [...scans.reasons[i].split("; ").filter(Boolean), ...outliers[i].map((o) => o.reason)];
   $("detail-reasons").replaceChildren(reasons.length
     ? make("ul", {}, ...reasons.map((reason) => make("li", {}, reason)))
     : make("p", {}, "No quality problems or outliers."));
   $("detail-rate").replaceChildren(...rateButtons(i));
   $("note").value = ratingOf(i).note;
+  const found = new Set(ratingOf(i).tags.split(",").map((tag) => tag.trim()));
+  for (const box of document.querySelectorAll("[data-tag]")) box.checked = found.has(box.dataset.tag);
+  const others = raters.all().filter((rater) => rater !== raters.name && raters.of(rater, i).rating);
+  $("others").replaceChildren(...(others.length ? [make("details", {}, make("summary", {}, "Other raters"),
+    others.map((rater) => `${called(rater)}: ${raters.of(rater, i).rating}`).join(", "))] : []));
+  $("commands").dataset.image = `${data.raw}/${scans.source[i]}`;
+  $("commands").dataset.labels = scans.segmentation[i];
+  showCommands($("commands"));
   const link = $("detail-page");
   link.hidden = !scans.page[i];
   if (scans.page[i]) link.href = `${encodeURIComponent(scans.page[i])}#${scans.name[i].replace(/[^A-Za-z0-9_-]/g, "-")}`;
   $("detail-numbers").replaceChildren(
-    make("thead", {}, make("tr", {}, ...["Measure", "Value", "Unit", "Percentile of its protocol"].map(
+    make("thead", {}, make("tr", {}, ...["Measure", "Value", "Unit", "Percentile in its protocol"].map(
       (text, place) => make("th", { scope: "col", class: place % 2 ? "number" : "" }, text)))),
     make("tbody", {}, ...Object.keys(data.measures).map((name) => make("tr", {},
       make("th", { scope: "row", title: data.measures[name].title }, name),
@@ -123,8 +159,9 @@ function drawDetail() {
 
 function open(i) {
   opened = i;
-  drawDetail();
   if (!$("detail").open) $("detail").showModal();
+  drawDetail();
+  writeAddress();
   lit(i);
 }
 

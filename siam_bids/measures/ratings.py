@@ -1,0 +1,105 @@
+"""Ratings of scans by people: read, and brought together where several people rated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from siam_bids.errors import UsageError
+from siam_bids.measures.quality import FLAGS
+from siam_bids.support.input_files import is_listed
+from siam_bids.support.tsv import MISSING, read_rows
+
+COLUMNS = ("rater", "scan", "rating", "note", "tags", "time")
+"""Of every rating; `scan` and `rating` are needed in a file, the others may be absent."""
+
+PREFIX = "group_ratings"
+"""What the page exports: `group_ratings.tsv`, or `group_ratings_anna.tsv` with a rater's name."""
+
+_HOW = "Export them from the group page."
+
+
+def rating_files(root: Path) -> list[Path]:
+    """Return the ratings in an output folder, those of one person each, by name."""
+    return sorted(path for path in root.glob(f"{PREFIX}*.tsv") if is_listed(path))
+
+
+def read_ratings(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read ratings that the group page exported.
+
+    Returns
+    -------
+    `COLUMNS` as text, empty where unknown; one row per rater and scan: of several, the latest by
+    `time`, of those without one the last. A rater without a name in the table has that of the file.
+
+    Raises
+    ------
+    UsageError
+        A file is absent, cannot be read, lacks a column, or holds something else than ratings.
+    """
+    rows = [row for path in paths for row in _read(path)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS), dtype="str")
+    table = table.loc[table["scan"] != ""].sort_values("time", kind="stable")
+    return table.drop_duplicates(["rater", "scan"], keep="last").sort_index(ignore_index=True)
+
+
+def _read(path: Path) -> Iterator[dict[str, str]]:
+    if not is_listed(path):
+        raise UsageError(f"The ratings {path} do not exist.", _HOW)
+    try:
+        rows = read_rows(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
+    if rows and not {"scan", "rating"} <= {*rows[0]}:
+        raise UsageError(f"The ratings {path} lack the columns scan and rating.", _HOW)
+    of_file = path.stem.removeprefix(PREFIX).strip("_") if path.stem.startswith(PREFIX) else ""
+    for row in rows:
+        cells = {name: row.get(name, "") for name in COLUMNS}
+        cells = {name: "" if cell in MISSING else cell for name, cell in cells.items()}
+        if cells["rating"] and cells["rating"] not in FLAGS:
+            raise UsageError(
+                f"The ratings {path} hold {cells['rating']!r}.",
+                f"A rating is one of {', '.join(FLAGS)}.",
+            )
+        yield {**cells, "rater": cells["rater"] or of_file}
+
+
+def combined(ratings: pd.DataFrame) -> pd.DataFrame:
+    """Bring the ratings of each scan together.
+
+    Returns
+    -------
+    One row per scan: `rating`, the middle one of all raters in the order pass, warn, fail, of two
+    middle ones the worse; `rating_note`; `rating_tags`, those of any rater; `raters`, how many gave
+    a rating. Missing where there is none.
+    """
+    rows = [
+        {
+            "scan": scan,
+            "rating": _middle([rating for rating in part["rating"] if rating]),
+            "rating_note": "; ".join(
+                f"{rater}: {note}" if rater and len(part) > 1 else note
+                for rater, note in zip(part["rater"], part["note"], strict=True)
+                if note
+            )
+            or None,
+            "rating_tags": ", ".join(dict.fromkeys(_tags(part["tags"]))) or None,
+            "raters": int((part["rating"] != "").sum()),
+        }
+        for scan, part in ratings.groupby("scan", sort=False)
+    ]
+    names = ["scan", "rating", "rating_note", "rating_tags", "raters"]
+    table = pd.DataFrame(rows, columns=names)
+    return table.astype({**dict.fromkeys(names[:-1], "str"), "raters": "Int64"})
+
+
+def _middle(ratings: Sequence[str]) -> str | None:
+    ordered = sorted(ratings, key=FLAGS.index)
+    return ordered[len(ordered) // 2] if ordered else None
+
+
+def _tags(cells: pd.Series[str]) -> Iterator[str]:
+    for cell in cells:
+        yield from filter(None, map(str.strip, cell.split(",")))
