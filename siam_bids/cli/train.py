@@ -28,6 +28,7 @@ def _run(argv: list[str]) -> int:
     with quick_imports():
         from siam_bids.training.config import TrainingConfig
         from siam_bids.training.loop import train as run
+        from siam_bids.training.task import TASKS
 
     check_folder(arguments.folder, "training folder")
     maps = _maps(arguments)
@@ -48,6 +49,10 @@ def _run(argv: list[str]) -> int:
             dice_weight=arguments.dice_weight,
             contrasts=arguments.contrasts,
             lesion_share=arguments.lesion_share,
+            task=TASKS[arguments.task],
+            lesions=tuple(arguments.lesions),
+            hardest=arguments.difficulty,
+            fresh_every=arguments.fresh_every,
             **_shape(arguments, start),
         )
     )
@@ -191,6 +196,29 @@ def parser() -> CommandLine:
         default=0.35,
         metavar="SHARE",
         help="fraction of images with lesions; with --contrasts, of the images in these contrasts",
+    )
+    top.add_argument(
+        "--task",
+        choices=("head", "lesions"),
+        default="head",
+        help="lesions: train a network that looks for lesions, in a box around the brain",
+    )
+    top.add_argument(
+        "--lesions",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="MASK",
+        help="masks of patients' lesions in MNI space, to paint into the images",
+    )
+    top.add_argument(
+        "--difficulty", type=_share, default=1.0, help="how far the images vary in the end, 0 to 1"
+    )
+    top.add_argument(
+        "--fresh-every",
+        type=at_least(1),
+        default=8,
+        help="patches between two new images (default: 8)",
     )
     top.add_argument(
         "--minutes", type=_weight, default=30, metavar="N", help="length of this session"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from siam_bids.image.labels import siam_labels
+from siam_bids.training.task import TASKS, Task
 
 CLASSES = len(siam_labels())
 
@@ -49,6 +50,12 @@ class TrainingConfig:
         Patches in one step: a GPU learns from several in the time of one.
     processes
         How many train side by side and share what they learn, see `local_sgd`.
+    task
+        The part of the head to train on.
+    lesions
+        Masks of patients' lesions in MNI space, painted into the images; see `synthesis.lesions`.
+    hardest
+        Difficulty at the end of the ramp.
     validation
         Label maps that are not trained on, like `maps`; their Dice is logged.
     """
@@ -76,4 +83,7 @@ class TrainingConfig:
     compile: bool = False
     processes: int = 1
     start: Path | None = None
+    task: Task = TASKS["head"]
+    lesions: tuple[Path, ...] = ()
+    hardest: float = 1.0
     validation: tuple[tuple[Path, str], ...] = ()

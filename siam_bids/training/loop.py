@@ -13,8 +13,9 @@ import torch
 from torch.multiprocessing.spawn import start_processes
 
 from siam_bids.errors import UsageError
+from siam_bids.image.labels import siam_labels
 from siam_bids.synthesis.label_maps import Anatomy
-from siam_bids.training.config import TrainingConfig
+from siam_bids.training.config import CLASSES, TrainingConfig
 from siam_bids.training.local_sgd import Replicas
 from siam_bids.training.loss import TargetGroups, marginal_loss, mixed_precision
 from siam_bids.training.patches import (
@@ -83,10 +84,12 @@ def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy
         rng = np.random.default_rng(config.seed)
         settle(trainer.network, [source.patch(rng, 1.0)[0] for _ in range(config.pool)])
 
+    scored = siam_labels().indices(config.task.scored) or range(1, CLASSES)
+
     def loss_of(image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with mixed_precision(image.device):
             logits = trainer.network(image)
-        return marginal_loss(logits, target, groups, config.dice_weight)
+        return marginal_loss(logits, target, groups, config.dice_weight, scored)
 
     torch.backends.cudnn.benchmark = True  # all patches have one shape
     forward = torch.compile(loss_of, dynamic=False) if config.compile else loss_of

@@ -43,6 +43,7 @@ def marginal_loss(
     target: torch.Tensor,
     groups: TargetGroups,
     dice_weight: float = 1.0,
+    scored: Sequence[int] = range(1, CLASSES),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy and soft Dice that accept any of the classes a map does not distinguish.
 
@@ -55,11 +56,13 @@ def marginal_loss(
         (B, 18, I, J, K).
     target
         (B, groups, I, J, K), each voxel's share of each group (partial volume), summing to 1.
+    scored
+        Classes whose Dice counts.
 
     Returns
     -------
     loss
-        Scalar, cross-entropy + dice_weight (1 - mean Dice of the classes present).
+        Scalar, cross-entropy + dice_weight (1 - mean Dice of the scored classes present).
     dice
         (18,) soft Dice per class, NaN for classes absent from the target.
     """
@@ -83,8 +86,8 @@ def marginal_loss(
     size = size - torch.stack(known)
     present = truth.sum(dims) > 0
     dice = 2 * overlap / size.clamp_min(1e-6)
-    wanted = present.clone()
-    wanted[0] = False
+    wanted = torch.zeros_like(present)
+    wanted[list(scored)] = present[list(scored)]
     mean = (dice * wanted).sum() / wanted.sum().clamp_min(1)
     loss = cross_entropy.mean() + dice_weight * (1 - mean)
     return loss, torch.where(present, dice, torch.nan).detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,25 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from siam_bids.image.labels import siam_labels
 from siam_bids.image.loading import load_labels
 from siam_bids.synthesis.label_maps import Anatomy, prepare_anatomy, source_table
+from siam_bids.synthesis.lesions import (
+    LesionMask,
+    LesionPainter,
+    add_lookalikes,
+    crop_anatomy,
+)
 from siam_bids.synthesis.recipe import Recipe, draw_recipe
 from siam_bids.synthesis.render import render
 from siam_bids.training.config import CLASSES, TrainingConfig
 from siam_bids.training.loss import TargetGroups
 
 logger = logging.getLogger(__name__)
+
+
+PATIENTS = 0.8
+"""Share of heads with the lesions of patients among those without lesions by their recipe."""
 
 
 def z_score(image: torch.Tensor) -> torch.Tensor:
@@ -60,10 +71,18 @@ class PatchSource:
     def __init__(
         self, anatomies: Sequence[Anatomy], groups: TargetGroups, config: TrainingConfig
     ) -> None:
-        self._anatomies = anatomies
+        task = config.task
+        self._anatomies = [
+            crop_anatomy(anatomy, task.box, task.margin) if task.box else anatomy
+            for anatomy in anatomies
+        ]
         self._groups = groups
         self._config = config
         self._weight = map_weights(config)
+        self._painter = None
+        if config.lesions:
+            masks = [LesionMask.load(path) for path in config.lesions]
+            self._painter = LesionPainter(masks, self._anatomies)
         self._pool: list[_Sample] = []
         self._drawn = 0
 
@@ -107,10 +126,25 @@ class PatchSource:
             lesion_share=self._config.lesion_share,
         )
 
+    def _in_box(self, recipe: Recipe, rng: np.random.Generator) -> Recipe:
+        """Adapt the recipe of a head to a box in it."""
+        task = self._config.task
+        if not task.box:
+            return recipe
+        strip = "brain" if rng.random() < task.stripped else recipe.strip
+        return replace(
+            recipe, margin_low=(2.0,) * 3, margin_high=(2.0,) * 3, strip=strip, objects=0
+        )
+
     def _sample(self, rng: np.random.Generator, difficulty: float) -> _Sample:
         anatomy = self._anatomies[rng.choice(len(self._anatomies), p=self._weight)]
-        recipe = self.recipe(rng, difficulty)
+        recipe = self._in_box(self.recipe(rng, difficulty), rng)
         config = self._config
+        if self._painter:
+            if recipe.lesions == "no" and rng.random() < PATIENTS:
+                anatomy = self._painter.paint(anatomy, rng)
+                recipe = replace(recipe, heal_lesions=False)
+            anatomy = add_lookalikes(anatomy, rng)
         rendering = render(anatomy, recipe, voxel=config.voxel, device=config.device)
         lookup = torch.from_numpy(self._groups.of_codes(anatomy.table).astype(np.uint8))
         groups = lookup.to(rendering.codes.device)[rendering.codes.int()]
@@ -119,7 +153,7 @@ class PatchSource:
         flat = coarse.flatten().numpy()
         order = np.argsort(flat, kind="stable")
         bounds = np.searchsorted(flat[order], np.arange(CLASSES + 1))
-        for index in range(1, CLASSES):
+        for index in siam_labels().indices(config.task.centres) or range(1, CLASSES):
             members = order[bounds[index] : bounds[index + 1]]
             if len(members):
                 chosen = rng.choice(members, min(200, len(members)), replace=False)

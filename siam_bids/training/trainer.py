@@ -117,7 +117,9 @@ class Trainer:
             folder / "model", self.plans, self._averaged_state(), len(self.config.maps)
         )
         config = asdict(self.config)
-        options = {key: str(config[key]) for key in config if key not in ("maps", "validation")}
+        options = {
+            key: str(config[key]) for key in config if key not in ("maps", "validation", "lesions")
+        }
         (folder / "progress.json").write_text(
             json.dumps(
                 {"step": self.step, "pretrained": self.pretrained, "options": options}, indent=2
@@ -162,7 +164,8 @@ class Trainer:
 
     def difficulty(self) -> float:
         """Return how far contrasts, shapes and artefacts vary at this step, 0 to 1."""
-        return 1.0 if self.pretrained else min(1.0, self.step / self.config.ramp_steps)
+        risen = 1.0 if self.pretrained else min(1.0, self.step / self.config.ramp_steps)
+        return self.config.hardest * risen
 
     def learning_rate(self, elapsed: float) -> float:
         """Warm-up, plateau, and linear decay over a cooldown session; `elapsed` is its share."""
