@@ -24,11 +24,12 @@ from siam_bids.training.loss import TargetGroups, marginal_loss, mixed_precision
 from siam_bids.training.patches import PatchSource, load_anatomies, z_score
 from siam_bids.training.state import load_state, save_state, shape_of
 from siam_bids.training.step_log import StepLog
+from siam_bids.training.task import TASKS
 from siam_bids.training.trainer import Trainer
 from siam_bids.training.validation import Validation
 
 GROUPS = TargetGroups.of([source_table("synthseg"), source_table("siam")])
-AIR, SKULL, CSF, GM = 0, 15, 3, 1
+AIR, SKULL, CSF, GM, HEAD, LESION = 0, 15, 3, 1, 16, 17
 
 
 def one_voxel(group: int) -> torch.Tensor:
@@ -73,6 +74,16 @@ def test_without_its_dice_term_the_loss_is_the_cross_entropy():
     logits = torch.randn((1, 18, 1, 1, 1), generator=torch.Generator().manual_seed(2))
     loss, _ = marginal_loss(logits, one_voxel(GM), GROUPS, dice_weight=0.0)
     assert float(loss) == pytest.approx(-float(logits.log_softmax(1)[0, GM]), rel=1e-5)
+
+
+def test_dice_of_labels_that_are_not_scored_does_not_count():
+    target = torch.cat([one_voxel(GM), one_voxel(CSF)], 2)
+    logits = torch.cat([logits_for(GM), logits_for(GM)], 2)
+    for scored, expected in (((GM,), 2 / 3), ((CSF,), 0), ((GM, CSF), 1 / 3), ((SKULL,), 0)):
+        both, dice = marginal_loss(logits, target, GROUPS, scored=scored)
+        entropy, _ = marginal_loss(logits, target, GROUPS, 0.0)
+        assert float(both - entropy) == pytest.approx(1 - expected, abs=1e-4)
+        assert float(dice[GM]) == pytest.approx(2 / 3, abs=1e-4)
 
 
 def test_a_merged_voxel_is_no_false_positive_for_its_members():
@@ -125,6 +136,27 @@ def test_legs_learn_resume_and_leave_a_model_that_segments(tmp_path, label_map, 
         with (tmp_path / "run" / "log.csv").open() as stream:
             rows = list(csv.DictReader(stream))
         assert all(math.isfinite(float(row["loss"])) for row in rows)
+
+
+def test_patches_for_lesions_lie_in_the_brain_and_hold_lesions_of_patients(tmp_path, label_map):
+    mask = tmp_path / "mask.nii.gz"
+    ball = np.zeros((40, 40, 40), np.uint8)
+    ball[15:25, 15:25, 15:25] = 1
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = (-80, -95, -65)
+    nib.save(nib.Nifti1Image(ball, affine), mask)
+    one = config(
+        tmp_path, label_map, minutes=1, voxel=1, task=TASKS["lesions"], lesions=(mask,),
+        lesion_share=0.0,
+    )  # fmt: skip
+    anatomies = load_anatomies(one.maps, tmp_path / "cache")
+    source = PatchSource(anatomies, GROUPS, one)
+    rng = np.random.default_rng(1)
+    targets = [source.patch(rng, 0.5)[1] for _ in range(12)]
+    assert targets[0].shape == (1, len(GROUPS.members), 24, 24, 24)
+    shares = torch.cat(targets).mean((2, 3, 4))
+    assert (shares[:, LESION] > 0.01).sum() >= 3
+    assert float(shares[:, HEAD].mean()) < 0.1  # cropped
 
 
 def test_the_log_tells_the_dice_on_maps_held_out(tmp_path, label_map):
