@@ -1,4 +1,4 @@
-"""Measure where the tissues of an upright head lie, for `siam_bids/inference/head_pose.py`.
+"""Measure where the tissues of an upright head lie, for `siam_bids/measures/pose.py`.
 
     python benchmarks/upright_head.py LABEL_MAPS > data/labels/upright.tsv
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.loading import load_labels
-from siam_bids.inference.head_pose import Shape, tissue_moments
+from siam_bids.measures.pose import Shape, tissue_moments
 from siam_bids.synthesis.label_maps import prepare_anatomy, source_table
 
 TISSUES = ("GM", "WM", "CSFv", "cerGM", "Thal", "Pal", "Put", "Caud", "Hippo", "Amyg")

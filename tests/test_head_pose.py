@@ -15,18 +15,11 @@ from siam_bids.config import Inference
 from siam_bids.errors import ModelError
 from siam_bids.image.labels import siam_labels
 from siam_bids.inference.averaging import MeanScores
-from siam_bids.inference.head_pose import (
-    Pose,
-    Shape,
-    centres,
-    pose_of,
-    tissue_moments,
-    upright_head,
-    upright_window,
-)
+from siam_bids.inference.head_pose import centres, upright_window
 from siam_bids.inference.resampling import Logits, labels_of
 from siam_bids.inference.rotated_resampling import RotatedLogits
 from siam_bids.inference.runner import Runner
+from siam_bids.measures.pose import Pose, Shape, pose_of, tissue_moments, upright_head
 from siam_bids.models.registry import find_model, registry
 from siam_bids.models.settings import Upright
 from siam_bids.pipelines.files import segment_files

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from siam_bids.image.grid import Crop, Segmentation
 from siam_bids.image.labels import LabelTable
 from siam_bids.inference.certainty import Certainty
-from siam_bids.inference.head_pose import Pose
 from siam_bids.inference.resampling import Scores, labels_of
+from siam_bids.measures.pose import Pose
 
 Progress = Callable[[float], None]
 """Called with the share of the work done, 0 to 1."""
