@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import siam_labels
-from siam_bids.measures.hemispheres import PAIRED, sides
+from siam_bids.measures.hemispheres import PAIRED, find_sides
 from siam_bids.support.package_data import resource
 from siam_bids.support.tsv import read_rows
 
@@ -253,7 +253,7 @@ def measure(head: Head) -> dict[str, float]:
     `volume` and `volume TISSUE`: the larger error of both sides in percent of the true volume, of
     the paired voxels that have a true side.
     """
-    found = sides(head.segmentation)
+    found = find_sides(head.segmentation)
     if found is None:
         return {"all": 0.0, "volume": 100.0}
     known = head.truth > 0
@@ -300,9 +300,7 @@ def main() -> None:
     reference = arguments.heads / "visualqc_id001_aparc+aseg.mgz"
     plain["visualqc_id001"] = measure(freesurfer(reference))
     tissues = ["all", *(name for name in PAIRED if name in INDEX)]
-    print(
-        "\nEach map as it is: percent of voxels on their side (error of the larger side's volume).\n"
-    )
+    print("\nAs they are: percent of voxels on their side (error of a side's volume in percent).\n")
     print("| map | " + " | ".join(tissues) + " |")
     print("|---" * (len(tissues) + 1) + "|")
     for name, each in plain.items():

@@ -126,6 +126,8 @@ class RunConfig:
         Names of tissues whose probability maps are written.
     write_probseg
         Write those of all tissues.
+    segmentations
+        Further label maps that are written, by their label of `seg-`: `siamhemi`.
     viewer
         Put a viewer of scan and labels into the subjects' pages.
     force_output
@@ -163,6 +165,7 @@ class RunConfig:
     threads: int = 0
     probabilities: tuple[str, ...] = ()
     write_probseg: bool = False
+    segmentations: tuple[str, ...] = ()
     overwrite: bool = False
     dry_run: bool = False
     reports_only: bool = False

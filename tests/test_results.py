@@ -568,7 +568,7 @@ WORDY = {
 )
 def test_words_about_a_model_make_no_study_undone(scans, change, why):
     names = scans[0]
-    made = {"InputSHA256": "a", "Model": WORDY, "Options": {}, "ResultsVersion": 2}
+    made = {"InputSHA256": "a", "Model": WORDY, "Options": {}, "ResultsVersion": 3}
     write_json(sidecar(names.segmentation), made)
     assert to_do(names, {**made, "Model": {**WORDY, **change}}, []) == why
 
@@ -601,7 +601,7 @@ def test_files_record_their_checksums_and_an_interrupted_run_is_finished(
     found = checksums(out)
     found.pop("sub-01_T1w_dseg.json")
     assert about["Outputs"] == {name: f"sha256:{value}" for name, value in found.items()}
-    assert about["ResultsVersion"] == 2
+    assert about["ResultsVersion"] == 3
     assert len(found) == 4
 
 

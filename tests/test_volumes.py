@@ -3,7 +3,7 @@ import pytest
 
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable, siam_labels
-from siam_bids.measures.volumes import dictionary, tissue_volumes
+from siam_bids.measures.volumes import SIDE_COLUMNS, dictionary, tissue_volumes
 
 
 def test_volumes_sum_to_the_foreground_on_an_oblique_anisotropic_grid():
@@ -32,7 +32,7 @@ def test_absent_tissues_are_listed_as_zero():
     )
     assert table["index"].isna().tolist() == [False] * 17 + [True]
     assert str(table["index"].dtype) == "Int64"
-    assert list(table) == ["index", "name", "voxels", "volume_mL"]
+    assert list(table) == ["index", "name", "voxels", "volume_mL", *SIDE_COLUMNS]
 
 
 def test_what_is_summed_is_named_and_nothing_is_summed_that_is_not_known():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from siam_bids import __version__
@@ -19,6 +20,7 @@ from siam_bids.bids.names import finished_scans, sidecar
 from siam_bids.bids.ownership import PIPELINE
 from siam_bids.errors import UsageError
 from siam_bids.image.labels import LabelTable
+from siam_bids.measures.hemispheres import sided_labels
 from siam_bids.support.atomic_files import read_json, write_json, write_text
 from siam_bids.support.input_files import is_listed, read_text
 
@@ -26,7 +28,7 @@ BIDS_VERSION = "1.11.1"
 DESCRIPTION = "dataset_description.json"
 
 _IGNORED = (
-    "*.html", "figures", "seg-siam_*.txt", "group_*", "*_volumes.tsv", "*_volumes.json",
+    "*.html", "figures", "seg-*.txt", "group_*", "*_volumes.tsv", "*_volumes.json",
     "*_qc.tsv", "*_qc.json",
 )  # fmt: skip
 
@@ -42,13 +44,39 @@ _COLUMNS = {
 }
 
 
-def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
+@dataclass(frozen=True)
+class Further:
+    """A label map of other values than the model's: its labels, and what its sidecars say."""
+
+    table: Callable[[LabelTable], LabelTable]
+    about: dict[str, str]
+
+
+FURTHER = {
+    "siamhemi": Further(
+        sided_labels,
+        {
+            "Description": "Labels of head tissues, those of paired tissues by hemisphere: 1000 "
+            "more than in seg-siam on the left, 2000 more on the right; named in "
+            "seg-siamhemi_dseg.tsv.",
+            "SpatialReference": "orig",
+        },
+    ),
+}
+"""Label maps that can be asked for, by their label of `seg-`."""
+
+
+def begin_dataset(
+    root: Path, source: Path, labels: LabelTable, segmentations: Sequence[str] = ()
+) -> None:
     """Write what makes the folder a derivative dataset; safe to repeat and to run at once.
 
     Parameters
     ----------
     source
         The raw dataset, linked as `raw`.
+    segmentations
+        Keys of `FURTHER` whose label tables are written too.
 
     Raises
     ------
@@ -88,10 +116,14 @@ def begin_dataset(root: Path, source: Path, labels: LabelTable) -> None:
             "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Quality: *_qc.tsv.\n"
             "Pages: sub-*.html and group.html.\n",
         )
-    save_label_table(root / LABEL_TABLE, labels)
-    write_json(sidecar(root / LABEL_TABLE), {**ABOUT_LABELS, **_COLUMNS})
-    write_text(root / ITKSNAP_TABLE, for_itksnap(labels))
-    write_text(root / FREESURFER_TABLE, for_freesurfer(labels))
+    tables = {"siam": (labels, ABOUT_LABELS)}
+    tables |= {kind: (FURTHER[kind].table(labels), FURTHER[kind].about) for kind in segmentations}
+    for kind, (table, about) in tables.items():
+        path = root / LABEL_TABLE.replace("siam", kind)
+        save_label_table(path, table)
+        write_json(sidecar(path), {**about, **_COLUMNS})
+        write_text(root / ITKSNAP_TABLE.replace("siam", kind), for_itksnap(table))
+        write_text(root / FREESURFER_TABLE.replace("siam", kind), for_freesurfer(table))
 
 
 def _add_lines(path: Path, lines: Sequence[str]) -> None:

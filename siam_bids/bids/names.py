@@ -74,6 +74,10 @@ class ScanNames:
         """Label map."""
         return self._image("seg-siam_", "dseg.nii.gz")
 
+    def further_segmentation(self, kind: str) -> Path:
+        """Label map of other values, by its label of `seg-`."""
+        return self._image(f"seg-{kind}_", "dseg.nii.gz")
+
     @property
     def brain_mask(self) -> Path:
         """Brain: parenchyma, ventricles, lesions."""
@@ -144,7 +148,7 @@ def stray_results(root: Path) -> Iterator[Path]:
 
 
 _OUTPUT = re.compile(
-    r"(?P<stem>sub-.+?)_((seg-siam|label-brain|seg-siam_label-[^_]+)_)?desc-(?P<desc>[^_]+)_"
+    r"(?P<stem>sub-.+?)_((seg-(siam|siamhemi)|label-brain|seg-siam_label-[^_]+)_)?desc-(?P<desc>[^_]+)_"
     r"(dseg\.nii\.gz|mask\.nii\.gz|probseg\.nii\.gz|volumes\.tsv|qc\.tsv)"
 )
 

@@ -18,7 +18,7 @@ from siam_bids.bids.status import OUTPUTS
 from siam_bids.errors import DatasetError
 from siam_bids.image.labels import LabelTable
 from siam_bids.measures.quality import dictionary as quality_dictionary
-from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.measures.volumes import INTRACRANIAL, SIDE_COLUMNS
 from siam_bids.support.atomic_files import sha256
 from siam_bids.support.input_files import load_json
 from siam_bids.support.json_kinds import misfit
@@ -59,8 +59,9 @@ class ScanResult:
     about
         Sidecar of the segmentation.
     volumes
-        Rows of the volume table: index (None for sums), name, voxels, volume_mL. There is one for
-        each label of the dataset, and one of the total intracranial volume where it is known.
+        Rows of the volume table: index (None for sums), name, voxels, volume_mL, and if the table
+        has them `SIDE_COLUMNS` (None where there is no value). There is one for each label of the
+        dataset, and one of the total intracranial volume where it is known.
     quality
         Metrics by name, those that could be measured; empty for results of versions without them.
     """
@@ -225,6 +226,13 @@ def _volumes(path: Path, labels: LabelTable) -> Iterable[dict[str, Any]]:
             "name": name,
             "voxels": int(_number(path, row, "voxels", whole=True)),
             "volume_mL": _number(path, row, "volume_mL"),
+            **{
+                column: None
+                if row[column] == "n/a"
+                else _number(path, row, column, whole=column.endswith("voxels"))
+                for column in SIDE_COLUMNS
+                if column in row
+            },
         }
 
 

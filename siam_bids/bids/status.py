@@ -24,10 +24,10 @@ from siam_bids.support.atomic_files import (
     write_json,
 )
 
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """Raised when labels or tables of the same scan, model and options change, and only then.
 
-1 was up to version 0.1.0, whose sidecars do not name it.
+1 was up to version 0.1.0, whose sidecars do not name it; 2 up to 0.13.0, without sides.
 """
 
 IDENTITY = {

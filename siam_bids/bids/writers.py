@@ -42,6 +42,11 @@ def save_segmentation(path: Path, segmentation: Segmentation) -> Written:
     return _save(path, segmentation.data, segmentation.grid)
 
 
+def save_values(path: Path, values: npt.NDArray[np.uint16], grid: Grid) -> Written:
+    """Write a label map (I, J, K) of larger values as uint16 NIfTI."""
+    return _save(path, values, grid)
+
+
 def save_mask(path: Path, mask: npt.NDArray[np.bool_], grid: Grid) -> Written:
     """Write a mask (I, J, K) as uint8 NIfTI, 1 inside."""
     return _save(path, mask.astype(np.uint8), grid)

@@ -16,6 +16,7 @@ from siam_bids.cli.arguments import (
     add_folders,
     add_inference_options,
     add_query,
+    add_segmentations,
     at_least,
     inference_of,
     query_of,
@@ -196,6 +197,7 @@ def parser() -> CommandLine:
         help="also write probability maps of these tissues, for example GM WM CSF",
     )
     how.add_argument("--write-probseg", action="store_true", help="also write those of all tissues")
+    add_segmentations(how)
     add_inference_options(how)
     again = how.add_mutually_exclusive_group()
     again.add_argument(
@@ -334,6 +336,7 @@ def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         threads=arguments.threads,
         probabilities=tuple(arguments.probabilities),
         write_probseg=arguments.write_probseg,
+        segmentations=tuple(sorted({*arguments.segmentations})),
         overwrite=arguments.overwrite,
         dry_run=arguments.dry_run,
         reports_only=arguments.reports_only,

@@ -81,6 +81,18 @@ def query_of(arguments: argparse.Namespace) -> Query:
     )
 
 
+def add_segmentations(group: argparse._ActionsContainer) -> None:
+    """Add what asks for further label maps."""
+    group.add_argument(
+        "--hemispheres",
+        dest="segmentations",
+        action="append_const",
+        const="siamhemi",
+        default=[],
+        help="also write a label map in which paired tissues have a left and a right label",
+    )
+
+
 def add_inference_options(group: argparse._ActionsContainer) -> None:
     """Add what changes how a network is run."""
     group.add_argument(

@@ -1,7 +1,7 @@
 """Heads that are segmented again in standard orientation.
 
-Networks are trained on adult heads near the standard orientation and do worse on others: the scan is
-resampled for a second pass by the pose that the first one shows.
+Networks are trained on adult heads near the standard orientation and do worse on others. The pose
+that a first pass shows defines how the scan is resampled for a second.
 """
 
 from __future__ import annotations

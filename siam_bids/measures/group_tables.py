@@ -15,7 +15,7 @@ from siam_bids.measures.harmonization import HARMONIZED, NO_EFFECTS
 from siam_bids.measures.inclusion import SHARED
 from siam_bids.measures.outliers import LIMIT as OUTLIER_LIMIT
 from siam_bids.measures.regression import Statistics
-from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL
+from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL, SIDE_COLUMNS, SIDES_DICTIONARY
 from siam_bids.support.tsv import as_numbers_or_words
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ ENTITY_COLUMNS = (
 
 PERCENT = "percent_TIV"
 ADJUSTED = "adjusted_mL"
-_MEASURES = (PERCENT, ADJUSTED, HARMONIZED, "voxels")
+ASYMMETRY = "asymmetry"
+_MEASURES = (PERCENT, ADJUSTED, HARMONIZED, *SIDE_COLUMNS, ASYMMETRY, "voxels")
 """What follows the name of a tissue in the columns of the wide table."""
 
 _FEWEST_FOR_SLOPE = 10
@@ -52,6 +53,12 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "index": DICTIONARY["index"],
     "voxels": DICTIONARY["voxels"],
     "volume_mL": DICTIONARY["volume_mL"],
+    **SIDES_DICTIONARY,
+    ASYMMETRY: {
+        "Description": "Asymmetry index of the tissue: (left - right) / ((left + right) / 2); "
+        "positive where the left is larger; n/a where the hemispheres cannot be told.",
+        "Units": "1",
+    },
     PERCENT: {
         "Description": f"Volume in percent of the scan's {INTRACRANIAL} (proportion method).",
         "Units": "%",
@@ -181,7 +188,8 @@ def tidy_volumes(
 
     Returns
     -------
-    Columns of `keys`, then tissue, index, voxels, volume_mL and percent of TIV.
+    Columns of `keys`, then tissue, index, voxels, volume_mL and percent of TIV; where tissues have
+    sides also theirs and the asymmetry index.
     """
     rows = [row for table in volumes for row in table]
     tidy = keys.loc[np.repeat(np.arange(len(keys)), [len(table) for table in volumes])]
@@ -194,6 +202,13 @@ def tidy_volumes(
     with np.errstate(divide="ignore", invalid="ignore"):
         share = 100 * tidy["volume_mL"].to_numpy() / own
     tidy[PERCENT] = np.where(own > 0, share, np.nan)
+    for name in (column for column in SIDE_COLUMNS if any(column in row for row in rows)):
+        cells = [row.get(name) for row in rows]
+        whole = name.endswith("voxels")
+        tidy[name] = pd.array(cells, dtype="Int64") if whole else np.array(cells, np.float64)
+    if "left_mL" in tidy:
+        left, right = tidy["left_mL"], tidy["right_mL"]
+        tidy[ASYMMETRY] = (left - right) / ((left + right) / 2).where(lambda mean: mean > 0)
     return tidy
 
 
@@ -236,15 +251,18 @@ def head_size_adjusted(
 def wide_volumes(tidy: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
     """Turn the long table to one row per scan.
 
-    `GM` in mL, `GM_percent_TIV`, `GM_adjusted_mL` (where the long table has it), `GM_voxels`.
+    `GM` in mL, `GM_percent_TIV`, and where the long table has them `GM_adjusted_mL`, `GM_left_mL`,
+    `GM_right_mL`, `GM_asymmetry` and the voxels of both sides; `GM_voxels`.
     """
     known = {name: part.set_index("scan") for name, part in tidy.groupby("tissue", sort=False)}
     columns = {name: own["volume_mL"] for name, own in known.items()}
-    for column in (PERCENT, ADJUSTED, "voxels"):
+    for column in (PERCENT, ADJUSTED, *SIDE_COLUMNS, ASYMMETRY, "voxels"):
         columns |= {
             f"{name!s}_{column}": own[column]
             for name, own in known.items()
-            if column in own and (name != INTRACRANIAL or column == "voxels")
+            if column in own
+            and (name != INTRACRANIAL or column == "voxels")
+            and (column not in (*SIDE_COLUMNS, ASYMMETRY) or own[column].notna().any())
         }
     return keys.merge(
         pd.DataFrame(columns), left_on="scan", right_index=True, validate="one_to_one"

@@ -18,7 +18,7 @@ Accuracy on heads with known sides: `benchmarks/sides.md`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,13 @@ from scipy import ndimage
 from scipy.optimize import minimize
 
 from siam_bids.image.grid import Segmentation
-from siam_bids.image.labels import LabelTable
+from siam_bids.image.labels import Label, LabelTable
 from siam_bids.measures.pose import LEAST_VOXELS, MISFIT, Shape, pose_of, upright_head
 
 Floats = npt.NDArray[np.float64]
+
+SIDE_VALUE = 1000
+"""What a label's value gains on the left; twice that on the right."""
 
 PAIRED = (
     "GM", "WM", "CSFv", "Ventricles", "cerGM", "Cereb", "Wmcereb", "Thal", "Pal", "Put", "Caud",
@@ -37,8 +40,8 @@ PAIRED = (
 )  # fmt: skip
 """Names of the labels that each hemisphere has."""
 
-HEMISPHERES = ("L", "R")
-"""Labels of the BIDS entity `hemi`; the values 1 and 2 of `sides`."""
+HEMISPHERES = {1: "left", 2: "right"}
+"""Values of `find_sides`, and their words."""
 
 STEP = 2.0
 """Edge length in mm of the grid on which the surface is found."""
@@ -104,13 +107,49 @@ class MidSurface:
         return away
 
 
-def sides(segmentation: Segmentation) -> npt.NDArray[np.uint8] | None:
+def sided_values(
+    data: npt.NDArray[np.uint8], sides: npt.NDArray[np.uint8] | None
+) -> npt.NDArray[np.uint16]:
+    """Return labels (I, J, K) with `SIDE_VALUE` added once on the left and twice on the right.
+
+    FreeSurfer numbers the parcels of the cortex so.
+    """
+    values = data.astype(np.uint16)
+    return values if sides is None else values + SIDE_VALUE * sides.astype(np.uint16)
+
+
+def sided_labels(labels: LabelTable) -> LabelTable:
+    """Return the table of what `sided_values` returns: all labels, then left, then right ones.
+
+    Those of the right are darker.
+    """
+    pairs = [
+        replace(
+            label,
+            index=label.index + SIDE_VALUE * value,
+            name=f"{label.name}_{side}",
+            long_name=f"{label.long_name}, {side}",
+            color="#" + bytes(round(part * shade) for part in label.rgb).hex(),
+        )
+        for value, side, shade in ((1, HEMISPHERES[1], 1.0), (2, HEMISPHERES[2], 0.7))
+        for label in paired_labels(labels)
+    ]
+    return LabelTable((*labels, *pairs))
+
+
+def paired_labels(labels: LabelTable) -> tuple[Label, ...]:
+    """Return the labels that each hemisphere has, what refines them included."""
+    indices = {*labels.indices(PAIRED)}
+    return tuple(label for label in labels if label.index in indices)
+
+
+def find_sides(segmentation: Segmentation) -> npt.NDArray[np.uint8] | None:
     """Give each voxel of a paired tissue its hemisphere.
 
     Returns
     -------
     (I, J, K): 0 no paired tissue, 1 left, 2 right. None if there are too few paired voxels, or
-    the labels have other names than SIAM's.
+    no label has a name of `PAIRED`.
     """
     surface = mid_surface(segmentation)
     if surface is None:
@@ -145,11 +184,12 @@ def mid_surface(segmentation: Segmentation) -> MidSurface | None:
     if not any(name in labels.by_name for name in PAIRED):
         return None
     data, affine = _coarse(segmentation)
-    if np.isin(data, labels.indices(PAIRED)).sum() < _LEAST_PAIRED:
+    paired = labels.indices(PAIRED)
+    if np.isin(data, paired).sum() < _LEAST_PAIRED:
         return None
     compared = np.zeros(256, np.uint8)
     for label in labels:
-        if label.role not in _OUTSIDE:
+        if label.role not in _OUTSIDE or label.index in paired:
             compared[label.index] = label.index
     head = _pose(data, affine, labels)
     head = _plane(compared[data], affine, head)

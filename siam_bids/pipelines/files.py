@@ -21,6 +21,7 @@ from siam_bids.image.image_file import image_checksum
 from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
+from siam_bids.measures.hemispheres import find_sides
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
@@ -233,6 +234,10 @@ def _segment_file(image: Path, output: Output, segmenter: CascadeSegmenter, mode
     written = {
         **save_segmentation(output.segmentation, segmentation),
         **save_label_table(output.beside(".tsv"), labels),
-        **save_volumes(output.beside("_volumes.tsv"), tissue_volumes(segmentation), labels),
+        **save_volumes(
+            output.beside("_volumes.tsv"),
+            tissue_volumes(segmentation, find_sides(segmentation)),
+            labels,
+        ),
     }
     declare(declared, output.segmentation.parent, about, written)

@@ -8,10 +8,13 @@ import math
 import numbers
 import os
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
@@ -23,6 +26,7 @@ from siam_bids.image.grid import Volume
 from siam_bids.image.loading import as_volume, load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
+from siam_bids.measures.hemispheres import find_sides
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.models.folder import search_path
 from siam_bids.models.registry import find_model
@@ -61,10 +65,19 @@ class Segmentation(grid.Segmentation):
 
         Returns
         -------
-        Columns index, name, voxels and volume_mL. The last row is the total intracranial volume,
-        where the model's labels tell it.
+        Columns index, name, voxels and volume_mL; of models with paired tissues also left_voxels,
+        right_voxels, left_mL and right_mL. The last row is the total intracranial volume, where
+        the model's labels tell it.
         """
-        return tissue_volumes(self)
+        return tissue_volumes(self, self.sides)
+
+    @cached_property
+    def sides(self) -> npt.NDArray[np.uint8] | None:
+        """(I, J, K): 1 in paired tissues of the left hemisphere, 2 on the right, else 0.
+
+        None where the hemispheres cannot be told.
+        """
+        return find_sides(self)
 
     def to_nibabel(self) -> nib.Nifti1Image:
         """Return the label map as a NIfTI image with the placement of the scan."""
@@ -125,7 +138,7 @@ class Segmentation(grid.Segmentation):
     def _repr_html_(self) -> str:
         """Show a picture and the volumes in a notebook."""
         picture = base64.b64encode(mosaic(cut(self.scan, self, _SLICES), self.labels)).decode()
-        table = self.volumes()[["name", "volume_mL"]]
+        table = tissue_volumes(self)[["name", "volume_mL"]]
         numbers = table.to_html(index=False, border=0, float_format="{:.1f}".format, escape=True)
         return (
             f"<p>{html.escape(repr(self)[1:-1])}</p>"

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from siam_bids.bids.description import DESCRIPTION, begin_dataset
+from siam_bids.bids.description import DESCRIPTION, FURTHER, begin_dataset
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.scan import CT, Scan
@@ -36,6 +36,7 @@ from siam_bids.bids.writers import (
     save_quality,
     save_segmentation,
     save_sidecar,
+    save_values,
     save_volumes,
 )
 from siam_bids.config import RunConfig
@@ -46,6 +47,7 @@ from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
+from siam_bids.measures.hemispheres import find_sides, sided_values
 from siam_bids.measures.quality import scan_quality
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.pipelines.failures import (
@@ -168,12 +170,15 @@ class Task:
         The sidecar of an earlier result, as it was when the scan was found to be segmented anew.
     overwrite
         Replace files that siam-bids does not know.
+    segmentations
+        Further label maps to write, keys of `FURTHER`.
     """
 
     scan: Scan
     names: ScanNames
     seen: dict[str, Any]
     overwrite: bool
+    segmentations: tuple[str, ...]
     provenance: dict[str, Any]
     volume: Volume
     meter: Meter
@@ -247,7 +252,8 @@ class _ScanLoop:
     def begin_dataset(self) -> None:
         """Make the output folder a dataset that names its maker and its labels."""
         labels = self.checklist.cascade.labels
-        begin_dataset(self.config.output_dir, self.config.bids_dir, labels)
+        more = self.config.segmentations
+        begin_dataset(self.config.output_dir, self.config.bids_dir, labels, more)
 
     def _finish(self, task: Task, prediction: Prediction) -> None:
         try:
@@ -322,6 +328,7 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
         names=names,
         seen=seen,
         overwrite=checklist.config.overwrite,
+        segmentations=checklist.config.segmentations,
         provenance=provenance,
         volume=volume,
         meter=meter,
@@ -351,7 +358,13 @@ def _write_results(task: Task, prediction: Prediction, names: ScanNames) -> Writ
         path = names.probability(tissue)
         written |= save_probability(path, probability, volume.grid)
         written |= save_sidecar(path, {"Description": f"Probability of {tissue}.", **about})
-    written |= save_volumes(names.volumes, tissue_volumes(segmentation), segmentation.labels)
+    sides = find_sides(segmentation)
+    for kind in task.segmentations:
+        path = names.further_segmentation(kind)
+        written |= save_values(path, sided_values(segmentation.data, sides), volume.grid)
+        written |= save_sidecar(path, {**FURTHER[kind].about, **about})
+    table = tissue_volumes(segmentation, sides)
+    written |= save_volumes(names.volumes, table, segmentation.labels)
     quality = scan_quality(
         volume,
         segmentation,

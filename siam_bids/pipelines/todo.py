@@ -21,6 +21,7 @@ from siam_bids.image.image_file import image_checksum
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.loading import read_grid
 from siam_bids.inference.cascade import Cascade
+from siam_bids.measures.hemispheres import PAIRED, paired_labels
 from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.failures import reason_of
@@ -127,7 +128,8 @@ class Checklist:
         maps = [names.probability(tissue) for tissue in self.config.probabilities]
         tables = [names.volumes, names.quality]
         masks = [names.brain_mask] if self.cascade.labels.brain else []
-        return [names.segmentation, *masks, *tables, *pictures, *maps]
+        more = [names.further_segmentation(kind) for kind in self.config.segmentations]
+        return [names.segmentation, *more, *masks, *tables, *pictures, *maps]
 
     def provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
         """Return the sidecar of a finished scan; `checksum` is that of its input."""
@@ -142,7 +144,11 @@ class Checklist:
             **ABOUT_LABELS,
             "Sources": [f"bids:raw:{scan.relative}"],
             **made,
-            "Options": {"probabilities": sorted(self.config.probabilities), **made["Options"]},
+            "Options": {
+                "probabilities": sorted(self.config.probabilities),
+                **({"segmentations": [*more]} if (more := self.config.segmentations) else {}),
+                **made["Options"],
+            },
         }
 
     def why(self, scan: Scan, *, trusting: bool = False) -> str:
@@ -228,12 +234,23 @@ def check_folders(config: RunConfig) -> None:
 
 
 def with_tissues(config: RunConfig, labels: LabelTable) -> RunConfig:
-    """Name all tissues whose probability maps are wanted; `UsageError` for unknown ones."""
+    """Name all tissues whose probability maps are wanted.
+
+    Raises
+    ------
+    UsageError
+        A tissue is unknown, or no tissue has the sides that are asked for.
+    """
     unknown = [name for name in config.probabilities if name not in labels.by_name]
     if unknown:
         raise UsageError(
             f"The model has no tissue {', '.join(unknown)}.",
             did_you_mean(unknown[0], labels.by_name) or f"It has: {', '.join(labels.by_name)}.",
+        )
+    if config.segmentations and not paired_labels(labels):
+        raise UsageError(
+            "The model has no tissue of which both hemispheres have one.",
+            f"Leave out --hemispheres. Such tissues are called {', '.join(PAIRED)}.",
         )
     every = [label.name for label in labels.foreground] if config.write_probseg else []
     return replace(config, probabilities=tuple(dict.fromkeys([*config.probabilities, *every])))
