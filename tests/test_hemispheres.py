@@ -6,13 +6,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import run_config, write_model
 from scipy.spatial.transform import Rotation
 
 from siam_bids.bids.label_tables import save_label_table
 from siam_bids.bids.names import finished_scans
-from siam_bids.config import Query
+from siam_bids.bids.results import read_result
+from siam_bids.bids.writers import save_volumes
+from siam_bids.config import Query, RunConfig
 from siam_bids.errors import DatasetError, UsageError
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable, siam_labels
@@ -25,6 +28,7 @@ from siam_bids.measures.hemispheres import (
 )
 from siam_bids.measures.pose import upright_head
 from siam_bids.measures.volumes import dictionary, tissue_volumes
+from siam_bids.pipelines.group import run_group
 from siam_bids.pipelines.participant import run_participant
 from siam_bids.pipelines.verify import verify
 from siam_bids.support.atomic_files import read_json
@@ -252,3 +256,64 @@ def test_sides_of_a_map_that_tells_them():
     assert found["volume"] < 1
     pushed = sides.measure(sides.shifted(head, np.random.default_rng(1)))
     assert pushed["all"] >= 99
+
+
+def sided_study(study, place, *, share=0.52):
+    """A study whose left hippocampus holds `share` of both, more by 0.002 a year of age."""
+    raw, out = study(place)
+    age = {row["participant_id"]: float(row["age"]) for row in read_rows(raw / "participants.tsv")}
+    for names in finished_scans(out):
+        table = pd.read_csv(names.volumes, sep="\t", na_values="n/a", keep_default_na=False)
+        left = share + 0.002 * age[f"sub-{names.identity.subject}"]
+        for side, part in (("left", left), ("right", 1 - left)):
+            paired = table["name"].isin(["GM", "Hippo"])
+            table[f"{side}_voxels"] = (table["voxels"] * part).where(paired).round().astype("Int64")
+            table[f"{side}_mL"] = (table["volume_mL"] * part).where(paired)
+        save_volumes(names.volumes, table.assign(index=table["index"].astype("Int64")), LABELS)
+    return raw, out
+
+
+def test_group_tables_and_pages_have_both_sides_and_the_asymmetry_index(study, tmp_path):
+    raw, out = sided_study(study, tmp_path)
+    run_group(
+        RunConfig(bids_dir=raw, output_dir=out, level="group", formula="Hippo_asymmetry ~ age")
+    )
+    wide = pd.read_csv(out / "group_desc-wide_volumes.tsv", sep="\t", na_values="n/a")
+    left, right = wide["Hippo_left_mL"], wide["Hippo_right_mL"]
+    expected = (left - right) / ((left + right) / 2)
+    np.testing.assert_allclose(wide["Hippo_asymmetry"], expected, rtol=1e-5)
+    np.testing.assert_allclose(expected, 2 * (0.04 + 0.004 * wide["age"]), rtol=1e-4)
+    assert "Skull_left_mL" not in wide
+    tidy = pd.read_csv(out / "group_desc-tidy_volumes.tsv", sep="\t", na_values="n/a")
+    known = tidy["left_mL"].notna()
+    assert {*tidy.loc[known, "tissue"]} == {"GM", "Hippo"}
+    assert tidy.loc[known, "asymmetry"].notna().all()
+    meaning = read_json(out / "group_desc-wide_volumes.json")
+    assert meaning["Hippo_asymmetry"]["Units"] == "1"
+    assert meaning["Hippo_left_mL"]["LongName"] == "Hippocampus"
+    (term,) = (row for row in read_rows(out / "group_statistics.tsv") if row["term"] == "age")
+    assert float(term["estimate"]) == pytest.approx(0.008, rel=1e-3)
+    page = (out / "sub-01.html").read_text()
+    row = wide.loc[wide["participant_id"] == "sub-01"].iloc[0]
+    assert f'<td class="number">{row["Hippo_left_mL"]:.2f}</td>' in page
+    assert f'<td class="number">{row["Hippo_asymmetry"]:+.3f}</td>' in page
+    assert 'data-kind="asymmetry"' in (out / "group.html").read_text()
+
+
+def test_a_study_without_sides_has_no_columns_of_them(study, tmp_path):
+    raw, out = study(tmp_path)
+    run_group(RunConfig(bids_dir=raw, output_dir=out, level="group"))
+    assert "left" not in (out / "group_desc-wide_volumes.tsv").read_text().partition("\n")[0]
+    assert "Left and right" not in (out / "sub-01.html").read_text()
+    assert 'data-kind="asymmetry"' not in (out / "group.html").read_text()
+
+
+@pytest.mark.parametrize(("column", "cell"), [("left_mL", "many"), ("right_voxels", "1.5")])
+def test_sides_that_are_no_numbers_are_refused(study, tmp_path, column, cell):
+    _, out = sided_study(study, tmp_path)
+    names = next(finished_scans(out))
+    table = pd.read_csv(names.volumes, sep="\t", dtype="str", keep_default_na=False)
+    table.loc[table["name"] == "GM", column] = cell
+    table.to_csv(names.volumes, sep="\t", index=False)
+    with pytest.raises(DatasetError, match=f"{column} in .* is '{cell}', not a"):
+        read_result(names)

@@ -64,6 +64,9 @@ _DEPTH = 6.0
 _GAP = 2.0
 """Distance in mm from `_DEEP` from which on fluid, dura and vessels cost 1 less."""
 
+_FAR = 14.0
+"""Distance in mm from `_DEEP` beyond which nothing is between the hemispheres: old strokes."""
+
 _WIDEST = 30
 """How far in mm to both sides tissues are compared."""
 
@@ -323,6 +326,7 @@ def _bent(
     cost = 1 - np.minimum(away[candidates], _DEPTH) / _DEPTH
     fluid = [label.index for label in labels.of_role("csf", "dura", "vessels")]
     cost -= np.isin(volume[candidates], fluid) * np.minimum(away[candidates], _GAP) / _GAP
+    cost = 1 - (1 - cost) * np.clip((_FAR - away[candidates]) / _DEPTH, 0, 1)
     mirrored = compared[volume]
     lengths = np.arange(1, _WIDEST, 2)
     for place in range(2 * REACH + 1):

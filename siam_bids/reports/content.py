@@ -27,7 +27,7 @@ class TissueVolume:
     """One tissue of one scan; `volume_ml` in millilitres, `color` as `#rrggbb`.
 
     `inside`: whether it is inside the skull; None if unknown. `brain`: whether the 3-D view shows
-    it.
+    it. `left_ml` and `right_ml` of what is paired, where the hemispheres could be told.
     """
 
     index: int
@@ -39,6 +39,15 @@ class TissueVolume:
     inside: bool | None
     brain: bool = True
     spread: Spread | None = None
+    left_ml: float | None = None
+    right_ml: float | None = None
+
+    @property
+    def asymmetry(self) -> float | None:
+        """(left - right) / ((left + right) / 2); None without sides, or if both are empty."""
+        if self.left_ml is None or self.right_ml is None or not self.left_ml + self.right_ml:
+            return None
+        return (self.left_ml - self.right_ml) / ((self.left_ml + self.right_ml) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,13 @@ from siam_bids.bids.metadata import SCANNER
 from siam_bids.bids.records import read_record
 from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
-from siam_bids.measures.group_tables import ENTITY_COLUMNS, GroupTables, missing_values, numeric
+from siam_bids.measures.group_tables import (
+    ASYMMETRY,
+    ENTITY_COLUMNS,
+    GroupTables,
+    missing_values,
+    numeric,
+)
 from siam_bids.measures.harmonization import HARMONIZED
 from siam_bids.measures.outliers import LIMIT
 from siam_bids.measures.quality import metrics
@@ -219,6 +225,10 @@ def _measures(
     for name in (name for name in tables.tissues if f"{name}_{HARMONIZED}" in wide):
         after = f"{name}_{HARMONIZED}"
         add(after, wide[after], kind="harmonized", title=f"{name} after ComBat", units="mL")
+    for name in (name for name in names if f"{name}_{ASYMMETRY}" in wide):
+        index = f"{name}_{ASYMMETRY}"
+        words = f"{name}: (left - right) / ((left + right) / 2)"
+        add(index, wide[index], kind="asymmetry", title=words, units="")
     for metric in metrics():
         if metric.name in quality and metric.name not in measures:
             units = "" if metric.units == "1" else metric.units

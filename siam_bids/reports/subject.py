@@ -130,6 +130,8 @@ def _scan_report(
                 inside=label.role in INTRACRANIAL_ROLES if label.role else None,
                 brain=label in (labels.brain or labels.foreground),
                 spread=spreads.get(label.name),
+                left_ml=rows[label.name].get("left_mL"),
+                right_ml=rows[label.name].get("right_mL"),
             )
             for label in labels.foreground
         ),
