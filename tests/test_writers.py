@@ -137,7 +137,7 @@ def test_dataset_files(tmp_path):
         "DatasetLinks": {"raw": source.as_uri()},
     }
     ignored = (root / ".bidsignore").read_text().split()
-    assert {"*.html", "figures", "group_*", "seg-siam_*.txt"} < set(ignored)
+    assert {"*.html", "figures", "group_*", "seg-*.txt"} < set(ignored)
     assert not any(line.endswith("/") for line in ignored)
     readme = (root / "README").read_text().splitlines()
     assert readme[0] == f"Segmentations of whole-head MRI made by siam-bids {__version__}."
