@@ -296,10 +296,9 @@ def main() -> None:
             if change is as_it_is:
                 plain[f"training_seg_{number:02d}"] = found[-1]
         every = [each["all"] for each in found]
-        worst = max(each["volume"] for each in found)
-        print(
-            f"| {name} | {min(every):.2f} % | {np.mean(every):.2f} % | {worst:.2f} % |", flush=True
-        )
+        cells = [min(every), float(np.mean(every)), max(each["volume"] for each in found)]
+        shown = " | ".join(f"{cell:.2f} %" for cell in cells)
+        print(f"| {name} ({len(found)}) | {shown} |", flush=True)
     reference = arguments.heads / "visualqc_id001_aparc+aseg.mgz"
     plain["visualqc_id001"] = measure(freesurfer(reference))
     tissues = ["all", *(name for name in PAIRED if name in INDEX)]
