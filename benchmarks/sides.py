@@ -312,7 +312,6 @@ def main() -> None:
             else "n/a"
             for t in tissues
         ]
-        name = f"{name} ({len(found)})"
         print(f"| {name} | " + " | ".join(cells) + " |")
     print(f"\n{np.mean(took):.1f} s of CPU time a head, {max(took):.1f} s at most.")
 
