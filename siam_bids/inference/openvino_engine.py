@@ -98,42 +98,33 @@ def graph_of(network: nn.Module, shape: tuple[int, ...], *, exact: bool = True) 
     from torch import fx  # late: a tenth of a second
 
     library = _openvino()
-    parts = dict(network.named_modules())
-    values: dict[str, Any] = {}
-    inputs = []
-
-    def value(argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            return values[argument.name]
-        return (
-            [value(each) for each in argument] if isinstance(argument, tuple | list) else argument
-        )
-
+    ops, layers = library.opset13, dict(network.named_modules())
+    values: dict[Any, Any] = {}
+    inputs: list[Any] = []
     for node in fx.symbolic_trace(network).graph.nodes:
-        arguments = [value(each) for each in node.args]
-        words = {name: value(each) for name, each in node.kwargs.items()}
-        if node.op == "placeholder":
-            inputs.append(library.opset13.parameter(list(shape), np.float32))
-            values[node.name] = inputs[-1]
-        elif node.op == "output":
+        arguments, words = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "output":
             return library.Model([arguments[0]], inputs)
+        if node.op == "placeholder":
+            values[node] = ops.parameter(list(shape), np.float32)
+            inputs.append(values[node])
         elif node.op == "call_module":
-            layer = parts[node.target]
-            if exact and isinstance(layer, nn.InstanceNorm3d):
-                values[node.name] = _exact_normalisation(library.opset13, layer, *arguments)
-            else:
-                values[node.name] = _described(library.opset13, layer, *arguments, **words)
-        elif node.target in (operator.add, operator.iadd, torch.add):
-            values[node.name] = library.opset13.add(*arguments, **words)
-        elif node.target is torch.cat:
-            values[node.name] = library.opset13.concat(arguments[0], *arguments[1:], **words)
+            values[node] = _described(ops, layers[node.target], *arguments, exact=exact, **words)
+        elif node.target in _FUNCTIONS:
+            values[node] = getattr(ops, _FUNCTIONS[node.target])(*arguments, **words)
         else:
             raise RuntimeError(f"{node.op} {node.target} is not known")
     raise RuntimeError("the network gives nothing")
 
 
-def _described(ops: Any, layer: nn.Module, features: Any) -> Any:
+_FUNCTIONS = {operator.add: "add", operator.iadd: "add", torch.add: "add", torch.cat: "concat"}
+"""Functions that networks call themselves, and the operations of OpenVINO that do so."""
+
+
+def _described(ops: Any, layer: nn.Module, features: Any, *, exact: bool) -> Any:
     """Describe one layer in the words of an OpenVINO operator set."""
+    if exact and isinstance(layer, nn.InstanceNorm3d):
+        return _exact_normalisation(ops, layer, features)
     describe: Callable[[Any, Any, Any], Any] | None = _LAYERS.get(type(layer))
     if describe is None:
         raise RuntimeError(f"{type(layer).__name__} is not known")

@@ -201,23 +201,15 @@ class Formula:
 
         table = table.dropna(subset=list(self.columns))
         factors = dict.fromkeys(factor for term in self.terms for factor in term)
-        values = {factor: factor.values(table) for factor in factors} if len(table) else {}
-        data = pd.DataFrame({k: v for own in values.values() for k, v in own.items()}, table.index)
-        data = data.dropna()
-        for name in data.select_dtypes("category"):
-            data[name] = data[name].cat.remove_unused_categories()
-            if len(data[name].cat.categories) < 2:
-                data = data.iloc[:0]
-        if data.empty and factors:
-            return pd.DataFrame(index=data.index)
         if not factors:
             return pd.DataFrame({"Intercept": 1.0}, index=table.index)
-        # The library sees names and levels of ours only: it drops levels that begin with "__".
-        names = {label: f"f{place}" for place, label in enumerate(data)}
-        coded = data.rename(columns=names)
-        for name in coded.select_dtypes("category"):
-            levels = range(len(coded[name].cat.categories))
-            coded[name] = coded[name].cat.rename_categories([f"l{level}" for level in levels])
+        values = {factor: factor.values(table) for factor in factors} if len(table) else {}
+        data = pd.DataFrame({k: v for own in values.values() for k, v in own.items()}, table.index)
+        data = _with_levels_there(data.dropna())
+        if data.empty:
+            return pd.DataFrame(index=data.index)
+        coded = _coded(data)
+        names = dict(zip(data, coded, strict=True))
         one = Looked("1", eval_method="literal")
         terms = [
             Product([Looked(names[label], eval_method="lookup") for label in labels] or [one])
@@ -227,6 +219,27 @@ class Formula:
         matrix = SimpleFormula(terms).get_model_matrix(coded, context={}, output="pandas")
         design = pd.DataFrame(matrix).astype(np.float64)
         return design.rename(columns=partial(_parameter, data))
+
+
+def _with_levels_there(data: pd.DataFrame) -> pd.DataFrame:
+    """Drop levels that no row has; no rows are left if a factor has fewer than two then."""
+    for name in data.select_dtypes("category"):
+        data[name] = data[name].cat.remove_unused_categories()
+        if len(data[name].cat.categories) < 2:
+            data = data.iloc[:0]
+    return data
+
+
+def _coded(data: pd.DataFrame) -> pd.DataFrame:
+    """Rename columns to f0, f1, ... and levels to l0, l1, ...
+
+    The library sees names and levels of ours only: it drops levels that begin with "__".
+    """
+    coded = data.set_axis([f"f{place}" for place in range(data.shape[1])], axis="columns")
+    for name in coded.select_dtypes("category"):
+        levels = range(len(coded[name].cat.categories))
+        coded[name] = coded[name].cat.rename_categories([f"l{level}" for level in levels])
+    return coded
 
 
 def _parameter(data: pd.DataFrame, name: str) -> str:

@@ -107,39 +107,74 @@ class Checkpoint:
             See `load_weights`; or axes or the name of the configuration are of no such kind.
         """
         regular_file(path, ModelError)
-        if path.suffix == ".safetensors":
-            try:
-                with safe_open(path, "pt") as content:
-                    about = _metadata(content)
-                    slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
-                    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-                    real = all(part.get_dtype() in _REAL.values() for part in slices.values())
-                    rows = [slices[name][:1] for name in shapes if shapes[name] and real]
-                shapes.update(
-                    {name: shapes[original] for name, original in about["aliases"].items()}
-                )
-                configuration, axes = about["configuration"], about["mirror_axes"]
-            except _BROKEN as error:
-                raise ModelError(f"{path} is damaged: {_plain(error)}.") from error
-        else:
-            content = _unpickled(path, mmap=True)
-            weights = _named(path, content.get("network_weights"))
-            shapes = {name: tuple(value.shape) for name, value in weights.items()}
-            real = all(value.dtype in _REAL for value in weights.values())
-            rows = [value[:1] for value in weights.values() if value.ndim]
-            given = content.get("init_args")
-            configuration = given.get("configuration", "") if isinstance(given, dict) else ""
-            axes = content.get("inference_allowed_mirroring_axes") or ()
-        if not real or not _some_finite(rows):
+        found = _of_safetensors(path) if path.suffix == ".safetensors" else _of_pickle(path)
+        if not found.real or not _some_finite(found.rows):
             raise ModelError(f"{path} holds weights that are not finite real numbers.")
-        if not isinstance(configuration, str):
+        if not isinstance(found.configuration, str):
             raise ModelError(f"{path} does not say in which configuration it was trained.")
-        known = isinstance(axes, list | tuple) and all(
-            type(axis) is int and 0 <= axis <= 2 for axis in axes
-        )
-        if not known or len(set(axes)) != len(axes):
+        if not _are_axes(found.axes):
             raise ModelError(f"{path} allows mirroring along axes that are not 0, 1 or 2.")
-        return cls(path, configuration, tuple(axes), shapes)
+        return cls(path, found.configuration, tuple(found.axes), found.shapes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """What a file says of itself, unchecked.
+
+    Attributes
+    ----------
+    real
+        Whether all weights are of types that weights may have.
+    rows
+        The first row of each array of weights.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    real: bool
+    rows: list[torch.Tensor]
+    configuration: Any
+    axes: Any
+
+
+def _of_safetensors(path: Path) -> _Description:
+    try:
+        with safe_open(path, "pt") as content:
+            about = _metadata(content)
+            slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            real = all(each.get_dtype() in _REAL.values() for each in slices.values())
+            rows = [slices[name][:1] for name, shape in shapes.items() if shape and real]
+        shapes |= {name: shapes[original] for name, original in about["aliases"].items()}
+    except _BROKEN as error:
+        raise ModelError(f"{path} is damaged: {_plain(error)}.") from error
+    return _Description(
+        shapes=shapes,
+        real=real,
+        rows=rows,
+        configuration=about["configuration"],
+        axes=about["mirror_axes"],
+    )
+
+
+def _of_pickle(path: Path) -> _Description:
+    content = _unpickled(path, mmap=True)
+    weights = _named(path, content.get("network_weights"))
+    given = content.get("init_args")
+    return _Description(
+        shapes={name: tuple(value.shape) for name, value in weights.items()},
+        real=all(value.dtype in _REAL for value in weights.values()),
+        rows=[value[:1] for value in weights.values() if value.ndim],
+        configuration=given.get("configuration", "") if isinstance(given, dict) else "",
+        axes=content.get("inference_allowed_mirroring_axes") or (),
+    )
+
+
+def _are_axes(given: Any) -> bool:
+    """Tell whether these are different ones of the axes 0, 1 and 2."""
+    known = isinstance(given, list | tuple) and all(
+        type(axis) is int and 0 <= axis <= 2 for axis in given
+    )
+    return known and len(set(given)) == len(given)
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:

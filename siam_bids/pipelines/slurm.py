@@ -229,26 +229,29 @@ def _work(
     config: ArrayConfig, scans: Sequence[Scan], size: Cost
 ) -> tuple[list[str], list[list[Scan]]]:
     """Return the options that choose the scans of each task, and those scans."""
-    sessions = config.sessions
-
-    def unit_of(scan: Scan) -> tuple[str, str]:
-        return scan.identity.subject, scan.identity.session if sessions else ""
-
-    units = [list(group) for _, group in groupby(scans, key=unit_of)]
-    fitting = int((config.minutes or 30) * 60 / _PATIENCE / (size.seconds * len(units[0])))
+    units = _units(scans, by_session=config.sessions)
+    fitting = int((config.minutes or 30) * 60 / _PATIENCE / (size.seconds * len(units[0][1])))
     per_task = config.per_task or max(1, fitting, math.ceil(len(units) / _MOST_TASKS))
-    if sessions:
+    if config.sessions:
         per_task = 1
     if math.ceil(len(units) / per_task) > _MOST_TASKS:
         logger.warning("More than %d tasks: see MaxArraySize of your cluster.", _MOST_TASKS)
     chunks = [units[start : start + per_task] for start in range(0, len(units), per_task)]
     lines = []
     for chunk in chunks:
-        chosen = [unit_of(unit[0]) for unit in chunk]
-        session = chosen[0][1]
-        line = _WHO + " ".join(subject for subject, _ in chosen)
+        line = _WHO + " ".join(subject for (subject, _), _ in chunk)
+        (_, session), _ = chunk[0]
         lines.append(f"{line} --session-label {session}" if session else line)
-    return lines, [[scan for unit in chunk for scan in unit] for chunk in chunks]
+    return lines, [[scan for _, own in chunk for scan in own] for chunk in chunks]
+
+
+def _units(scans: Sequence[Scan], *, by_session: bool) -> list[tuple[tuple[str, str], list[Scan]]]:
+    """Group scans by participant or also by session: labels of both, and the scans."""
+
+    def labels(scan: Scan) -> tuple[str, str]:
+        return scan.identity.subject, scan.identity.session if by_session else ""
+
+    return [(own, list(group)) for own, group in groupby(scans, key=labels)]
 
 
 def _size(config: ArrayConfig, cascade: Cascade, scans: Sequence[Scan]) -> Cost:

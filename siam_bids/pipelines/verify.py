@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from siam_bids.bids.names import (
 )
 from siam_bids.bids.results import misplaced, read_result, undeclared
 from siam_bids.bids.status import OUTPUTS, changed_outputs, missing_outputs
-from siam_bids.config import RunConfig
+from siam_bids.config import Query, RunConfig
 from siam_bids.errors import DatasetError
 from siam_bids.image.labels import LabelTable
 from siam_bids.support.atomic_files import read_json
@@ -60,31 +59,17 @@ def verify(config: RunConfig) -> Verification:
         The output folder holds no results, or its label table cannot be read.
     """
     root, query = config.output_dir, config.query
-    scans = [
-        names
-        for names in finished_scans(root)
-        if (not query.participants or names.identity.subject in query.participants)
-        and (not query.sessions or names.identity.session in query.sessions)
-    ]
-    orphans = [
-        path
-        for _, path in undeclared_results(root)
-        if _asked(query.participants, "sub-", path) and _asked(query.sessions, "ses-", path)
-    ]
+    scans = [names for names in finished_scans(root) if _asked(query, names.name)]
+    orphans = [path for _, path in undeclared_results(root) if _asked(query, path.name)]
     if not scans and not orphans:
         raise DatasetError(
             f"{root} holds no segmentations.", "Run the participant level on it first."
         )
-    labels, found = read_label_table(root), Verification()
-    if not query.participants and not query.sessions:
-        found.wrong |= {path.name: [misplaced(path)] for path in stray_results(root)}
+    labels = read_label_table(root)
+    found = Verification(wrong=_without_results(root, query))
     found.wrong |= {path.name: [undeclared(path)] for path in orphans}
-    people = {path.name.removeprefix("sub-") for path in root.glob("sub-*") if path.is_dir()}
-    for label in sorted({*query.participants} - people):
-        found.wrong[f"sub-{label}"] = ["it has no results in this folder"]
     for names in scans:
-        wrong = list(_wrong(names, labels))
-        if wrong:
+        if wrong := _wrong(names, labels):
             found.wrong[names.name] = wrong
         elif OUTPUTS in read_json(sidecar(names.segmentation)):
             found.whole.append(names.name)
@@ -93,10 +78,22 @@ def verify(config: RunConfig) -> Verification:
     return found
 
 
-def _asked(labels: Sequence[str], prefix: str, path: Path) -> bool:
-    """Return whether a file is of the participants or sessions asked for; all if none are named."""
-    pieces = path.name.split("_")
-    return not labels or any(prefix + label in pieces for label in labels)
+def _asked(query: Query, name: str) -> bool:
+    """Return whether a file is of the participants and sessions asked for; all if none are."""
+    entities = {*name.split("_")}
+    participants = {f"sub-{label}" for label in query.participants}
+    sessions = {f"ses-{label}" for label in query.sessions}
+    return all(not wanted or wanted & entities for wanted in (participants, sessions))
+
+
+def _without_results(root: Path, query: Query) -> dict[str, list[str]]:
+    """Name participants without any results, and files that look like results but are not."""
+    people = {path.name.removeprefix("sub-") for path in root.glob("sub-*") if path.is_dir()}
+    absent = sorted({*query.participants} - people)
+    wrong = {f"sub-{label}": ["it has no results in this folder"] for label in absent}
+    if not query.participants and not query.sessions:
+        wrong |= {path.name: [misplaced(path)] for path in stray_results(root)}
+    return wrong
 
 
 def _wrong(names: ScanNames, labels: LabelTable) -> list[str]:

@@ -25,8 +25,8 @@ def misfit(value: Any, kind: Kind, name: str) -> str:
     if isinstance(kind, list):
         if not isinstance(value, list):
             return f"{name} is not a list"
-        parts = (misfit(part, kind[0], f"{name}[{place}]") for place, part in enumerate(value))
-        return next(filter(None, parts), "")
+        misfits = (misfit(item, kind[0], f"{name}[{place}]") for place, item in enumerate(value))
+        return next(filter(None, misfits), "")
     fits = isinstance(value, (int, float) if kind is float else kind)
     if fits and kind is not str:
         fits = not isinstance(value, bool) and math.isfinite(value)
@@ -36,17 +36,12 @@ def misfit(value: Any, kind: Kind, name: str) -> str:
 def _object_misfit(value: Any, kinds: dict[str, Kind], name: str) -> str:
     if not isinstance(value, dict):
         return f"{name} is not an object"
-    for key, kind in kinds.items():
-        if key == "*":
-            named = {each.removesuffix("?") for each in kinds}
-            parts = {each: value[each] for each in value if each not in named}
-        elif key.removesuffix("?") in value:
-            parts = {key.removesuffix("?"): value[key.removesuffix("?")]}
-        elif key.endswith("?"):
-            continue
-        else:
-            return f"{name} has no {key}"
-        for each, part in parts.items():
-            if said := misfit(part, kind, f"{name}.{each}"):
-                return said
-    return ""
+    known = {key.removesuffix("?"): kind for key, kind in kinds.items()}
+    misfits = (
+        misfit(entry, known.get(key, kinds.get("*")), f"{name}.{key}")
+        for key, entry in value.items()
+        if key in known or "*" in kinds
+    )
+    required = (key for key in kinds if key != "*" and not key.endswith("?"))
+    absent = (f"{name} has no {key}" for key in required if key not in value)
+    return next(filter(None, (*misfits, *absent)), "")

@@ -7,7 +7,7 @@ import io
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,32 +106,39 @@ def as_numbers_or_words(cells: Sequence[str | None], rows: Sequence[str]) -> Col
     rows
         Name of each row, for the remarks.
     """
-    known = [(place, cell) for place, cell in enumerate(cells) if cell not in (None, *MISSING)]
-    texts = {place: str(cell) for place, cell in known}
+    texts = {place: cell for place, cell in enumerate(cells) if cell and cell not in MISSING}
     meant = {place: as_number(cell) for place, cell in texts.items()}
     numbers = {place: number for place, number in meant.items() if math.isfinite(number)}
     odd = {place: cell for place, cell in texts.items() if place not in numbers}
-    wrong = {place for place, cell in odd.items() if cell.lower() not in _NO_VALUE}
-    identifiers = any(abs(number) > _LARGEST_INTEGER for number in numbers.values()) and all(
-        re.fullmatch(r"[+-]?\d+", texts[place]) for place in numbers
-    )
-    if not numbers or identifiers or 4 * len(wrong) > len(numbers):
-        mixed = numbers and wrong and not identifiers
-        remark = f"is read as text: not all values are numbers ({_some(odd, rows)})"
-        words = tuple(texts.get(place) for place in range(len(cells)))
-        return Column(values=words, words=True, remarks=(remark,) if mixed else ())
-    remarks = []
+    wrong = sum(cell.lower() not in _NO_VALUE for cell in odd.values())
+    identifiers = _are_identifiers({texts[place]: number for place, number in numbers.items()})
+    places = range(len(cells))
+    if numbers and not identifiers and 4 * wrong <= len(numbers):
+        values = tuple(map(numbers.get, places))
+        return Column(values=values, words=False, remarks=tuple(_remarks(texts, odd, rows)))
+    mixed = numbers and wrong and not identifiers
+    remark = f"is read as text: not all values are numbers ({_some(odd, rows)})"
+    words = tuple(map(texts.get, places))
+    return Column(values=words, words=True, remarks=(remark,) if mixed else ())
+
+
+def _are_identifiers(numbers: dict[str, float]) -> bool:
+    """Tell whether numbers, by their text, are integers, some too long to count anything."""
+    long = any(abs(number) > _LARGEST_INTEGER for number in numbers.values())
+    return long and all(re.fullmatch(r"[+-]?\d+", text) for text in numbers)
+
+
+def _remarks(texts: dict[int, str], odd: dict[int, str], rows: Sequence[str]) -> Iterator[str]:
+    """Say which cells of a column of numbers are read otherwise than they are written."""
+    read = {place: cell for place, cell in texts.items() if place not in odd}
     for pattern, meaning in (
         (_OR_MORE, "values with a plus sign are read as the number before it"),
         (_DECIMAL_COMMA, "values with a decimal comma are read with a point, which BIDS requires"),
     ):
-        found = {place: texts[place] for place in numbers if pattern.fullmatch(texts[place])}
-        if found:
-            remarks.append(f"{meaning} ({_some(found, rows)})")
+        if found := {place: cell for place, cell in read.items() if pattern.fullmatch(cell)}:
+            yield f"{meaning} ({_some(found, rows)})"
     if odd:
-        remarks.append(f"values that are not numbers are left out ({_some(odd, rows)})")
-    values = tuple(numbers.get(place) for place in range(len(cells)))
-    return Column(values=values, words=False, remarks=tuple(remarks))
+        yield f"values that are not numbers are left out ({_some(odd, rows)})"
 
 
 def as_number(text: str) -> float:
