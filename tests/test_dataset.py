@@ -358,7 +358,7 @@ def test_bad_filter_files_are_named(tmp_path, content):
 def test_a_filter_that_wants_another_suffix_is_refused(tree, kind, suffix):
     """Suffixes are chosen with --suffix; a filter that contradicts it was ignored."""
     query = Query(suffixes=("T1w",), filters={kind: {"suffix": suffix}})
-    with pytest.raises(DatasetError, match=f"'{kind}' is for T1w images, but wants the suffix"):
+    with pytest.raises(DatasetError, match=f"'{kind}' is for T1w images, but asks for the suffix"):
         find_scans(tree, query)
 
 

@@ -125,7 +125,7 @@ def test_cuda_computes_by_torch_in_the_precision_asked_for(tiny_model, asked, pr
 
 def test_openvino_is_not_asked_for_where_it_cannot_run(tiny_model, monkeypatch):
     model = NnunetModel.open(tiny_model)
-    with pytest.raises(UsageError, match="OpenVINO computes on a CPU"):
+    with pytest.raises(UsageError, match="OpenVINO runs on a CPU"):
         load_of(model, torch.device("cuda"), Inference(engine="openvino"))
     monkeypatch.setattr(f"{COST}.has_fast_bfloat16", lambda: False)
     with pytest.raises(UsageError, match="This CPU is not fast in bfloat16"):

@@ -187,7 +187,7 @@ def test_each_export_has_a_folder_of_its_own(place, folder, what, capsys):
     capsys.readouterr()
     assert main([str(place / "out"), "fmriprep", str(place / folder)]) == 2
     assert capsys.readouterr().err == (
-        f"siam-bids: error: {place / folder} holds something else of siam-bids: {what}. "
+        f"siam-bids: error: {place / folder} holds another kind of output of siam-bids: {what}. "
         "Give each export a folder of its own.\n"
     )
 
@@ -369,7 +369,7 @@ def test_smriprep_takes_the_bias_corrected_image(smriprep, place):
 def test_an_image_that_smriprep_does_not_take_is_not_corrected(tmp_path, capsys):
     write_result(tmp_path / "raw", tmp_path / "out", "sub-01_FLAIR")
     assert run(tmp_path, "fmriprep", "--bias-corrected") == 1
-    assert "sub-01_FLAIR is no T1w or T2w: sMRIPrep takes no other" in capsys.readouterr().err
+    assert "sub-01_FLAIR is not a T1w or T2w: sMRIPrep accepts no other" in capsys.readouterr().err
     assert run(tmp_path, "fmriprep") == 0
 
 
@@ -414,7 +414,7 @@ def test_lesions_above_a_confidence(tmp_path, least, voxels):
 
 def test_confidence_needs_a_probability_map(place, capsys):
     assert run(place, "lesions", "--min-confidence", "0.5") == 1
-    assert "There is no probability map of Anomalies to tell certainty. Run siam-bids" in (
+    assert "There is no probability map of Anomalies for the confidence. Run siam-bids" in (
         capsys.readouterr().err
     )
 
@@ -536,7 +536,10 @@ def test_a_thicker_least_distance_is_kept(phantom):
 
 @pytest.mark.parametrize(
     ("axis", "cut", "message"),
-    [(2, slice(None, 26), "The image cuts the brain"), (2, slice(None, 39), "cuts the upper head")],
+    [
+        (2, slice(None, 26), "The field of view cuts the brain"),
+        (2, slice(None, 39), "cuts the upper head"),
+    ],
 )
 def test_a_head_that_the_image_cuts_above_is_refused(tmp_path, capsys, axis, cut, message):
     data = head_labels().astype(np.uint8).take(np.arange(44)[cut], axis)

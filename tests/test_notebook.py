@@ -105,8 +105,8 @@ def test_nilearn_plots_the_tissues_over_the_scan(found, tmp_path):
         ({"threads": -2}, "threads=-2 is negative. Give 1 or more, or 0 for all."),
         ({"folds": "02"}, "folds='02' is not a list of folds."),
         ({"folds": 2}, "folds=2 is not a list of folds."),
-        ({"volume": -1}, "volume=-1 is no whole number from 0."),
-        ({"volume": 1.5}, "volume=1.5 is no whole number from 0."),
+        ({"volume": -1}, "volume=-1 is not a whole number from 0."),
+        ({"volume": 1.5}, "volume=1.5 is not a whole number from 0."),
         ({"scale": "x"}, "scale='x' is not above 0 and below 1000."),
         ({"scale": None}, "scale=None is not above 0 and below 1000."),
         ({"memory": float("nan")}, "memory=nan is not above 0."),
@@ -114,9 +114,9 @@ def test_nilearn_plots_the_tissues_over_the_scan(found, tmp_path):
         ({"device": None}, "device=None is not one of auto, cpu, cuda, mps."),
         ({"mirror": "yes"}, "mirror='yes' is not True or False."),
         ({"upright": None}, "upright=None is not True or False."),
-        ({"checkpoint": "../x.pth"}, "checkpoint='../x.pth' is no name of a checkpoint."),
-        ({"threads": "2"}, "threads='2' is no whole number."),
-        ({"model": None}, "model=None is no name and no path."),
+        ({"checkpoint": "../x.pth"}, "checkpoint='../x.pth' is not the name of a checkpoint."),
+        ({"threads": "2"}, "threads='2' is not a whole number."),
+        ({"model": None}, "model=None is neither a name nor a path."),
     ],
 )
 def test_wrong_options_are_answered_in_our_own_words(options, answer, head):

@@ -70,7 +70,7 @@ def test_too_few_scans_are_not_adjusted_and_the_reason_does_not_claim_it(caplog)
     found = find_outliers(scans, ["GM"], adjust=["age"])
     assert "given" not in found["reason"].item()
     assert [record.message for record in caplog.records] == [
-        "T1w: too few scans have age: outliers are sought without adjustment in GM."
+        "T1w: too few scans have age: outliers are detected without adjustment in GM."
     ]
 
 
@@ -78,5 +78,7 @@ def test_unknown_and_empty_covariates_are_refused():
     scans = table(range(8), age=np.nan)
     with pytest.raises(UsageError, match="--adjust-for names height, but no table"):
         find_outliers(scans, ["GM"], adjust=["height"])
-    with pytest.raises(UsageError, match="--adjust-for names age, but no scan has a value"):
+    with pytest.raises(
+        UsageError, match="--adjust-for names age, but this column is empty for all scans"
+    ):
         find_outliers(scans, ["GM"], adjust=["age"])

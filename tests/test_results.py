@@ -353,7 +353,7 @@ def test_two_models_at_once_are_not_mixed(raw, models, tmp_path, monkeypatch):
     monkeypatch.setattr("siam_bids.pipelines.participant.save_results", interrupted)
     summary = run_participant(first)
     assert list(summary.failed) == ["sub-01_T1w"]
-    assert "was replaced while the scan was written. Another run writes" in summary.lines()[1]
+    assert "was replaced while this run was writing. Another run is writing" in summary.lines()[1]
     assert run_participant(second).skipped == ["sub-01_T1w"]  # what run B declared done stays
     assert verify(second).whole == ["sub-01_T1w"]
     assert run_participant(first).done == ["sub-01_T1w"]
@@ -380,7 +380,7 @@ def test_a_scan_that_another_run_finished_meanwhile_stays(raw, models, tmp_path,
         assert (summary.skipped, summary.failed) == (["sub-01_T1w"], {})
     else:
         assert summary.failed["sub-01_T1w"].startswith(
-            "sub-01_T1w was segmented by another run meanwhile; its result stays."
+            "sub-01_T1w was segmented by another run in the meantime; that result is kept."
         )
 
 
@@ -406,7 +406,7 @@ def test_a_declaration_of_another_run_is_neither_replaced_nor_removed(tmp_path, 
             return claimed or claim_json(*given)
 
         monkeypatch.setattr("siam_bids.bids.status.claim_json", claim)
-        with pytest.raises(DatasetError, match=r"by another run meanwhile|was replaced while"):
+        with pytest.raises(DatasetError, match=r"another run in the meantime|was replaced"):
             declare(path, tmp_path, {"Model": {}}, ours)
         assert read_json(path) == theirs
     assert {each.name for each in tmp_path.iterdir()} == {path.name, file.name}
@@ -430,7 +430,7 @@ def test_a_map_without_a_sidecar_of_ours_is_replaced_only_if_unchanged(config, d
     blamed = path if foreign else names.segmentation
     assert said == (
         f"{blamed.name} is there, but no record says that siam-bids wrote it so. "
-        "Keep it elsewhere; --overwrite replaces it."
+        "Move it if you want to keep it; --overwrite replaces it."
     )
     assert run_participant(config).failed["sub-01_T1w"] == said
     assert names.segmentation.read_bytes() == mine
@@ -490,7 +490,7 @@ def test_a_file_of_another_run_is_not_passed_for_done_nor_overwritten(config, ki
     assert (summary.done, summary.skipped) == ([], [])
     assert summary.failed["sub-01_T1w"] == (
         f"{path.name} was changed since its scan was segmented, by hand or by another run. "
-        "Keep it elsewhere; --overwrite replaces it."
+        "Move it if you want to keep it; --overwrite replaces it."
     )
     assert path.read_bytes() == before
     words = [str(config.bids_dir), str(config.output_dir), "participant", "--model", config.model]
@@ -613,7 +613,7 @@ def test_an_edited_map_of_a_file_stays_without_overwrite(raw, tiny_model, tmp_pa
     path = out / "sub-01_T1w_dseg.nii.gz"
     mine = edit_map(path)
     assert segment.main(words) == 1
-    said = f"The output {path} was changed since it was written. Keep it elsewhere; --overwrite"
+    said = f"The output {path} was changed since it was written. Move it if you want to keep it"
     assert said in capsys.readouterr().err
     assert path.read_bytes() == mine
     assert segment.main([*words, "--overwrite"]) == 0
@@ -638,8 +638,8 @@ def test_files_without_a_sidecar_of_their_scan_are_named(study, tmp_path, capsys
     ("options", "said"),
     [
         (["--formula", "~ age +"], "--formula"),
-        (["--exclude", "age=>50"], "--exclude 'age=>50' has an unknown sign. Write >=."),
-        (["--exclude", "age<>50"], "has an unknown sign. Write !=."),
+        (["--exclude", "age=>50"], "--exclude 'age=>50' has an unknown operator. Write >=."),
+        (["--exclude", "age<>50"], "has an unknown operator. Write !=."),
         (["--ratings", "absent.tsv"], "The ratings absent.tsv do not exist."),
     ],
 )

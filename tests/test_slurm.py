@@ -64,7 +64,7 @@ def test_what_is_done_is_left_out(study, tmp_path, tiny_model, capsys):
     assert cli.main([*common, "--n-cpus", "1"]) == 0
     capsys.readouterr()
     assert slurm_command.main([str(study), str(out), "--model", str(tiny_model)]) == 2
-    assert "Everything is done already." in capsys.readouterr().err
+    assert "Everything is already done." in capsys.readouterr().err
 
 
 def test_options_for_the_tasks_decide_what_is_done(study, tmp_path, tiny_model, capsys):

@@ -403,7 +403,7 @@ def test_a_start_of_other_voxels_is_refused(tmp_path):
 
 def test_maps_without_a_table_are_refused(tmp_path, label_map, capsys):
     assert train_command.main([str(tmp_path), "--maps", str(label_map)]) == 2
-    assert "--maps and --table belong together" in capsys.readouterr().err
+    assert "--maps and --table must be given together" in capsys.readouterr().err
 
 
 def test_only_a_map_that_is_given_can_be_held_out(tmp_path, label_map, capsys):

@@ -53,5 +53,5 @@ def test_a_wider_network_begins_with_the_same_answers(image):
 
 
 def test_unlike_networks_are_refused():
-    with pytest.raises(ModelError, match="neither like"):
+    with pytest.raises(ModelError, match="must be like the one to train"):
         start_from(network((8, 8, 16, 16)), network((8, 12, 20)).state_dict())

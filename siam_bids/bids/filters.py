@@ -52,7 +52,7 @@ def _concerns(suffix: str, kind: str, requested: Mapping[str, Any]) -> bool:
     named = kind.lower() in (suffix.lower(), "anat")
     if named and not asks:
         raise DatasetError(
-            f"The filter {printable(kind)!r} is for {suffix} images, but wants the suffix "
+            f"The filter {printable(kind)!r} is for {suffix} images, but asks for the suffix "
             f"{printable(json.dumps(wanted))[:60]}.",
             "Choose suffixes with --suffix, and leave suffix out of the filter.",
         )

@@ -81,8 +81,8 @@ def check_description(root: Path, *, derivative: bool = False) -> None:
     if kind != "raw" and not derivative:
         raise DatasetError(
             f"{root} is a dataset of type {kind}, not raw.",
-            "Give the raw dataset as first argument; if the images of this one are named as raw "
-            "ones are, add --derivative-input.",
+            "Give the raw dataset as first argument; if the images of this one have raw names, add "
+            "--derivative-input.",
         )
 
 

@@ -145,7 +145,7 @@ def check_unknown(names: ScanNames, paths: Iterable[Path]) -> None:
     if unknown := unknown_files(names, paths):
         raise DatasetError(
             f"{unknown[0].name} is there, but no record says that {PIPELINE} wrote it so.",
-            "Keep it elsewhere; --overwrite replaces it.",
+            "Move it if you want to keep it; --overwrite replaces it.",
         )
 
 
@@ -239,8 +239,8 @@ def place_results(
 
 def _finished_by_another(name: str) -> DatasetError:
     return DatasetError(
-        f"{name} was segmented by another run meanwhile; its result stays.",
-        "Let one run at a time write into this folder, or give each its own.",
+        f"{name} was segmented by another run in the meantime; that result is kept.",
+        "Start one run at a time, or give each run its own output folder.",
     )
 
 
@@ -304,8 +304,8 @@ def _check_written(root: Path, declaration: Mapping[str, Any]) -> None:
         )
     if changed := changed_outputs(root, declaration):
         raise DatasetError(
-            f"{Path(changed[0]).name} was replaced while the scan was written.",
-            "Another run writes into this folder: wait until it ends, then run again.",
+            f"{Path(changed[0]).name} was replaced while this run was writing.",
+            "Another run is writing into this folder: wait until it ends, then run again.",
         )
 
 

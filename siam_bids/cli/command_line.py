@@ -72,7 +72,9 @@ class CommandLine(argparse.ArgumentParser):
             if action is None:
                 self._refuse(f"{path} holds the unknown option {name!r}", option)
             if option in _TYPED_ONLY:
-                raise UsageError(f"{option} in {path} has no effect.", "Type it instead.")
+                raise UsageError(
+                    f"{option} in {path} has no effect.", "Give it on the command line."
+                )
             if isinstance(action, Elsewhere):
                 action(self, None, None, option)
             options[action.dest] = self._value_of(action, option, value, path)
@@ -87,7 +89,7 @@ class CommandLine(argparse.ArgumentParser):
             given = [each for each in members if options.get(each.dest)]
             if len(given) > 1:
                 names = " and ".join(each.option_strings[0] for each in given)
-                raise UsageError(f"{names} in {path} exclude each other.", "Give one of them.")
+                raise UsageError(f"{names} in {path} are mutually exclusive.", "Give one of them.")
             if any(typed & {*each.option_strings} for each in members):
                 for each in given:
                     del options[each.dest]
@@ -99,7 +101,9 @@ class CommandLine(argparse.ArgumentParser):
             return int(value)
         if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):  # a switch
             if not isinstance(value, bool):
-                raise UsageError(f"{option} in {path} is a switch, not {value!r}.", "true or false")
+                raise UsageError(
+                    f"{option} in {path} is a switch, not {value!r}.", "Write true or false."
+                )
             return value != (action.const is False or option.startswith("--no-"))
         values = value if isinstance(value, list) else [value]
         if isinstance(value, list) and action.nargs not in MANY and not _appends(action):

@@ -63,13 +63,13 @@ def _run(argv: list[str]) -> int:
 def _maps(arguments: argparse.Namespace) -> list[tuple[Path, str]]:
     """Return all label maps, those held out too, each with the name or path of its coding."""
     if bool(arguments.maps) != bool(arguments.table):
-        raise UsageError("--maps and --table belong together.", "Give both or neither.")
+        raise UsageError("--maps and --table must be given together.", "Give both or neither.")
     maps = [(path, "synthseg") for path in arguments.synthseg]
     maps += [(path, "siam") for path in arguments.siam]
     maps += [(path, str(arguments.table)) for path in arguments.maps]
     for path in arguments.hold_out:
         if path not in [given for given, _ in maps]:
-            raise UsageError(f"--hold-out {path} is not one of the maps.", "Name it there as well.")
+            raise UsageError(f"--hold-out {path} is not one of the maps.", "List it there as well.")
     return maps
 
 

@@ -112,7 +112,7 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
         path = anat(root, names, f"desc-preproc_{names.identity.suffix}.nii.gz")
         if names.identity.suffix not in CORRECTED:
             raise DatasetError(
-                f"{names.name} is no {' or '.join(CORRECTED)}: sMRIPrep takes no other image.",
+                f"{names.name} is not a {' or '.join(CORRECTED)}: sMRIPrep accepts no other image.",
                 "Leave --bias-corrected out.",
             )
         written |= save_image(path, bias_corrected(head.scan(), mask), grid)

@@ -59,7 +59,7 @@ class Head:
         Raises
         ------
         DatasetError
-            It is not the one that its sidecar records.
+            It is not the file that its sidecar records.
         ImageError, LabelError
             It cannot be read, or holds values that the label table does not name.
         """
@@ -101,7 +101,7 @@ class Head:
             grid = read_grid(path)  # not `load_volume`: a tissue may be nowhere
             turn = Reorientation.to_ras(grid)
             if not turn.target.same_as(self.segmentation.grid):
-                raise DatasetError(f"{path.name} lies on another grid than the label map.")
+                raise DatasetError(f"{path.name} is not on the grid of the label map.")
             total += turn.apply(np.nan_to_num(image.read()))
         return np.clip(total, 0, 1)
 
@@ -115,7 +115,7 @@ class Head:
         """
         if self.raw is None:
             raise DatasetError(
-                "The results do not say where the images lie.", "Name their dataset: --bids-dir."
+                "The results do not record where the images are.", "Name their dataset: --bids-dir."
             )
         path = self.raw / self.result.source
         try:
@@ -139,7 +139,7 @@ class Head:
             raise DatasetError(f"{path.name} is missing.", "Run siam-bids again.")
         if known and known != f"sha256:{sha256(path)}":
             raise DatasetError(
-                f"{path.name} is not the one that its sidecar records.", "Run siam-bids again."
+                f"{path.name} is not the file that its sidecar records.", "Run siam-bids again."
             )
         return path
 

@@ -41,7 +41,7 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     if options.confidence:
         if not head.has_probabilities(names):
             raise DatasetError(
-                f"There is no probability map of {', '.join(names)} to tell certainty.",
+                f"There is no probability map of {', '.join(names)} for the confidence.",
                 f"Run siam-bids --overwrite --probabilities {' '.join(names)}.",
             )
         certainty = ndimage.mean(head.probability(names), parts, every)

@@ -130,7 +130,9 @@ def _export(head: Head, target: Target, config: ExportConfig) -> bool:
     path.unlink(missing_ok=True)
     about, written = target.write(head, config.folder, config.options)
     if Head(result=head.result, labels=head.labels).identity != head.identity:
-        raise DatasetError(f"{head.names.name} was segmented anew meanwhile.", "Export it again.")
+        raise DatasetError(
+            f"{head.names.name} was segmented again in the meantime.", "Export it again."
+        )
     declare(path, config.folder, {**about, **identity}, written)
     return True
 
@@ -143,7 +145,7 @@ def _begin(config: ExportConfig) -> None:
     purpose = f"siam-bids-export {config.target}"
     if path.exists() and _purpose(read_json(path)) != purpose:
         raise UsageError(
-            f"{root} holds something else of {PIPELINE}: {_purpose(read_json(path))}.",
+            f"{root} holds another kind of output of {PIPELINE}: {_purpose(read_json(path))}.",
             "Give each export a folder of its own.",
         )
     raw = config.raw or raw_dataset(source)

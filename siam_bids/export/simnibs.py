@@ -77,14 +77,14 @@ def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
         missing = [name for name, value in NAMES.items() if value <= SCALP and value not in present]
         what = ", ".join(missing or labels.without_role)
         raise DatasetError(
-            f"{head.names.name} cannot be exported for SimNIBS: it is not known where {what} is."
+            f"{head.names.name} cannot be exported for SimNIBS: no label is known to be {what}."
         )
     segmentation = head.segmentation
     grid = Grid(segmentation.grid.shape, segmentation.grid.affine)  # meshmesh reads the qform alone
     directions = grid.affine[:3, :3] / np.array(grid.voxel_size)
     if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-4):
         raise DatasetError(
-            f"{head.names.name} has sheared voxels, which no qform can tell to SimNIBS.",
+            f"{head.names.name} has sheared voxels, which a qform cannot represent.",
             "Choose another scan with --reference.",
         )
     lookup = np.zeros(256, np.uint8)

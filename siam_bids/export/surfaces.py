@@ -162,7 +162,7 @@ def head_surfaces(segmentation: Segmentation, thickness: float) -> HeadSurfaces:
     """
     labels = segmentation.labels
     if not labels.intracranial or not labels.of_role("skull"):
-        raise DatasetError(f"The labels do not tell brain, CSF and bone apart. {labels.limits}")
+        raise DatasetError(f"The labels do not distinguish brain, CSF and bone. {labels.limits}")
     grid = even_grid(segmentation.grid)
     data = resampled(segmentation.data, segmentation.grid, grid, order=0)
     seen = resampled(np.ones(segmentation.grid.shape, np.uint8), segmentation.grid, grid, order=0)
@@ -174,13 +174,13 @@ def head_surfaces(segmentation: Segmentation, thickness: float) -> HeadSurfaces:
     height = sphere().directions[:, 2]
     if np.mean(rays.leave(seen, radii["inner_skull"])[height > BRAIN_STEM]) > MOST_BRAIN_CUT:
         raise DatasetError(
-            "The image cuts the brain: its surfaces cannot be closed.",
+            "The field of view cuts the brain: its surfaces stay open.",
             "Choose another scan with --reference.",
         )
     edge = rays.leave(seen, rays.last_inside(head))
     if (share := float(np.mean(edge[height > 0]))) > MOST_CUT:
         raise DatasetError(
-            f"The image cuts the upper head ({share:.0%} of it): its skin cannot be closed.",
+            f"The field of view cuts the upper head ({share:.0%} of it): its skin stays open.",
             "Choose another scan with --reference.",
         )
     for below, name, mask in (

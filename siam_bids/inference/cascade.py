@@ -139,7 +139,7 @@ class Cascade:
         if not options.interpolate and len({tuple(head.plan.spacing) for head in self.heads}) > 1:
             names = " or ".join(f"--model {head.folder.name}" for head in self.heads)
             raise UsageError(
-                "--no-interpolation suits a model of one voxel size.", f"Give one: {names}."
+                "--no-interpolation needs a model with a single voxel size.", f"Give one: {names}."
             )
 
     def check_device(self, device: torch.device, options: Inference) -> None:

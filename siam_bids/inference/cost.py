@@ -80,10 +80,10 @@ def _engine(device: torch.device, requested: str, precision: str, *, wanted: boo
     if requested == "auto":
         return "openvino" if on_cpu and able and wanted and has_openvino() else "torch"
     if requested == "openvino" and not on_cpu:
-        raise UsageError(f"OpenVINO computes on a CPU, not on {device.type}.", "Give --device cpu.")
+        raise UsageError(f"OpenVINO runs on a CPU, not on {device.type}.", "Give --device cpu.")
     if requested == "openvino" and not able:
         raise UsageError(
-            f"This CPU is not fast in {precision}; OpenVINO would take float32.",
+            f"This CPU is not fast in {precision}; OpenVINO would use float32.",
             "Omit --precision, or give --engine torch.",
         )
     return requested

@@ -63,7 +63,7 @@ class Exclusion:
                 "For example rating=fail, flag!=pass, 'snr_WM<5'.",
             )
         if meant := _MISWRITTEN.get(found[2] + found[3][0]):
-            raise UsageError(f"--exclude {text!r} has an unknown sign.", f"Write {meant}.")
+            raise UsageError(f"--exclude {text!r} has an unknown operator.", f"Write {meant}.")
         return cls(column=found[1], sign=found[2].replace("==", "="), value=found[3])
 
     def __str__(self) -> str:

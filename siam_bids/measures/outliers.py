@@ -91,7 +91,7 @@ def find_outliers(
             found += seen.outliers(scans, str(protocol))
         if unadjusted:
             logger.warning(
-                "%s: too few scans have %s: outliers are sought without adjustment in %s.",
+                "%s: too few scans have %s: outliers are detected without adjustment in %s.",
                 protocol, ", ".join(adjust), some(unadjusted),
             )  # fmt: skip
     listed = pd.DataFrame(found, columns=list(COLUMNS))
@@ -170,7 +170,7 @@ def check_columns(
     without = [name for name in names if table[name].isna().all()]
     if without and not empty:
         raise UsageError(
-            f"{where} names {', '.join(without)}, but no scan has a value of it.",
+            f"{where} names {', '.join(without)}, but this column is empty for all scans.",
             "Fill the column in participants.tsv or sessions.tsv, or leave it out.",
         )
 

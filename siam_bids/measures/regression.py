@@ -122,7 +122,7 @@ def fit_tissues(
     check_columns(table, [*asked.left, *asked.columns], "--formula")
     words = [name for name in asked.left if is_words(table[name])]
     if words:
-        raise UsageError(f"--formula explains {words[0]}, which contains text, not numbers.")
+        raise UsageError(f"--formula models {words[0]}, which contains text, not numbers.")
     corrected = {"ICV", INTRACRANIAL} & {*asked.columns}
     explained = asked.left or [name for name in tissues if not (name == INTRACRANIAL and corrected)]
     rows: list[dict[str, object]] = []

@@ -245,7 +245,7 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
         for member in content.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             if member.compress_type not in _COMPRESSION:
-                raise ModelError(f"{archive.name} is compressed in an unusual way.")
+                raise ModelError(f"{archive.name} has an unsupported compression.")
             if kind == stat.S_IFLNK:
                 if member.file_size > 4096:
                     raise ModelError(f"{archive.name} holds a link of {member.file_size} bytes.")

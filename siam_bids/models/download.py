@@ -241,7 +241,7 @@ def check_space(folder: Path, wanted: int) -> None:
     if free < wanted:
         raise ModelError(
             f"{folder} has {free / 1e9:.1f} GB free, {wanted / 1e9:.1f} GB are needed.",
-            "Free some, or set SIAM_MODEL_DIR to another disk.",
+            "Free some space, or set SIAM_MODEL_DIR to another disk.",
         )
 
 

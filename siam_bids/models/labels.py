@@ -53,8 +53,8 @@ def read_labels(folder: Path, dataset: Mapping[str, Any]) -> LabelTable:
     if sorted(names) != list(range(len(names))) or len(names) > 256:
         listed = ", ".join(map(str, sorted(names)[:9])) + (", ..." if len(names) > 9 else "")
         raise ModelError(
-            f"{where} numbers its labels {listed}.",
-            "nnU-Net's run from 0, the background, without gaps, and 255 is the highest here.",
+            f"{where} has the labels {listed}.",
+            "nnU-Net's labels run from 0, the background, to 255 at most, without gaps.",
         )
     joined = {"+".join(sorted(same)): value for value, same in names.items()}
     known = known_labels(joined)
@@ -116,7 +116,7 @@ def _described(path: Path, labels: list[Label]) -> list[Label]:
         ) from error
     own = {label.index for label in labels}
     if odd := [index for index in given if index not in own]:
-        raise ModelError(f"{path} has a row for {odd[0]}, which dataset.json does not.")
+        raise ModelError(f"{path} has a row for {odd[0]}, which is not in dataset.json.")
     if len(given) < len(rows):
         raise ModelError(f"{path} has two rows for one index.")
     return [_with_row(path, label, given.get(label.index, {})) for label in labels]

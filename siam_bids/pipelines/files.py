@@ -101,7 +101,7 @@ class Output:
         if changed:
             raise UsageError(
                 f"The output {folder / changed[0]} was changed since it was written.",
-                "Keep it elsewhere; --overwrite replaces it.",
+                "Move it if you want to keep it; --overwrite replaces it.",
             )
 
 

@@ -195,11 +195,11 @@ def segment(
     """
     inference = _inference(device, options)
     if not _whole(threads):
-        raise UsageError(f"threads={threads!r} is no whole number.", "Give 1 or more, or 0.")
+        raise UsageError(f"threads={threads!r} is not a whole number.", "Give 1 or more, or 0.")
     if threads < 0:
         raise UsageError(f"threads={threads} is negative.", "Give 1 or more, or 0 for all.")
     if not isinstance(model, str | Path):
-        raise UsageError(f"model={model!r} is no name and no path.", 'For example "compact".')
+        raise UsageError(f"model={model!r} is neither a name nor a path.", 'For example "compact".')
     if isinstance(image, Volume):
         scan = image
     elif isinstance(image, str | Path):
@@ -207,7 +207,7 @@ def segment(
     elif not isinstance(image, nib.spatialimages.SpatialImage):
         raise UsageError(
             f"segment takes no {type(image).__name__}.",
-            "Give a path, an image of nibabel, or siam_bids.Volume: the voxels with their grid.",
+            "Give a path, a nibabel image, or a siam_bids.Volume: the voxels with their grid.",
         )
     else:
         scan = as_volume(image, Path(image.get_filename() or "the image"), inference.volume)
@@ -249,7 +249,7 @@ def _inference(device: str, options: dict[str, Any]) -> Inference:
     checkpoint = options.get("checkpoint", "")
     if not isinstance(checkpoint, str) or not is_checkpoint_name(checkpoint):
         raise UsageError(
-            f"checkpoint={checkpoint!r} is no name of a checkpoint.",
+            f"checkpoint={checkpoint!r} is not the name of a checkpoint.",
             "For example checkpoint_best.pth.",
         )
     return Inference(**{**options, "folds": tuple(map(str, folds))})
@@ -269,7 +269,9 @@ def _check_numbers(options: dict[str, Any]) -> None:
             raise UsageError(f"{name}={value!r} is not above 0{limit}.")
     volume = options.get("volume")
     if volume is not None and not (_whole(volume) and volume >= 0):
-        raise UsageError(f"volume={volume!r} is no whole number from 0.", "Volumes count from 0.")
+        raise UsageError(
+            f"volume={volume!r} is not a whole number from 0.", "Volumes count from 0."
+        )
 
 
 def _check_switches(options: dict[str, Any]) -> None:

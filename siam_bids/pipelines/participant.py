@@ -261,7 +261,7 @@ class _ScanLoop:
                 self.begin_dataset()
             if self._done_meanwhile(task):
                 self.summary.skipped.append(task.scan.name)
-                logger.info("%s was segmented by another run meanwhile", task.scan.name)
+                logger.info("%s was segmented by another run in the meantime", task.scan.name)
                 return
             with task.meter.stage("write"):
                 written = save_results(task, prediction)

@@ -129,7 +129,7 @@ def render_scripts(config: ArrayConfig) -> Scripts:
         name, reason = next(iter(found.refused.items()))
         raise DatasetError(f"No image with a usable name is left to segment. {name}: {reason}")
     if not scans:
-        raise UsageError("Everything is done already.", "Run the group level, or --overwrite.")
+        raise UsageError("Everything is already done.", "Run the group level, or --overwrite.")
     for text in (str(config.run.output_dir.absolute()), *config.sbatch):
         if not text.isprintable():
             raise UsageError(

@@ -184,7 +184,7 @@ class Checklist:
             raise DatasetError(
                 f"{Path(changed[0]).name} was changed since its scan was segmented, by hand or by "
                 "another run.",
-                "Keep it elsewhere; --overwrite replaces it.",
+                "Move it if you want to keep it; --overwrite replaces it.",
             )
         if why:
             check_unknown(names, self.outputs(names))

@@ -200,7 +200,7 @@ def prepare_anatomy(
     data = turn.apply(labels)
     unknown = sorted(set(np.unique(data).tolist()) - set(table.values) - set(table.ignored))
     if unknown:
-        raise LabelError(f"{where} holds values {unknown[:5]} that its source table lacks.")
+        raise LabelError(f"{where} holds values {unknown[:5]} that are not in its source table.")
     bounds = ndimage.find_objects((data != 0).astype(np.uint8))[0]
     data = np.pad(data[bounds], 1)
     data = _fill_nearest(data, table.ignored)

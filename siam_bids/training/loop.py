@@ -46,7 +46,7 @@ def train(config: TrainingConfig) -> Trainer:
     if not config.maps:
         raise UsageError("No label maps to train on.", "Name a folder that holds some.")
     if config.processes > 1 and config.device != "cpu":
-        raise UsageError("--processes is for CPUs.", "Omit it, or give --device cpu.")
+        raise UsageError("--processes works on CPUs only.", "Omit it, or give --device cpu.")
     anatomies = load_anatomies(config.maps, config.folder / "anatomies")
     if config.processes == 1:
         return _leg(Replicas(), config, anatomies)

@@ -67,7 +67,7 @@ _OLD_ENTRANCE = "encoder.stages.1.0.convs.1.conv.weight"
 
 def _unlike() -> ModelError:
     return ModelError(
-        "The network to start from is neither like the one to train, nor narrower, nor coarser by "
+        "The network to start from must be like the one to train, narrower, or coarser by "
         "one stage.",
         "Give a model folder trained by siam-bids-train.",
     )
