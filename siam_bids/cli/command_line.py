@@ -90,9 +90,8 @@ class CommandLine(argparse.ArgumentParser):
             if len(given) > 1:
                 names = " and ".join(each.option_strings[0] for each in given)
                 raise UsageError(f"{names} in {path} are mutually exclusive.", "Give one of them.")
-            if any(typed & {*each.option_strings} for each in members):
-                for each in given:
-                    del options[each.dest]
+            if given and typed & _spellings(members):
+                del options[given[0].dest]
 
     def _value_of(self, action: argparse.Action, option: str, value: Any, path: Path) -> Any:
         if isinstance(action, argparse._CountAction):  # noqa: SLF001
@@ -100,22 +99,24 @@ class CommandLine(argparse.ArgumentParser):
                 raise UsageError(f"{option} in {path} is {value!r}.", "Give 0, 1 or 2.")
             return int(value)
         if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction):  # a switch
-            if not isinstance(value, bool):
-                raise UsageError(
-                    f"{option} in {path} is a switch, not {value!r}.", "Write true or false."
-                )
-            return value != (action.const is False or option.startswith("--no-"))
-        values = value if isinstance(value, list) else [value]
-        if isinstance(value, list) and action.nargs not in MANY and not _appends(action):
+            return _switched(action, option, value, path)
+        several = action.nargs in MANY or isinstance(action, argparse._AppendAction)  # noqa: SLF001
+        if isinstance(value, list) and not several:
             raise UsageError(f"{option} in {path} takes one value, not {value!r}.")
-        texts = [str(each) for each in values]
         try:
-            found = [self._get_value(action, text) for text in texts]
-            for each in found:
-                self._check_value(action, each)
+            found = [
+                self._checked(action, str(each))
+                for each in (value if isinstance(value, list) else [value])
+            ]
         except argparse.ArgumentError as error:
             raise UsageError(f"{path}: {error}.") from error
-        return found if action.nargs in MANY or _appends(action) else found[0]
+        return found if several else found[0]
+
+    def _checked(self, action: argparse.Action, text: str) -> Any:
+        """Return the value of an option from its text, of its type and among its choices."""
+        value = self._get_value(action, text)
+        self._check_value(action, value)
+        return value
 
     def error(self, message: str) -> NoReturn:
         """Raise `UsageError`, naming what was probably meant."""
@@ -137,8 +138,15 @@ class CommandLine(argparse.ArgumentParser):
         raise UsageError(f"{message}.", hint)
 
 
-def _appends(action: argparse.Action) -> bool:
-    return isinstance(action, argparse._AppendAction)  # noqa: SLF001
+def _spellings(actions: Sequence[argparse.Action]) -> set[str]:
+    return {name for action in actions for name in action.option_strings}
+
+
+def _switched(action: argparse.Action, option: str, value: Any, path: Path) -> bool:
+    """Return the value of a switch that a file turns on or off."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{option} in {path} is a switch, not {value!r}.", "Write true or false.")
+    return value != (action.const is False or option.startswith("--no-"))
 
 
 def _config_file(words: Sequence[str]) -> Path | None:

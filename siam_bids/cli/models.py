@@ -24,30 +24,52 @@ def _run(argv: list[str]) -> int:
     arguments = parser().parse(argv)
     start_logging()
 
-    from siam_bids.models.install import remove, verify
-    from siam_bids.models.registry import find_model, registry
+    verbs = {
+        "list": _list,
+        "where": _where,
+        "remove": _remove,
+        "verify": _verify,
+        "fetch": _fetch,
+    }
+    return verbs[arguments.verb](arguments, search_path(os.environ))
 
-    roots = search_path(os.environ)
-    if arguments.verb == "list":
-        for row in [["name", "title", "size", "licence", "place"], *_rows(registry(), roots)]:
-            print("\t".join(row))
-    elif arguments.verb == "where":
-        for model in find_model(arguments.name, roots).networks():
-            print(model.folder)
-    elif arguments.verb == "remove":
-        print(f"removed {remove(arguments.name, roots)}")
-    elif arguments.verb == "verify":
-        answers = list(verify(arguments.name, roots))
-        for part, good in answers:
-            print(f"{'ok' if good else 'CHANGED'}\t{part}")
-        from siam_bids.nnunet.model import NnunetModel
 
-        for model in find_model(arguments.name, roots).networks():
-            NnunetModel.open(model.folder)
-        return 0 if all(good for _, good in answers) else ModelError.exit_code
-    else:
-        _fetch(arguments, roots)
+def _list(_arguments: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from siam_bids.models.registry import registry
+
+    for row in [["name", "title", "size", "licence", "place"], *_rows(registry(), roots)]:
+        print("\t".join(row))
     return 0
+
+
+def _where(arguments: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from siam_bids.models.registry import find_model
+
+    for model in find_model(arguments.name, roots).networks():
+        print(model.folder)
+    return 0
+
+
+def _remove(arguments: argparse.Namespace, roots: Sequence[Path]) -> int:
+    from siam_bids.models.install import remove
+
+    print(f"removed {remove(arguments.name, roots)}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace, roots: Sequence[Path]) -> int:
+    """Compare every file with its checksum; each network must be readable too."""
+    from siam_bids.models.install import verify
+    from siam_bids.models.registry import find_model
+
+    answers = list(verify(arguments.name, roots))
+    for file, good in answers:
+        print(f"{'ok' if good else 'CHANGED'}\t{file}")
+    from siam_bids.nnunet.model import NnunetModel
+
+    for model in find_model(arguments.name, roots).networks():
+        NnunetModel.open(model.folder)
+    return 0 if all(good for _, good in answers) else ModelError.exit_code
 
 
 def _rows(known: Mapping[str, Mapping[str, Any]], roots: Sequence[Path]) -> Iterator[list[str]]:
@@ -58,14 +80,14 @@ def _rows(known: Mapping[str, Mapping[str, Any]], roots: Sequence[Path]) -> Iter
         folders = locate(name, roots)
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files) or entry.get("size", 0)
-        parts = [entry, *(known[part] for part in models_named_in(entry))]
-        licences = dict.fromkeys(part["licence"] for part in parts if "licence" in part)
+        entries = [entry, *(known[each] for each in models_named_in(entry))]
+        licences = dict.fromkeys(each["licence"] for each in entries if "licence" in each)
         place = ", ".join(map(str, folders)) or "not fetched"
         shown = f"{size / 1e9:.0f} GB" if size > 1e9 else f"{size / 1e6:.0f} MB"
         yield [name, entry["title"], shown, ", ".join(licences), place]
 
 
-def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> None:
+def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> int:
     from tqdm import tqdm
 
     from siam_bids.models.install import fetch
@@ -87,6 +109,7 @@ def _fetch(arguments: argparse.Namespace, roots: Sequence[Path]) -> None:
             progress=progress,
         )
     print(folder)
+    return 0
 
 
 def parser() -> CommandLine:

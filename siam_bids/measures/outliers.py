@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,15 +80,10 @@ def find_outliers(
     for protocol, scans in table.groupby("protocol", sort=True):
         counted = ~scans["scan"].isin(list(excluded)).to_numpy()
         unadjusted = []
-        for measure in measures:
-            known = counted & np.isfinite(scans[measure].to_numpy(dtype=np.float64))
-            if known.sum() < FEWEST:
-                continue
-            wanted = [name for name in adjust if name != measure]
-            seen = _Measure.of(scans, measure, wanted, known)
-            if wanted and seen.expected is None:
-                unadjusted.append(measure)
-            found += seen.outliers(scans, str(protocol))
+        for measure in _measures(scans, measures, adjust, counted):
+            found += measure.outliers(scans, str(protocol))
+            if measure.expected is None and {*adjust} - {measure.name}:
+                unadjusted.append(measure.name)
         if unadjusted:
             logger.warning(
                 "%s: too few scans have %s: outliers are detected without adjustment in %s.",
@@ -155,6 +150,19 @@ class _Measure:
         given = ", ".join(self.adjusted)
         expected = f"{self.expected[place]:.4g}"
         return f"is far {side} the {expected} expected of a {protocol} scan given {given} ("
+
+
+def _measures(
+    scans: pd.DataFrame,
+    names: Sequence[str],
+    adjust: Sequence[str],
+    counted: npt.NDArray[np.bool_],
+) -> Iterator[_Measure]:
+    """Yield the measures of a protocol that enough of the scans that count have."""
+    for name in names:
+        known = counted & np.isfinite(scans[name].to_numpy(dtype=np.float64))
+        if known.sum() >= FEWEST:
+            yield _Measure.of(scans, name, [each for each in adjust if each != name], known)
 
 
 def check_columns(

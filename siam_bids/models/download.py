@@ -163,18 +163,14 @@ def _receive(
     """
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})  # noqa: S310
     with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310
-        resumed = start > 0 and answer.status == 206
-        if resumed and not str(answer.headers.get("Content-Range")).startswith(f"bytes {start}-"):
-            target.unlink()
-            raise ValueError("the server sent a different part of the file than requested")
-        there = start if resumed else 0
+        there = _first_byte(answer, start, target)
         length = answer.length or 0  # None for a header that is absent or no number
         most = size or LARGEST
         expected = size or (there + length if length else 0)
         if max(expected, there + length) > most:
             raise _too_much(url, there + length, most)
         check_space(target.parent, expected - there)
-        with target.open("ab" if resumed else "wb") as stream:
+        with target.open("ab" if there else "wb") as stream:
             while block := answer.read(BLOCK):
                 there += len(block)
                 if there > most:
@@ -186,6 +182,16 @@ def _receive(
         target.unlink()
         raise _too_much(url, there, most)
     return there == expected if expected else True
+
+
+def _first_byte(answer: http.client.HTTPResponse, asked: int, target: Path) -> int:
+    """Return where in the file the data begin: at the byte that was asked for, or at 0."""
+    if asked == 0 or answer.status != 206:
+        return 0
+    if not str(answer.headers.get("Content-Range")).startswith(f"bytes {asked}-"):
+        target.unlink()
+        raise ValueError("the server sent a different part of the file than requested")
+    return asked
 
 
 def _too_much(url: str, found: int, most: int) -> ModelError:

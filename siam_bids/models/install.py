@@ -69,31 +69,25 @@ def fetch(
     entry = known.registry().get(name)
     if entry is None:
         raise UsageError(f"There is no model {name!r}.", f"Known: {', '.join(known.registry())}.")
-    if parts := models_named_in(entry):
+    if named := models_named_in(entry):
         if archive or checksum:
-            raise UsageError(f"{name} consists of {', '.join(parts)}.", "Fetch each by its name.")
+            raise UsageError(f"{name} consists of {', '.join(named)}.", "Fetch each by its name.")
         server = url if url.endswith("/") else ""
         folders = [
-            fetch(part, roots, convert=convert, url=server, progress=progress) for part in parts
+            fetch(each, roots, convert=convert, url=server, progress=progress) for each in named
         ]
         return folders[0]
     if checksum:
         check_checksum(checksum)
     if there := locate(name, roots):
         return there[0]
-    root = roots[0]
-    if not is_writable(root):
-        raise ModelError(f"{root} cannot be written.", "Set SIAM_MODEL_DIR to another folder.")
-    root.mkdir(parents=True, exist_ok=True)
+    root = _writable(roots[0])
     with FileLock(root / f".{name}.lock"):
         if there := locate(name, roots):  # another process has brought it meanwhile
             return there[0]
         source: Mapping[str, Any] = entry["archive"]
-        size = int(source.get("size", 0))
-        checksum = checksum or source.get("checksum", "")
         file = source["url"].rsplit("/", 1)[1]
-        if not checksum:
-            checksum, size = published_checksum(source["record"], file)
+        checksum, size = _expected(source, file, checksum)
         about = {"name": name, "archive": checksum}
         target = root / entry["folder"]
         if archive:
@@ -104,6 +98,21 @@ def fetch(
         folder = _install(got, target, convert, about)
         got.unlink()
         return folder
+
+
+def _writable(root: Path) -> Path:
+    """Make the folder of models if it is not there."""
+    if not is_writable(root):
+        raise ModelError(f"{root} cannot be written.", "Set SIAM_MODEL_DIR to another folder.")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def _expected(source: Mapping[str, Any], file: str, checksum: str) -> tuple[str, int]:
+    """Return checksum and size of an archive: as given, as registered, or as published."""
+    if checksum := checksum or source.get("checksum", ""):
+        return checksum, int(source.get("size", 0))
+    return published_checksum(source["record"], file)
 
 
 def _download(

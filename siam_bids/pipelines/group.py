@@ -17,7 +17,7 @@ from siam_bids.bids.label_tables import LABEL_TABLE, read_label_table
 from siam_bids.bids.metadata import SCANNER, scanner_metadata
 from siam_bids.bids.names import stray_results, undeclared_results
 from siam_bids.bids.ownership import check_output_folder
-from siam_bids.bids.results import ScanResult, misplaced, read_results, undeclared
+from siam_bids.bids.results import Results, ScanResult, misplaced, read_results, undeclared
 from siam_bids.bids.status import sweep_root
 from siam_bids.bids.writers import remove_table, save_phenotype, save_resources, save_table
 from siam_bids.config import RunConfig
@@ -120,35 +120,21 @@ def run_group(config: RunConfig) -> GroupSummary:
     root = config.output_dir
     check_output_folder(root, forced=config.force_output)
     found = read_results(root)
-    results = found.usable
-    left_out = {names.name: reason for names, reason in found.unusable.items()}
-    left_out |= {path.relative_to(root).as_posix(): misplaced(path) for path in stray_results(root)}
-    known = {*left_out, *(result.names.name for result in results)}  # another run may replace some
-    left_out |= {
-        name: undeclared(path) for name, path in undeclared_results(root) if name not in known
-    }
-    for reason in left_out.values():
-        logger.warning("Left out: %s", reason)
+    results, left_out = found.usable, _left_out(root, found)
     if not results:
         several = f", {len(left_out)} that cannot be used" if left_out else ""
         raise DatasetError(
             f"{root} holds no segmentations{several}.", "Run the participant level on it first."
         )
     labels = read_label_table(root)
-    try:
-        group = gather(results, labels, config)
-    except UsageError:
-        if config.formula and not config.reports_only:
-            with together() as batch:  # the table there answers an earlier formula
-                remove_table(batch, root, STATISTICS)
-        raise
+    group = _gather(results, labels, config)
     seen = {result.names.identity.subject for result in results}
     missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
     if missing:
         logger.warning("%d participants have no result yet: %s", len(missing), some(missing))
     sweep_root(root)
     people = sorted(seen | {names.identity.subject for names in found.unusable})
-    with_pages = len(people) <= SUBJECT_PAGES
+    paged = people if len(people) <= SUBJECT_PAGES else []
     with together() as batch:
         if not config.reports_only:
             save(batch, group, labels, config)
@@ -162,18 +148,43 @@ def run_group(config: RunConfig) -> GroupSummary:
             title=_dataset_name(config.bids_dir),
             missing=missing,
             left_out=left_out,
-            pages=people if with_pages else (),
+            pages=paged,
             files=_files(group),
             formula=config.formula,
             command=config.command,
         )
-    if not with_pages:
+    if not paged:
         logger.info("To show the group on the subject pages, run: participant --reports-only")
     pages: dict[str, str] = {}
-    for subject in people if with_pages else ():
+    for subject in paged:
         page = f"sub-{subject}.html"
         pages |= write_page(page, write_subject_page, root, subject, config.command)
     return GroupSummary(wide=group.wide, left_out=left_out, pages=pages)
+
+
+def _left_out(root: Path, found: Results) -> dict[str, str]:
+    """Name every result that is in no table, with the reason, also as a warning."""
+    left_out = {names.name: reason for names, reason in found.unusable.items()}
+    left_out |= {path.relative_to(root).as_posix(): misplaced(path) for path in stray_results(root)}
+    usable = {result.names.name for result in found.usable}  # another run may replace some
+    known = usable | {*left_out}
+    left_out |= {
+        name: undeclared(path) for name, path in undeclared_results(root) if name not in known
+    }
+    for reason in left_out.values():
+        logger.warning("Left out: %s", reason)
+    return left_out
+
+
+def _gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig) -> GroupTables:
+    """Make every table; where a formula cannot be fulfilled, the table of an earlier one goes."""
+    try:
+        return gather(results, labels, config)
+    except UsageError:
+        if config.formula and not config.reports_only:
+            with together() as batch:
+                remove_table(batch, config.output_dir, STATISTICS)
+        raise
 
 
 def check_options(config: RunConfig) -> None:
