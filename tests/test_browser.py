@@ -1,14 +1,20 @@
 """The pages in a real browser: Chromium or Chrome on the PATH; skipped where there is none."""
 
+import base64
 import io
 import os
 import re
+import shlex
 import shutil
+import subprocess
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
 from conftest import head_labels, write_study
 from PIL import Image
+from scipy import ndimage
 from test_render import group as render
 
 from siam_bids.bids.names import PREVIEWS, finished_scans
@@ -47,6 +53,59 @@ def output(tmp_path_factory):
         save_preview(odd.preview(kind), image, grid)
     config = RunConfig(bids_dir=raw, output_dir=out, level="group", formula="~ age", command=EVIL)
     run_group(config)
+    return out
+
+
+VOTES = {
+    "anna": [
+        "pass",
+        "pass",
+        "fail",
+        "warn",
+        "pass",
+        "fail",
+        "fail",
+        "pass",
+        "warn",
+        "pass",
+        "pass",
+        "pass",
+    ],
+    "ben": [
+        "pass",
+        "warn",
+        "fail",
+        "warn",
+        "pass",
+        "pass",
+        "fail",
+        "pass",
+        "pass",
+        "pass",
+        "pass",
+        "fail",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def rated(tmp_path_factory):
+    """A study of two centers that two people rated."""
+    raw, out = write_study(tmp_path_factory.mktemp("rated"), people=20)
+    table = raw / "participants.tsv"
+    head, *rows = table.read_text().splitlines()
+    rows = [f"{row}\t{1 + number // 2 % 2}" for number, row in enumerate(rows)]
+    table.write_text("\n".join([f"{head}\tcenter", *rows]) + "\n")
+    for rater, votes in VOTES.items():
+        rows = [f"sub-{number:02d}_T1w\t{vote}" for number, vote in enumerate(votes, 1)]
+        text = "\n".join(["scan\trating", *rows])
+        (out / f"group_ratings_{rater}.tsv").write_text(text + "\n")
+    run_group(
+        RunConfig(
+            bids_dir=raw, output_dir=out, level="group", command="", formula="~ age",
+            site_column="center", harmonize="", exclude=("rating=fail",),
+        )
+    )  # fmt: skip
     return out
 
 
@@ -268,6 +327,266 @@ def test_rating_by_mouse_and_keyboard_survives_reload_and_goes_out_and_in(tab, o
     assert tab.locator(f"#wall {pressed}").count() == 3
 
 
+def test_the_address_keeps_the_choice_and_the_open_scan(tab, output):
+    opened(tab, output)
+    tab.fill("#find", "sub-0")
+    filtered(tab, 9)
+    tab.select_option("#sort", "measure:GM")
+    tab.select_option("[data-category=sex]", "F")
+    filtered(tab, 4)
+    tab.uncheck("#outlines")
+    tab.select_option("#across", "WM")
+    tab.click("[data-kind=quality]")
+    shown = names(tab)
+    tab.click("#wall .open >> nth=1")
+
+    def same() -> bool:
+        tab.wait_for_selector("html[data-ready]")
+        tab.wait_for_selector("#detail[open]")
+        return (
+            names(tab), tab.inner_text("#detail-title"), tab.input_value("#find"),
+            tab.input_value("#across"), tab.is_checked("#outlines"),
+            tab.get_attribute("[data-kind=quality]", "aria-pressed"),
+        ) == (shown, shown[1], "sub-0", "WM", False, "true")  # fmt: skip
+
+    assert same()
+    tab.reload()
+    assert same()
+    tab.click("#detail-page")
+    tab.wait_for_url(f"**/{shown[1].partition('_')[0]}.html*")
+    tab.go_back()
+    assert same()
+    tab.keyboard.press("Escape")
+    tab.wait_for_function("!location.hash.includes('scan=')")
+    tab.click("a[href='#outliers']")
+    tab.reload()
+    tab.wait_for_selector("html[data-ready]")
+    assert names(tab) == shown
+    tab.click("#clear")
+    filtered(tab, 14)
+
+
+def test_addresses_that_name_nothing_are_as_none(tab, output):
+    address = (output / "group.html").as_uri()
+    tab.goto(
+        f"{address}#sort=x&flag=%3Cb%3E&scan=%3Cimg%20src%3Dx%3E&page=99&plots=%22%5D&is+sex=Z"
+    )
+    tab.wait_for_selector("html[data-ready]")
+    assert len(names(tab)) == 14
+    assert tab.input_value("#sort") == "flag"
+    assert not tab.locator("#detail").is_visible()
+
+
+def test_rating_goes_on_to_the_next_scan_across_pages(tab, tmp_path):
+    (tmp_path / "group.html").write_text(render(*(f"sub-{n:03d}_T1w" for n in range(130))))
+    opened(tab, tmp_path)
+    tab.select_option("#sort", "name")
+    tab.uncheck("#descending")
+    tab.wait_for_function("document.querySelector('#wall .card').dataset.scan === 'sub-000_T1w'")
+    tab.focus("[data-open='59']")
+    tab.keyboard.press("3")
+    tab.wait_for_function("document.activeElement.dataset.open === '60'")
+    assert tab.inner_text("#pager") == "Page 2 of 3"
+    tab.keyboard.press("1")
+    tab.wait_for_function("document.activeElement.dataset.open === '61'")
+    tab.focus("[data-open='119']")
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("2")
+    assert tab.inner_text("#detail-title") == "sub-120_T1w"
+    tab.keyboard.press("Escape")
+    tab.uncheck("#advance")
+    tab.click("[data-open='120']")
+    tab.click("#detail-rate [data-rate=fail]")
+    assert tab.inner_text("#detail-title") == "sub-120_T1w"
+    tab.keyboard.press("Escape")
+    tab.wait_for_function("document.activeElement.dataset.open === '120'")
+    assert tab.inner_text("#pager") == "Page 3 of 3"
+    tab.select_option("#rating", "fail")
+    filtered(tab, 2)
+    assert names(tab) == ["sub-059_T1w", "sub-120_T1w"]
+
+
+def test_two_raters_are_compared(tab, rated):
+    from statsmodels.stats.inter_rater import cohens_kappa
+
+    opened(tab, rated)
+    levels = ["pass", "warn", "fail"]
+    counts = np.zeros((3, 3))
+    for one, other in zip(VOTES["anna"], VOTES["ben"], strict=True):
+        counts[levels.index(one), levels.index(other)] += 1
+    kappa = cohens_kappa(counts).kappa
+    row = tab.eval_on_selector_all("#agreement-table td", "cells => cells.map(c => c.textContent)")
+    same = 100 * np.trace(counts) / counts.sum()
+    assert row == ["anna", "ben", "12", f"{same:.1f}", f"{kappa:.3f}"]
+    assert "4 scans have different ratings" in tab.inner_text("#agreement")
+    assert "sub-02_T1w anna: pass ben: warn" in " ".join(tab.inner_text("#disagreements").split())
+    tab.select_option("#rating", "differ")
+    filtered(tab, 4)
+    # The worse of two counts: sub-03, 06, 07 and 12 are left out.
+    assert "4 of them are excluded" in tab.inner_text(".masthead")
+    tab.click("#clear")
+    filtered(tab, 20)
+    tab.fill("#rater", "ben")
+    tab.keyboard.press("Tab")
+    pressed = "[data-scan=sub-12_T1w] [aria-pressed=true]"
+    assert tab.get_attribute(pressed, "data-rate") == "fail"
+
+
+def test_all_selected_scans_are_rated_at_once_and_ratings_of_others_come_in(tab, output, tmp_path):
+    opened(tab, output)
+    assert not tab.locator("#agreement").is_visible()
+    tab.select_option("[data-category=sex]", "F")
+    filtered(tab, 7)
+    tab.click(".rating-help summary")
+    assert tab.inner_text("#bulk-count") == "Rate all 7 selected:"
+    tab.click("[data-bulk=warn]")
+    tab.click("#clear")
+    filtered(tab, 14)
+    assert tab.locator("#wall [data-rate=warn][aria-pressed=true]").count() == 7
+    tab.click("#undo")
+    assert tab.locator("#wall [aria-pressed=true]").count() == 0
+    tab.click("[data-bulk=pass]")
+    path = tmp_path / "group_ratings_carl.tsv"
+    path.write_text("rater\tscan\trating\nCarl\tsub-01_T1w\tfail\nCarl\tsub-02_T1w\tpass\n")
+    tab.set_input_files("#import", path)
+    tab.wait_for_selector("#agreement-table td")
+    row = tab.eval_on_selector_all("#agreement-table td", "cells => cells.map(c => c.textContent)")
+    assert row == ["unnamed", "Carl", "2", "50.0", "0.000"]
+    assert tab.locator("#wall [data-rate=pass][aria-pressed=true]").count() == 14
+
+
+def test_the_dialog_shows_the_detailed_slices_a_legend_and_commands(tab, output):
+    opened(tab, output)
+    tab.click("[data-open='2']")
+    layers = tab.locator("#detail-picture img")
+    tab.wait_for_function(
+        "[...document.querySelectorAll('#detail-picture img')].every(i => i.naturalWidth)"
+    )
+    assert layers.evaluate_all("all => all.map(i => i.naturalWidth)") == [1596, 1596]
+    assert tab.inner_text("#legend").split()[:3] == ["GM", "WM", "CSF"]
+    width = tab.eval_on_selector("#detail-picture .layers", "e => e.clientWidth")
+    tab.click("#detail-picture")
+    assert tab.eval_on_selector("#detail-picture .layers", "e => e.clientWidth") > 1.2 * width
+    tab.click("#detail details:last-of-type summary")
+    freeview, itksnap = map(shlex.split, tab.locator("#commands code").all_inner_texts())
+    assert freeview[:2] == ["freeview", "-v"]
+    assert (output / freeview[2]).resolve().parent.parent.parent == output.parent / "raw"
+    labels = "sub-03/anat/sub-03_seg-siam_desc-T1w_dseg.nii.gz"
+    lut = "seg-siam_freesurfer.txt"
+    assert freeview[3:] == [f"{labels}:colormap=lut:lut={lut}:opacity=0.4"]
+    assert itksnap == ["itksnap", "-g", freeview[2], "-s", labels, "-l", "seg-siam_itksnap.txt"]
+    assert (output / lut).exists()
+
+
+def test_commands_quote_whatever_folders_are_called(tab, tmp_path):
+    odd = "../it's $(touch x) & <b>`y`"
+    page = render("sub-01_T1w", raw=odd)
+    (tmp_path / "group.html").write_text(page)
+    opened(tab, tmp_path)
+    tab.click("[data-open='0']")
+    tab.click("#detail details:last-of-type summary")
+    for command in tab.locator("#commands code").all_inner_texts():
+        words = shlex.split(command)
+        assert f"{odd}/sub-01_T1w.nii.gz" in words
+        shown = subprocess.run(
+            ["bash", "-c", f"printf '%s\\n' {command}"], cwd=tmp_path, text=True, check=True,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert shown.stdout.splitlines() == words
+    assert [path.name for path in tmp_path.iterdir()] == ["group.html"]
+
+
+def test_headers_of_tables_sort(tab, output):
+    opened(tab, output)
+    tab.check("#table")
+    tab.click("#sheet [data-sort='measure:GM']")
+    values = tab.evaluate("JSON.parse(document.getElementById('data').textContent).values.GM")
+    first = "document.querySelector('#sheet tbody tr').dataset.scan"
+    assert tab.evaluate(first) == f"sub-{1 + int(np.argmax(values)):02d}_T1w"
+    tab.click("#sheet [data-sort='measure:GM']")
+    assert tab.evaluate(first) == f"sub-{1 + int(np.argmin(values)):02d}_T1w"
+    assert tab.get_attribute("#sheet th:has([data-sort='measure:GM'])", "aria-sort") == "ascending"
+    forest = "#statistics .forest >> nth=0"
+    column = """table => [...table.tBodies[0].rows].map(r => Number(r.cells[1].textContent))
+      .filter(value => !Number.isNaN(value))"""
+    tab.click("#statistics .forest >> nth=0 >> text='Estimate, %'")
+    found = tab.eval_on_selector(forest, column)
+    assert found == sorted(found, reverse=True)
+    tab.click("#statistics .forest >> nth=0 >> text='Estimate, %'")
+    found = tab.eval_on_selector(forest, column)
+    assert found == sorted(found)
+    assert len(found) > 3
+
+
+def test_the_bar_covers_nothing_that_is_jumped_to(tab, output):
+    opened(tab, output)
+    tab.evaluate("scrollTo(0, document.body.scrollHeight)")
+    for place in ("outliers", "distributions", "scans"):
+        tab.click(f"a[href='#{place}']")
+        tab.wait_for_timeout(100)
+        bar = tab.locator("#tools").bounding_box()
+        title = tab.locator(f"#{place}-title").bounding_box()
+        assert 0 <= title["y"] - (bar["y"] + bar["height"]) < 60, place
+
+
+def test_paper_has_all_plots_in_light_colours(tab, rated):
+    tab.emulate_media(color_scheme="dark")
+    opened(tab, rated)
+    panels = tab.locator("#panels .plot").count()
+    assert tab.locator("#panels .plot canvas").count() < panels
+    assert len(tab.pdf()) > 100_000
+    assert tab.locator("#panels .plot canvas").count() == panels
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+    ink = "getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()"
+    assert tab.evaluate(ink) == "#1d2126"
+    tab.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert tab.evaluate(ink) == "#e6e8eb"
+
+
+def test_volumes_are_shown_by_site_before_and_after_harmonization(tab, rated):
+    opened(tab, rated)
+    assert tab.input_value("#colour") == "center"
+    tab.locator("#after").scroll_into_view_if_needed()
+    tab.locator("#after canvas").first.wait_for()
+    data = tab.evaluate("JSON.parse(document.getElementById('data').textContent)")
+    script = """id => echarts.getInstanceByDom(document.getElementById(id)).getOption().series
+      .filter(s => s.id.startsWith("of "))
+      .map(s => s.data.map(p => [Math.round(p[0]), p[1], p[2]]))"""
+    for place, measure in (("before", "GM"), ("after", "GM_harmonized_mL")):
+        series = tab.evaluate(script, place)
+        assert [len(points) for points in series] == [10, 10]
+        for lane, points in enumerate(series):
+            assert {point[0] for point in points} == {lane}
+            assert all(point[1] == data["values"][measure][point[2]] for point in points)
+    tab.select_option("#harmonized-tissue", "Hippo")
+    tab.wait_for_function(
+        "document.getElementById('after').ariaLabel.startsWith('Hippo by center')"
+    )
+    tab.reload()
+    tab.wait_for_selector("html[data-ready]")
+    assert tab.input_value("#harmonized-tissue") == "Hippo"
+
+
+def test_every_link_leads_to_a_file(tab, rated):
+    for name in ("group.html", "sub-03.html"):
+        opened(tab, rated, name)
+        links = tab.eval_on_selector_all("main a[href]", "all => all.map(a => a.href)")
+        files = {link.partition("#")[0] for link in links}
+        assert [f for f in files if not Path(unquote(urlsplit(f).path)).is_file()] == []
+        if name == "group.html":
+            found = {Path(urlsplit(file).path).name for file in files}
+            tables = {path.name for path in rated.glob("group_*.tsv")} - {
+                *map("group_ratings_{}.tsv".format, VOTES)
+            }
+            assert tables <= found
+            assert {
+                "siam_T1w.tsv",
+                "seg-siam_dseg.tsv",
+                "group_qc.parquet",
+                "group_qc.json",
+            } <= found
+
+
 def test_details_step_through_the_chosen_scans(tab, output):
     opened(tab, output)
     tab.click("[data-open='6']")
@@ -318,6 +637,39 @@ def test_tissues_of_a_subject_are_laid_over_in_their_colours(tab, output):
     assert tab.eval_on_selector(".viewer .layers", "e => e.clientWidth") == pytest.approx(
         1.5 * width, abs=2
     )
+
+
+def test_tissues_of_a_subject_are_outlined(tab, output):
+    opened(tab, output, "sub-03.html")
+    tab.wait_for_selector(".viewer[data-ready]")
+    painted = """() => {
+      const canvas = document.querySelector(".viewer canvas");
+      const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+      const alpha = new Uint8Array(data.length / 4).map((_, at) => (data[4 * at + 3] ? 1 : 0));
+      return [canvas.width, alpha.join("")];
+    }"""
+
+    def drawn() -> np.ndarray:
+        width, alpha = tab.evaluate(painted)
+        return np.array([*alpha]).reshape(-1, width) == "1"
+
+    picture = tab.get_attribute(".viewer canvas", "data-tissues")
+    labels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))))
+    assert (drawn() == (labels > 0)).all()
+    tab.click("[data-style=outlines]")
+    assert tab.eval_on_selector(".viewer canvas", "c => c.style.opacity") == "1"
+    cross = ndimage.generate_binary_structure(2, 1)
+    flat = ndimage.minimum_filter(labels, footprint=cross) == ndimage.maximum_filter(
+        labels, footprint=cross
+    )
+    outline = drawn()
+    assert (outline == ((labels > 0) & ~flat))[1:-1, 1:-1].all()
+    tab.click(".viewer [data-color='#c96022']")  # without GM, its neighbours still end there
+    fewer = drawn()
+    assert not fewer[labels == 1].any()
+    assert (fewer == (outline & (labels != 1)))[1:-1, 1:-1].all()
+    tab.click("[data-style=fill]")
+    assert (drawn() == ((labels > 0) & (labels != 1))).all()
 
 
 def test_viewer_shows_the_labels_in_their_colours(tab, output):

@@ -134,7 +134,7 @@ class TestProtocols:
         assert reference["spreads"]["acq-ce_T1w"]["GM"]["scans"] == 12
         page = (config.output_dir / "group.html").read_text()
         data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
-        assert set(data["scans"]["contrast"]) == {"T1w", "acq-ce_T1w"}
+        assert set(data["scans"]["protocol"]) == {"T1w", "acq-ce_T1w"}
         assert data["categories"]["acq_id"].count("acq-ce") == 12
         pooled = run_group(replace(config, group_by=("contrast",))).wide
         assert pooled["protocol"].unique().tolist() == ["T1w"]

@@ -155,6 +155,16 @@ def test_the_group_level_has_harmonized_columns_and_a_table_of_sites(study, tmp_
     data = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
     assert data["measures"]["GM_harmonized_mL"]["kind"] == "harmonized"
     assert 'data-kind="harmonized"' in page
+    assert (data["site"], data["harmonized"]["column"]) == ("site", "site")
+    assert data["harmonized"]["site"][:4] == ["1", "1", "2", "2"]
+    path.write_text(path.read_text().replace("site", "center"))
+    assert cli.main([*place, "--site-column", "center", "--harmonize"]) == 0
+    again = pd.read_csv(out / "group_harmonization.tsv", sep="\t")
+    pd.testing.assert_frame_equal(again, effects)
+    assert cli.main([*place, "--harmonize"]) == 2
+    assert "--harmonize names site, but no table has such a column" in capsys.readouterr().err
+    assert cli.main([*place, "--site-column", "site"]) == 2
+    assert "--site-column names site, but no table has" in capsys.readouterr().err
     run_group(config)
     assert not (out / "group_harmonization.tsv").exists()
     assert 'data-kind="harmonized"' not in (out / "group.html").read_text()

@@ -114,8 +114,8 @@ def group_data(*names: str) -> dict:
     }  # fmt: skip
 
 
-def group(*names: str, title: str = "Study", **more) -> str:
-    data = group_data(*(names or ("sub-01_T1w", "sub-02_T1w")))
+def group(*names: str, title: str = "Study", raw: str = "../raw", **more) -> str:
+    data = {**group_data(*(names or ("sub-01_T1w", "sub-02_T1w"))), "raw": raw}
     return render_group(GroupReport(title=title, data=data, subjects=2, **COMMON, **more))
 
 

@@ -183,8 +183,11 @@ def remove_table(batch: Batch, root: Path, name: str) -> None:
         batch.remove(root / f"{name}.{ending}")
 
 
-def save_resources(batch: Batch, root: Path) -> None:
-    """Write `logs/resources.tsv`: what each scan took, as a table to size jobs with."""
+RESOURCES = "logs/resources.tsv"
+
+
+def save_resources(batch: Batch, root: Path) -> bool:
+    """Write `RESOURCES`: what each scan took, to size jobs with. Return whether any is known."""
     rows = []
     for names in finished_scans(root):
         past = read_record(names.record)
@@ -194,4 +197,5 @@ def save_resources(batch: Batch, root: Path) -> None:
             rows.append({"scan": names.name, **plain, **stages})
     if rows:
         text = pd.DataFrame(rows).to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
-        batch.write_text(root / "logs" / "resources.tsv", text)
+        batch.write_text(root / RESOURCES, text)
+    return bool(rows)

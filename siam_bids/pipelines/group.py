@@ -19,7 +19,13 @@ from siam_bids.bids.names import stray_results, undeclared_results
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import Results, ScanResult, misplaced, read_results, undeclared
 from siam_bids.bids.status import sweep_root
-from siam_bids.bids.writers import remove_table, save_phenotype, save_resources, save_table
+from siam_bids.bids.writers import (
+    RESOURCES,
+    remove_table,
+    save_phenotype,
+    save_resources,
+    save_table,
+)
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
@@ -138,7 +144,7 @@ def run_group(config: RunConfig) -> GroupSummary:
     with together() as batch:
         if not config.reports_only:
             save(batch, group, labels, config)
-        save_resources(batch, root)
+        resources = [RESOURCES] if save_resources(batch, root) else []
         write_reference(batch, root, group)
         write_group_page(
             batch,
@@ -149,7 +155,7 @@ def run_group(config: RunConfig) -> GroupSummary:
             missing=missing,
             left_out=left_out,
             pages=paged,
-            files=_files(group),
+            files=[*_files(group), *resources],
             formula=config.formula,
             command=config.command,
         )
@@ -351,7 +357,6 @@ def _files(group: GroupTables) -> list[str]:
         *(f"{name}.tsv" for name in written),
         *(f"phenotype/siam_{kind}.tsv" for kind in _phenotype(group)),
         LABEL_TABLE,
-        "logs/resources.tsv",
     ]
 
 

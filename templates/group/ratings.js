@@ -176,5 +176,5 @@ function drawAgreement() {
   $("disagreements").replaceChildren(...differing.slice(0, 100).map((i) => make("li", {},
     make("button", { type: "button", class: "link", "data-open": i }, scans.name[i]),
     ...names.filter((rater) => raters.of(rater, i).rating).map((rater) => make("span", { class: "far-value" },
-      `${called(rater)}: ${raters.of(rater, i).rating}`)))));
+      ` ${called(rater)}: ${raters.of(rater, i).rating}`)))));
 }
