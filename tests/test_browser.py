@@ -684,6 +684,10 @@ def test_viewer_shows_the_labels_in_their_colours(tab, output):
         wanted = np.frombuffer(bytes.fromhex(color), np.uint8).astype(int)
         return int((abs(np.asarray(picture)[..., :3] - wanted).max(axis=-1) <= 3).sum())
 
+    def lit() -> int:
+        picture = Image.open(io.BytesIO(tab.locator(".explorer canvas").screenshot()))
+        return int((np.asarray(picture)[..., :3].max(axis=-1) > 40).sum())
+
     assert pixels("c96022") > 1000
     assert pixels("f7eed1") > 1000
     tab.click(".viewer [data-color='#c96022']")
@@ -691,8 +695,30 @@ def test_viewer_shows_the_labels_in_their_colours(tab, output):
     assert pixels("f7eed1") > 1000
     tab.locator(".explorer canvas").click()
     assert re.fullmatch(r"-?\d+, -?\d+, -?\d+ mm: .+", tab.inner_text(".explorer output"))
-    tab.click("[data-view=head]")
-    assert tab.get_attribute("[data-view=head]", "aria-pressed") == "true"
+    head = pixels("b48c5f")
+    tab.click(".viewer [data-color='#c96022']")
+    tab.click("[data-view=brain]")  # nothing outside the brain hides it
+    assert pixels("b48c5f") == 0 < 2000 < head
+    assert lit() > 2000
+    tab.click("[data-view=slices]")
+    assert pixels("b48c5f") > 2000
+
+
+def test_viewer_takes_the_scan_and_its_labels_at_full_resolution(tab, output, tmp_path):
+    opened(tab, output, "sub-07.html")
+    tab.click(".explorer summary")
+    tab.wait_for_selector(".explorer[data-ready]")
+    image = head_labels().astype(np.uint8)
+    grid = Grid((80, 96, 88), np.diag([2.0, 2.0, 2.0, 1.0]))
+    fine = np.kron(image, np.ones((2, 2, 2), np.uint8))
+    scan, labels = tmp_path / "sub-07_T1w.nii.gz", tmp_path / "sub-07_dseg.nii.gz"
+    save_preview(scan, fine, grid)
+    save_preview(labels, fine, grid)
+    tab.set_input_files("[data-files]", [scan])
+    assert "Choose two files together" in tab.inner_text(".explorer output")
+    tab.set_input_files("[data-files]", [scan, labels])
+    tab.wait_for_selector(".explorer[data-files='sub-07_T1w.nii.gz']")
+    assert re.findall(r"\d+", tab.inner_text(".explorer output")) == ["80", "96", "88"]
 
 
 def test_viewer_says_so_where_there_is_no_webgl(tab, output):
