@@ -59,6 +59,7 @@ class Trainer:
             self.network.parameters(), lr=config.learning_rate, weight_decay=1e-4
         )
         self.step = 0
+        self.skipped = 0
         self.pretrained = config.start is not None
         if (config.folder / "progress.json").exists():
             self._load()
@@ -149,18 +150,34 @@ class Trainer:
         return {name: halves[value.data_ptr()] for name, value in state.items()}
 
     def update(self, loss: torch.Tensor, rate: float) -> None:
-        """Take one step of the optimiser down the gradient of a loss, and average the weights."""
+        """Take one step of the optimiser down the gradient of a loss, and average the weights.
+
+        A gradient that is not finite is left out; it would make all weights NaN for good.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), MAX_NORM)
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), MAX_NORM)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        else:
+            self._tell_of_skipped()
         self.step += 1
         keep = min(self.config.ema, self.step / (self.step + 10))
         with torch.no_grad():
             for name, value in self.network.named_parameters():
                 self.average[name].lerp_(value, 1 - keep)
+
+    def _tell_of_skipped(self) -> None:
+        if not self.skipped:
+            logger.warning(
+                "The gradient of step %d is not finite; such steps are skipped. In bfloat16 on a "
+                "CPU that happens where the deepest stage has fewer than 3 voxels along an edge: "
+                "a larger --patch helps.",
+                self.step,
+            )
+        self.skipped += 1
 
     def difficulty(self) -> float:
         """Return how far contrasts, shapes and artefacts vary at this step, 0 to 1."""
