@@ -5,8 +5,9 @@
 The networks are trained side by side, so that one computes while the other paints: in bfloat16,
 compiled, many patches a step, painted on the GPU, and many patches from each painted head. In the
 last 40 % of the time the learning rate falls to zero. MAPs are SynthSeg's label maps; 17 and 18
-are held out; preparing them takes the first minute or two. Prints what a network saw a minute, compilation included; the model folders are
-FOLDER/compact-2mm/model and FOLDER/compact-1mm/model. A second call with the same FOLDER goes on.
+are held out; preparing them takes the first minute or two. Prints what a network saw a minute,
+compilation included; the model folders are FOLDER/compact-2mm/model and FOLDER/compact-1mm/model.
+A second call with the same FOLDER goes on.
 
 With --small both are tiny, and trained on the CPU on nested spheres: a test of this script.
 """

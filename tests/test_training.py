@@ -191,6 +191,23 @@ def test_a_step_takes_as_many_patches_as_asked_for(label_map, tmp_path):
     assert train(three).step > 0
 
 
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone(tmp_path, label_map, caplog):
+    """In bfloat16 oneDNN gives such now and then where a stage has 2 voxels along an edge."""
+    trainer = Trainer(config(tmp_path / "run", label_map, minutes=1))
+    before = {name: value.detach().clone() for name, value in trainer.network.named_parameters()}
+    size = trainer.config.patch
+    for factor in (torch.nan, torch.inf, 1.0):
+        found = trainer.network(torch.randn(1, 1, size, size, size)).square().sum()
+        trainer.update(found * factor, 1e-3)
+    assert trainer.step == 3
+    assert trainer.skipped == 2
+    assert caplog.text.count("The gradient of step 0 is not finite; such steps are skipped.") == 1
+    after = dict(trainer.network.named_parameters())
+    assert all(torch.isfinite(value).all() for value in after.values())
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+    assert not torch.equal(after[name], before[name])
+
+
 def test_validation_leaves_the_network_as_it_was_and_able_to_learn(tmp_path, label_map):
     """It once froze all convolutions but the last: the U-Net lists its layers twice."""
     from siam_bids.training.trainer import Trainer
