@@ -1,14 +1,12 @@
 import os
 import sys
 import textwrap
-import time
 
 import psutil
 import pytest
 from conftest import ROOT, run_program
 
 from siam_bids.support.memory import free_memory
-from siam_bids.support.timing import Meter
 
 
 def in_a_fresh_process(code: str) -> None:
@@ -35,17 +33,6 @@ def test_the_peak_is_that_of_the_scan_not_of_the_process():
         assert abs(grown - small.nbytes) < 16e6, grown
         assert Meter().summary()["peak_memory_MB"] == round(peak_memory() / 1e6)
     """)
-
-
-def test_stages_add_up():
-    meter = Meter()
-    for name, seconds in (("read", 0.1), ("segment", 0.2), ("read", 0.1)):
-        with meter.stage(name):
-            time.sleep(seconds)
-    record = meter.summary()
-    assert list(record["stages"]) == ["read", "segment"]
-    assert record["stages"]["read"] >= 0.2
-    assert record["seconds"] == pytest.approx(sum(record["stages"].values()), abs=0.1)
 
 
 @pytest.fixture

@@ -429,7 +429,7 @@ def test_a_map_without_a_sidecar_of_ours_is_replaced_only_if_unchanged(config, d
     said = run_participant(config).failed["sub-01_T1w"]
     blamed = path if foreign else names.segmentation
     assert said == (
-        f"{blamed.name} is there, but no record says that siam-bids wrote it so. "
+        f"{blamed.name} exists, but no record says that siam-bids wrote it. "
         "Move it if you want to keep it; --overwrite replaces it."
     )
     assert run_participant(config).failed["sub-01_T1w"] == said

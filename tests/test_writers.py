@@ -1,7 +1,5 @@
-import hashlib
 import json
 import math
-import os
 from dataclasses import replace
 
 import nibabel as nib
@@ -9,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import affine_of
+from test_status import made
 
 from siam_bids import __version__
 from siam_bids.bids.description import begin_dataset
@@ -19,19 +18,9 @@ from siam_bids.bids.label_tables import (
     read_label_table,
     save_label_table,
 )
-from siam_bids.bids.names import ScanNames, finished_scans, sidecar
+from siam_bids.bids.names import ScanNames, sidecar
 from siam_bids.bids.results import read_result
 from siam_bids.bids.scan import BidsName
-from siam_bids.bids.status import (
-    IDENTITY,
-    failed_scans,
-    finish_scan,
-    place_results,
-    subject_state,
-    sweep_root,
-    sweep_subject,
-    to_do,
-)
 from siam_bids.bids.writers import (
     remove_table,
     save_mask,
@@ -49,9 +38,7 @@ from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable, siam_labels
 from siam_bids.measures.quality import judge
 from siam_bids.measures.volumes import tissue_volumes
-from siam_bids.support.atomic_files import SCRATCH, read_json, together, write_json
-
-NOTHING = hashlib.sha256().hexdigest()
+from siam_bids.support.atomic_files import read_json, together, write_json
 
 ABOUT = {
     "Sources": ["bids:raw:sub-01/anat/x.nii"],
@@ -66,61 +53,6 @@ ABOUT = {
 def volumes() -> pd.DataFrame:
     data = np.random.default_rng(0).integers(0, 18, (9, 8, 7)).astype(np.uint8)
     return tissue_volumes(Segmentation(data, Grid(data.shape, np.eye(4)), siam_labels()))
-
-
-@pytest.mark.parametrize(
-    ("scan", "expected"),
-    [
-        (
-            "sub-01_T1w",
-            {
-                "segmentation": "sub-01/anat/sub-01_seg-siam_desc-T1w_dseg.nii.gz",
-                "brain_mask": "sub-01/anat/sub-01_label-brain_desc-T1w_mask.nii.gz",
-                "volumes": "sub-01/anat/sub-01_desc-T1w_volumes.tsv",
-                "record": "logs/sub-01/sub-01_T1w.json",
-                "report": "sub-01.html",
-            },
-        ),
-        (
-            "sub-A2_ses-pre_acq-hi_run-02_echo-1_part-mag_T2starw",
-            {
-                "segmentation": "sub-A2/ses-pre/anat/sub-A2_ses-pre_acq-hi_run-02_echo-1_part-mag"
-                "_seg-siam_desc-T2starw_dseg.nii.gz",
-                "volumes": "sub-A2/ses-pre/anat/sub-A2_ses-pre_acq-hi_run-02_echo-1_part-mag"
-                "_desc-T2starw_volumes.tsv",
-            },
-        ),
-        (
-            "sub-01_dir-AP_run-1_flip-2_inv-1_mt-on_part-mag_MP2RAGE",
-            {
-                "segmentation": "sub-01/anat/sub-01_run-1_part-mag"
-                "_seg-siam_desc-MP2RAGE+dirAP+flip2+inv1+mton_dseg.nii.gz",
-                "record": "logs/sub-01/sub-01_dir-AP_run-1_flip-2_inv-1_mt-on_part-mag"
-                "_MP2RAGE.json",
-            },
-        ),
-    ],
-)
-def test_names_keep_every_entity(tmp_path, scan, expected):
-    names = ScanNames(tmp_path, BidsName.parse(scan))
-    found = {key: getattr(names, key).relative_to(tmp_path).as_posix() for key in expected}
-    assert found == expected
-
-
-def test_probability_and_figure_names(tmp_path):
-    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
-    assert (
-        names.probability("GM").name
-        == "sub-01_space-orig_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
-    )
-    skull = names.probability("Skull_diploe").name
-    assert skull == "sub-01_space-orig_seg-siam_label-Skulldiploe_desc-T1w_probseg.nii.gz"
-    chunk = ScanNames(tmp_path, BidsName.parse("sub-01_chunk-2_T1w")).probability("GM").name
-    assert chunk == "sub-01_space-orig_chunk-2_seg-siam_label-GM_desc-T1w_probseg.nii.gz"
-    assert names.figure("mosaic").parent == tmp_path / "sub-01" / "figures"
-    preview = names.preview("labels").relative_to(tmp_path).as_posix()
-    assert preview == "sub-01/figures/sub-01_desc-T1w_previewlabels.nii.gz"
-    assert sidecar(names.segmentation).name == "sub-01_seg-siam_desc-T1w_dseg.json"
 
 
 def test_dataset_files(tmp_path):
@@ -148,9 +80,9 @@ def test_dataset_files(tmp_path):
     assert snap[0] == "# ITK-SnAP Label Description File"
     assert snap[2:4] == [
         '    0    0   0   0  0  0  0  "Background"',
-        '    1  213  94   0  1  1  1  "Cerebral cortex"',
+        '    1  201  96  34  1  1  1  "Cerebral cortex"',
     ]
-    assert free[:3] == ["#No. Name R G B A", "0 background 0 0 0 0", "1 GM 213 94 0 0"]
+    assert free[:3] == ["#No. Name R G B A", "0 background 0 0 0 0", "1 GM 201 96 34 0"]
     assert [len(snap), len(free)] == [20, 19]
     lines = (root / "seg-siam_dseg.tsv").read_text().splitlines()
     assert lines[0].split("\t") == ["index", "name", "abbreviation", "color", "mapping", "role"]
@@ -265,86 +197,6 @@ def test_labels_that_refine_another_come_back_with_it(tmp_path):
     assert read_label_table(tmp_path) == table
 
 
-def recorded(names, paths):
-    return {path.relative_to(names.root).as_posix(): f"sha256:{NOTHING}" for path in paths}
-
-
-@pytest.mark.parametrize("kept_in", ["sidecar", "record"])
-def test_maps_that_new_options_do_not_make_are_removed_if_recorded(tmp_path, kept_in):
-    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
-    other = ScanNames(tmp_path, BidsName.parse("sub-01_T2w"))
-    names.anat.mkdir(parents=True)
-    ours = [names.probability("GM"), names.probability("WM"), other.probability("WM")]
-    ours += [sidecar(path) for path in ours]
-    for path in ours:
-        path.touch()
-    places = recorded(names, ours)
-    if kept_in == "sidecar":
-        write_json(sidecar(names.segmentation), {**ABOUT, "Outputs": places})
-    else:  # of a run that was killed before its sidecar
-        write_json(names.record, {"written": {place: [each] for place, each in places.items()}})
-    names.probability("mine").touch()
-    names.preview("image").parent.mkdir()
-    names.preview("image").touch()
-    made = replace(names, root=tmp_path / "made")
-    made.anat.mkdir(parents=True)
-    made.probability("GM").touch()
-    sidecar(made.probability("GM")).touch()
-    written = dict.fromkeys([made.probability("GM"), sidecar(made.probability("GM"))], NOTHING)
-    seen = read_json(sidecar(names.segmentation))
-    placed = place_results(names, made.root, written, seen)
-    assert list(placed) == [names.probability("GM"), sidecar(names.probability("GM"))]
-    left = {path.name for path in names.anat.glob("*.nii.gz")}
-    kept = (names.probability("GM"), names.probability("mine"), other.probability("WM"))
-    assert left == {path.name for path in kept}
-    assert len(list(names.anat.glob("*.json"))) == 2
-    assert not names.preview("image").exists()
-
-
-def test_of_results_without_checksums_maps_of_known_tissues_are_removed(tmp_path):
-    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
-    save_label_table(tmp_path / LABEL_TABLE, siam_labels())
-    names.anat.mkdir(parents=True)
-    for tissue in ("GM", "mine"):
-        names.probability(tissue).touch()
-    about = {**ABOUT, "Software": {"siam-bids": "0.1.0"}}
-    write_json(sidecar(names.segmentation), about)
-    assert place_results(names, tmp_path / "made", {}, about) == {}
-    assert list(names.anat.iterdir()) == [names.probability("mine")]
-
-
-def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
-    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
-    declared = sidecar(names.segmentation)
-    written = [names.segmentation, names.brain_mask, names.figure("mosaic")]
-    written += [sidecar(names.brain_mask)]
-    checksums = dict.fromkeys(written, NOTHING)
-    for gone in written:
-        for path in written:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        finish_scan(names, {"InputSHA256": "a"}, checksums)
-        assert declared.exists()
-        declared.unlink()
-        gone.unlink()
-        with pytest.raises(FileNotFoundError, match=gone.name):
-            finish_scan(names, {"InputSHA256": "a"}, checksums)
-        assert not declared.exists()
-
-
-def test_scans_say_why_they_are_to_do(tmp_path):
-    names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
-    made = {"InputSHA256": "a", "Model": {"SHA256": "m"}, "Options": {}, "ResultsVersion": 1}
-    assert to_do(names, made, []) == "not segmented yet"
-    write_json(sidecar(names.segmentation), made)
-    assert to_do(names, made, []) == ""
-    assert "is missing" in to_do(names, made, [names.segmentation])
-    for key, why in IDENTITY.items():
-        assert to_do(names, {**made, key: "other"}, []) == why
-    all_changed = dict.fromkeys(made, "other")
-    assert to_do(names, all_changed, []) == "the input changed, it was made with another model"
-
-
 def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path):
     names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     values = {"TIV": 100.0, "brain_cut_top": 25.0}
@@ -360,41 +212,6 @@ def test_quality_is_one_row_with_its_verdict_and_every_column_explained(tmp_path
     write_json(sidecar(names.segmentation), ABOUT)
     result = read_result(names, siam_labels())
     assert (result.names, result.source, result.quality) == (names, "sub-01/anat/x.nii", values)
-
-
-def made(root, *stems) -> list[ScanNames]:
-    """Finished scans, as far as their sidecars tell."""
-    names = [ScanNames(root, BidsName.parse(f"{stem}_T1w")) for stem in stems]
-    for each in names:
-        write_json(sidecar(each.segmentation), {"Sources": ["bids:raw:x"]})
-    return names
-
-
-def test_results_and_failures_are_told_apart_and_by_subject(tmp_path):
-    one, two = made(tmp_path, "sub-01", "sub-02_run-1")
-    (third,) = made(tmp_path, "sub-02_ses-b")
-    write_json(one.record, {"seconds": 3})
-    write_json(two.record, {"error": "damaged"})
-    assert list(finished_scans(tmp_path)) == [one, two, third]
-    assert list(finished_scans(tmp_path, "02")) == [two, third]
-    assert list(failed_scans(tmp_path)) == [two]
-    assert list(failed_scans(tmp_path, "01")) == []
-    assert third.identity.visit == ("sub-02", "ses-b")
-    assert third.name == "sub-02_ses-b_T1w"
-
-
-def test_the_state_of_a_subject_changes_with_its_results_and_failures(tmp_path):
-    seen = [subject_state(tmp_path, "01")]
-    (names,) = made(tmp_path, "sub-01")
-    (other,) = made(tmp_path, "sub-02")
-    write_json(other.record, {"error": "damaged"})
-    seen.append(subject_state(tmp_path, "01"))
-    write_json(names.record, {"error": "damaged"})
-    seen.append(subject_state(tmp_path, "01"))
-    assert [len(state) for state in seen] == [0, 1, 2]
-    assert seen[2][0] == seen[1][0]
-    os.utime(names.record, (5, 5))
-    assert subject_state(tmp_path, "01")[1] == (names.record.as_posix(), 5 * 10**9)
 
 
 def test_a_table_comes_with_dictionary_and_parquet_and_goes_with_them(tmp_path):
@@ -487,17 +304,3 @@ def test_a_broken_object_is_an_unfinished_result(tmp_path, text, content):
     assert read_json(path) == {}
     path.write_text(text)
     assert read_json(path) == content
-
-
-def test_half_written_files_are_swept_where_they_can_lie(tmp_path):
-    dead = f"{SCRATCH}0123456789-1-abcdefg_.json"
-    of_subject = ["logs/sub-01", "sub-01/anat", "sub-01/ses-a/anat", "sub-01/figures"]
-    places = {name: tmp_path / name / dead for name in (".", "logs", "sub-02/anat", *of_subject)}
-    for path in places.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        os.utime(path, (0, 0))
-    sweep_subject(tmp_path, "01")
-    assert {name for name, path in places.items() if not path.exists()} == set(of_subject)
-    sweep_root(tmp_path)
-    assert [name for name, path in places.items() if path.exists()] == ["sub-02/anat"]

@@ -144,7 +144,7 @@ def check_unknown(names: ScanNames, paths: Iterable[Path]) -> None:
     """
     if unknown := unknown_files(names, paths):
         raise DatasetError(
-            f"{unknown[0].name} is there, but no record says that {PIPELINE} wrote it so.",
+            f"{unknown[0].name} exists, but no record says that {PIPELINE} wrote it.",
             "Move it if you want to keep it; --overwrite replaces it.",
         )
 
