@@ -15,6 +15,7 @@ from siam_bids.cli.arguments import (
     MOST_CPUS,
     add_folders,
     add_inference_options,
+    add_probability_maps,
     add_query,
     add_segmentations,
     at_least,
@@ -189,14 +190,7 @@ def parser() -> CommandLine:
         metavar="N",
         help="CPU threads (default: all)",
     )
-    how.add_argument(
-        "--probabilities",
-        nargs="+",
-        default=[],
-        metavar="TISSUE",
-        help="also write probability maps of these tissues, for example GM WM CSF",
-    )
-    how.add_argument("--write-probseg", action="store_true", help="also write those of all tissues")
+    add_probability_maps(how)
     add_segmentations(how)
     add_inference_options(how)
     again = how.add_mutually_exclusive_group()

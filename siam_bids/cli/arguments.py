@@ -35,6 +35,18 @@ def add_labels(which: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_probability_maps(how: argparse._ArgumentGroup) -> None:
+    """Add what chooses probability maps."""
+    how.add_argument(
+        "--probabilities",
+        nargs="+",
+        default=[],
+        metavar="TISSUE",
+        help="also write probability maps of these tissues, for example GM WM CSF",
+    )
+    how.add_argument("--write-probseg", action="store_true", help="also write those of all tissues")
+
+
 def add_query(top: argparse.ArgumentParser) -> None:
     """Add what chooses scans."""
     which = top.add_argument_group("which scans")

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from siam_bids.cli import app
-from siam_bids.cli.arguments import MOST_CPUS, add_folders, add_query, at_least, query_of
+from siam_bids.cli.arguments import (
+    MOST_CPUS,
+    add_folders,
+    add_probability_maps,
+    add_query,
+    at_least,
+    query_of,
+)
 from siam_bids.cli.command_line import CommandLine
 from siam_bids.cli.console import EXIT_SOME_SCANS_FAILED, guarded, quick_imports, start_logging
 from siam_bids.config import DEFAULT_SUFFIXES, Query
@@ -117,14 +124,7 @@ def parser() -> CommandLine:
     add_query(top)
     how = top.add_argument_group("how")
     how.add_argument("--model", default="compact", help="as for siam-bids")
-    how.add_argument(
-        "--probabilities",
-        nargs="+",
-        default=[],
-        metavar="TISSUE",
-        help="also write probability maps of these tissues",
-    )
-    how.add_argument("--write-probseg", action="store_true", help="also write those of all tissues")
+    add_probability_maps(how)
     how.add_argument("--gpu", action="store_true", help="one GPU per task (adds --device cuda)")
     how.add_argument(
         "--container", type=Path, metavar="IMAGE.sif", help="run in this Apptainer image"
@@ -133,36 +133,15 @@ def parser() -> CommandLine:
     shape = top.add_argument_group("the array")
     shape.add_argument("--sessions", action="store_true", help="one task per session")
     shape.add_argument(
-        "--per-task",
-        type=at_least(0),
-        default=0,
-        metavar="N",
-        help="participants per task (default: as many as fill a third of the time limit)",
-    )
-    shape.add_argument(
-        "--throttle",
-        type=at_least(0),
-        default=0,
-        metavar="N",
-        help="maximum number of tasks that run at the same time (default: no limit)",
-    )
-    shape.add_argument(
         "--cpus", type=at_least(1, MOST_CPUS), default=2, metavar="N", help="CPUs per task"
     )
-    shape.add_argument(
-        "--mem-mb",
-        type=at_least(0),
-        default=0,
-        metavar="MB",
-        help="memory per task (default: estimated)",
-    )
-    shape.add_argument(
-        "--minutes",
-        type=at_least(0),
-        default=0,
-        metavar="N",
-        help="time limit per task (default: estimated)",
-    )
+    for option, unit, text in (
+        ("--per-task", "N", "participants per task (default: as many as fill 1/3 of --minutes)"),
+        ("--throttle", "N", "maximum number of tasks that run at once (default: no limit)"),
+        ("--mem-mb", "MB", "memory per task (default: estimated)"),
+        ("--minutes", "N", "time limit per task (default: estimated)"),
+    ):
+        shape.add_argument(option, type=at_least(0), default=0, metavar=unit, help=text)
     shape.add_argument(
         "--sbatch",
         action="append",

@@ -20,9 +20,6 @@ from siam_bids.support.tsv import as_numbers_or_words
 
 logger = logging.getLogger(__name__)
 
-KEYS = ("participant_id", "session_id", "contrast", "protocol", "scan")
-"""What names one scan, first in every table."""
-
 ENTITIES = (
     "subject", "session", "sample", "acquisition", "ceagent", "reconstruction", "direction", "run",
     "modality", "echo", "flip", "inv", "mt", "part", "chunk", "desc", "suffix", "datatype",
@@ -182,7 +179,7 @@ def tidy_volumes(
     Parameters
     ----------
     keys
-        One row per scan with at least `KEYS`.
+        One row per scan with at least `outliers.KEYS`.
     volumes
         Per scan the rows of its volume table: index, name, voxels, volume_mL.
 
@@ -403,7 +400,7 @@ def join_covariates(
     Parameters
     ----------
     keys
-        One row per scan with at least `KEYS`.
+        One row per scan with at least `outliers.KEYS`.
     columns
         Text of each covariate by scan, None where there is none. Names that are `taken` by ours or
         are `ENTITIES` get the prefix `participants_`.

@@ -23,10 +23,10 @@ LIMIT = 3.5
 FEWEST = 5
 """Scans of a protocol below which nothing is called an outlier."""
 
-COLUMNS = (
-    "participant_id", "session_id", "contrast", "protocol", "scan", "measure", "value", "median",
-    "expected", "robust_z", "scans", "reason",
-)  # fmt: skip
+KEYS = ("participant_id", "session_id", "contrast", "protocol", "scan")
+"""What names one scan, first in every table of the group."""
+
+COLUMNS = (*KEYS, "measure", "value", "median", "expected", "robust_z", "scans", "reason")
 
 
 def robust_z(
@@ -125,7 +125,7 @@ class _Measure:
         """Return a row for each scan beyond the limit."""
         away = self.values if self.expected is None else self.values - self.expected
         score = robust_z(away, self.known)
-        keys = scans[list(COLUMNS[:5])].to_dict("records")
+        keys = scans[list(KEYS)].to_dict("records")
         median = float(np.median(self.values[self.known]))
         return [
             {
