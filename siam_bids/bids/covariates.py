@@ -21,7 +21,7 @@ Visit = tuple[str, str]
 
 @dataclass
 class _Values:
-    """Text by visit and column; where rows disagree, none, and the visit is named."""
+    """Text by visit and column; values on which rows disagree are dropped, with a warning."""
 
     by_visit: dict[Visit, dict[str, str]] = field(default_factory=dict)
     disagreeing: dict[str, dict[Visit, None]] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class _Values:
                 self.disagreeing.setdefault(column, {})[visit] = None
 
     def settle(self, path: Path) -> None:
-        """Drop what rows disagree about, with a warning."""
+        """Drop values on which rows disagree, with a warning."""
         for column, visits in self.disagreeing.items():
             for visit in visits:
                 del self.by_visit[visit][column]

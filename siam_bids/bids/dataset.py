@@ -73,7 +73,7 @@ def find_scans(root: Path, query: Query) -> Selection:
 
 
 def _look_into(folder: Path, query: Query, found: Selection) -> dict[Path, Scan]:
-    """Return the images of one subject that may be asked for; what is not goes into `found`."""
+    """Return the candidate images of one subject; all others are noted in `found`."""
     root = folder.parent
     named: dict[Path, Scan] = {}
     empty = True
@@ -146,7 +146,7 @@ def _ask(root: Path, query: Query, named: Mapping[Path, Scan], found: Selection)
 
 
 def _without_copies(scans: Sequence[Scan], found: Selection) -> list[Scan]:
-    """Return the scans by path, of several images of one name the preferred one."""
+    """Return the scans by path; of several images with one name, the preferred one."""
     paths = {scan.path for scan in scans}
     kept = []
     for scan in sorted(scans, key=lambda scan: scan.path):

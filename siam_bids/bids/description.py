@@ -127,7 +127,7 @@ def begin_dataset(
 
 
 def _add_lines(path: Path, lines: Sequence[str]) -> None:
-    """Let a text file hold these lines, and keep the others that it has."""
+    """Add lines to a text file, unless it has them."""
     known = read_text(path).splitlines() if is_listed(path) else []
     write_text(path, "\n".join(dict.fromkeys([*known, *lines])) + "\n")
 

@@ -45,7 +45,7 @@ def subject_folders(root: Path) -> list[str]:
 
 
 def subjects(root: Path) -> list[str]:
-    """List the subject labels of a dataset by its folders, as they can be shown.
+    """List the subject labels of a dataset, from its folders, in printable form.
 
     Raises
     ------

@@ -33,7 +33,7 @@ def for_freesurfer(labels: LabelTable) -> str:
 
 
 def save_label_table(path: Path, labels: LabelTable) -> dict[Path, str]:
-    """Write a label table as BIDS wants it: index, name, abbreviation, color, mapping; and role.
+    """Write a label table in BIDS format: index, name, abbreviation, color, mapping; and role.
 
     A further column `parent` names what a label refines, where there are such labels.
 

@@ -117,7 +117,7 @@ class ScanNames:
 
     @property
     def record(self) -> Path:
-        """How the last attempt went: time, device, or the error. Outside the standard's reach."""
+        """How the last attempt went: time, device, or the error. Not part of BIDS."""
         return self.root / "logs" / f"sub-{self.identity.subject}" / f"{self.name}.json"
 
     @property

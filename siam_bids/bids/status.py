@@ -104,7 +104,7 @@ def missing_outputs(root: Path, known: Mapping[str, Any]) -> list[str]:
 
 
 def _within(root: Path, place: str) -> Path | None:
-    """Return where a recorded file lies; None if that is no place below the root."""
+    """Return the path of a recorded file; None if it is not below the root."""
     parts = PurePosixPath(place)
     return None if parts.is_absolute() or ".." in parts.parts else root / parts
 
@@ -193,7 +193,7 @@ def place_results(
     *,
     overwrite: bool = False,
 ) -> dict[Path, str]:
-    """Move the new results of a scan to their places; the scan counts as not done meanwhile.
+    """Move the new results of a scan to their places; until then the scan does not count as done.
 
     What an earlier result had and this one has not is removed, as far as it is recorded.
 

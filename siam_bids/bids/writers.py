@@ -111,7 +111,7 @@ def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> Written
 
 
 def _as_tsv(table: pd.DataFrame) -> str:
-    """Return a table as BIDS wants it: whole numbers without a point, others with 8 digits."""
+    """Return a table in BIDS format: whole numbers without a point, others with 8 digits."""
     shown = table.copy()
     for name, column in table.items():
         if pd.api.types.is_float_dtype(column):
@@ -127,7 +127,7 @@ def _as_tsv(table: pd.DataFrame) -> str:
 
 
 def _one_line(cell: object) -> object:
-    """Return text without what would end a cell or a row."""
+    """Return text without characters that would end a cell or a row."""
     return " ".join(re.split(r"[\t\r\n]+", cell)) if isinstance(cell, str) else cell
 
 

@@ -1,1 +1,1 @@
-"""Finished results in the form that other programs take: nothing is segmented anew."""
+"""Conversion of finished results for other programs."""

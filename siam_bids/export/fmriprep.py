@@ -1,4 +1,4 @@
-"""What sMRIPrep and fMRIPrep take with `--derivatives`: brain mask, three classes, their maps.
+"""Files that sMRIPrep reads with `--derivatives`: brain mask, three classes, their maps.
 
 Names and query: smriprep 0.19, `smriprep/data/io_spec.json`. All images have their voxels in RAS+
 order, as sMRIPrep turns the scan itself (niworkflows' `Conform`).

@@ -1,4 +1,4 @@
-"""One finished scan as the targets take it: its labels, its probability maps, its image."""
+"""One finished scan as the exports read it: labels, probability maps, image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lesions as the masks that fMRIPrep and QSIPrep leave out of registration: `label-lesion_roi`."""
+"""Lesion masks that fMRIPrep and QSIPrep exclude from registration: `label-lesion_roi`."""
 
 from __future__ import annotations
 

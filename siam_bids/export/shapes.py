@@ -12,14 +12,14 @@ Mask = npt.NDArray[np.bool_]
 
 
 def dilated(mask: Mask, radius: float, voxel: Sequence[float]) -> Mask:
-    """Return what is at most `radius` mm away from a mask (I, J, K) that is not empty."""
+    """Dilate a mask (I, J, K), which is not empty, by a ball of `radius` mm."""
     distance = ndimage.distance_transform_edt(~mask, sampling=voxel)
     within: Mask = distance <= radius
     return within
 
 
 def eroded(mask: Mask, radius: float, voxel: Sequence[float]) -> Mask:
-    """Return what is more than `radius` mm away from all outside a mask; the border is no end."""
+    """Erode a mask by a ball of `radius` mm; outside the image counts as inside the mask."""
     if mask.all():
         return mask
     within: Mask = ndimage.distance_transform_edt(mask, sampling=voxel) > radius
@@ -27,7 +27,7 @@ def eroded(mask: Mask, radius: float, voxel: Sequence[float]) -> Mask:
 
 
 def closed(mask: Mask, radius: float, voxel: Sequence[float]) -> Mask:
-    """Fill what a ball of `radius` mm outside the mask does not reach, beyond the border too."""
+    """Close a mask with a ball of `radius` mm, which may reach beyond the image."""
     margin = [int(np.ceil(radius / size)) + 1 for size in voxel]
     wide = np.pad(mask, [(each, each) for each in margin])
     filled = eroded(dilated(wide, radius, voxel), radius, voxel)
@@ -36,7 +36,7 @@ def closed(mask: Mask, radius: float, voxel: Sequence[float]) -> Mask:
 
 
 def opened(mask: Mask, radius: float, voxel: Sequence[float]) -> Mask:
-    """Keep what a ball of `radius` mm inside the mask reaches; the image's border is no end."""
+    """Open a mask with a ball of `radius` mm; outside the image counts as inside the mask."""
     core = eroded(mask, radius, voxel)
     return dilated(core, radius, voxel) & mask if core.any() else core
 

@@ -131,7 +131,7 @@ def repair(tissues: Tissues) -> tuple[Tissues, dict[str, int]]:
 
 
 def violations(tissues: Tissues) -> dict[str, int]:
-    """Count what is against `RULES`, by the tissue that ought to lie between; and holes."""
+    """Count violations of `RULES`, by the tissue that ought to lie between; and holes."""
     counts = {"Holes": int((ndimage.binary_fill_holes(tissues > 0) & (tissues == AIR)).sum())}
     for inner, forbidden, between in RULES:
         name = next(name for name, value in NAMES.items() if value == between)

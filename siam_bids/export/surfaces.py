@@ -128,7 +128,7 @@ class HeadSurfaces:
         return points
 
     def least_distance(self, inner: str, outer: str) -> float:
-        """Return the least distance of two surfaces in mm, at vertices and midpoints of faces."""
+        """Return the minimum distance between two surfaces in mm, at vertices and faces."""
         found = KDTree(_dense(self.vertices(inner))).query(_dense(self.vertices(outer)))[0]
         return float(found.min())
 

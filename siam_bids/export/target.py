@@ -1,4 +1,4 @@
-"""What every target is, and what it is asked to do."""
+"""The interface of an export target, and its options."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ class Forms:
         return float(np.linalg.norm(apart[0] - apart[1], axis=1).max())
 
     def contradiction(self, shape: tuple[int, int, int]) -> str:
-        """Say in words what the forms disagree on most gravely; empty where they agree."""
+        """Describe the worst disagreement of the forms; empty if they agree."""
         if self.flipped:
             return "sform and qform disagree on left and right"
         if self.scale > _SCALE:

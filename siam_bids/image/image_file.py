@@ -199,7 +199,7 @@ def image_checksum(path: Path) -> str:
 
 
 def _amount(size: int) -> str:
-    """Say a number of bytes in the unit that suits it."""
+    """Format a number of bytes in a suitable unit."""
     unit, factor = next(
         (unit, factor) for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1))
         if size >= factor
@@ -231,7 +231,7 @@ def _faulty(path: Path, words: str) -> ImageError:
 
 
 def _affine(path: Path, header: nib.Nifti1Header, forms: Forms) -> npt.NDArray[np.float64]:
-    """Choose the placement as nibabel does, but no form that places nothing."""
+    """Choose the affine as nibabel does, skipping unusable forms."""
     if forms.sform is not None:
         return forms.sform
     declared = int(header["sform_code"]) > 0

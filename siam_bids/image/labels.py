@@ -117,9 +117,9 @@ class LabelTable:
 
     @cached_property
     def intracranial(self) -> tuple[Label, ...]:
-        """Labels that the total intracranial volume sums; none where that is not known.
+        """Labels that make up the total intracranial volume; none if roles are unknown.
 
-        It is known if every label has a role, and both brain tissue and CSF have labels.
+        These are known if every label has a role, and both brain tissue and CSF have labels.
         """
         inside = self.of_role(*INTRACRANIAL)
         known = not self.without_role and self.of_role("csf") and self.of_role(*BRAIN)
@@ -127,10 +127,10 @@ class LabelTable:
 
     @cached_property
     def brain(self) -> tuple[Label, ...]:
-        """Labels that make up the brain mask; none where that is not known.
+        """Labels that make up the brain mask; none if roles are unknown.
 
-        It is known if every label has a role, some are brain tissue, and those of CSF tell the
-        ventricles apart.
+        These are known if every label has a role, some are brain tissue, and ventricles are
+        separate from other CSF.
         """
         mixed = self.of_role("csf") and not self.of_role("ventricles")
         return () if self.without_role or mixed else self.of_role(*BRAIN)
@@ -142,7 +142,7 @@ class LabelTable:
 
     @property
     def limits(self) -> str:
-        """One line on what cannot be derived from these labels; empty if nothing is missing."""
+        """Say in one line what cannot be derived from these labels; empty if nothing is missing."""
         lacking = [
             *(["total intracranial volume (TIV)"] if not self.intracranial else []),
             *(["brain mask"] if not self.brain else []),

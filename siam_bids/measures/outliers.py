@@ -1,4 +1,4 @@
-"""Scans that stand apart from the others of their protocol, by median and MAD."""
+"""Outliers among the scans of each protocol, by median and MAD."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def find_outliers(
     adjust: Sequence[str] = (),
     excluded: Collection[str] = (),
 ) -> pd.DataFrame:
-    """List every value that stands apart within its protocol, the farthest first.
+    """List every outlier within its protocol, the farthest first.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Folders that are to be made: what stands in their way, told before anything is written."""
+"""Check that folders can be made, before anything is written."""
 
 from __future__ import annotations
 

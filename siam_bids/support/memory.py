@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds by stage, and the most memory the process held."""
+"""Memory of this process: peak, limits, and what the C library keeps."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def memory_reused() -> Iterator[None]:
 
 
 def free_memory() -> float:
-    """Return the bytes of main memory that this process may still take.
+    """Return how many bytes of main memory this process can still use.
 
     What the machine has free, or what the limit of a container or a cluster's job leaves: the
     tightest cgroup v2 around the process (kernel documentation, admin-guide/cgroup-v2), whose
@@ -88,7 +88,7 @@ def _cgroups() -> Iterator[Path]:
 
 
 def peak_memory() -> int:
-    """Return the most bytes of memory the process held since the last reset, or ever."""
+    """Return the peak memory of this process in bytes, since the last reset or its start."""
     try:
         for line in _STATUS.read_text(encoding="ascii").splitlines():
             if line.startswith("VmHWM:"):

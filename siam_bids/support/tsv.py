@@ -1,4 +1,4 @@
-"""Tab-separated tables: reading foreign ones, and telling numbers from text."""
+"""Tab-separated tables: reading those of others, and telling numbers from text."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Replicas:
 
     @contextmanager
     def at(self, meeting_point: Path) -> Iterator[Replicas]:
-        """Be connected to the others; `meeting_point` is a file that is not there yet."""
+        """Connect to the other processes; `meeting_point` is a file that is not there yet."""
         if Path("/sys/class/net/lo").exists():
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # whatever the host's name means
         distributed.init_process_group(

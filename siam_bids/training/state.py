@@ -1,4 +1,4 @@
-"""What a training leaves on disk."""
+"""The files of a training run: state and model folder."""
 
 from __future__ import annotations
 

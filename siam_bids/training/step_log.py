@@ -1,4 +1,4 @@
-"""What is written down of a training while it runs."""
+"""The log of a training session."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a network is on held-out heads."""
+"""Validation of a network on held-out heads."""
 
 from __future__ import annotations
 
