@@ -24,7 +24,7 @@ from siam_bids.models.registry import find_model, registry
 from siam_bids.models.settings import Upright
 from siam_bids.pipelines.files import segment_files
 from siam_bids.reports.methods_text import methods_text
-from siam_bids.reports.subject import _facts
+from siam_bids.reports.subject import scan_facts
 
 INTENSITIES = registry()["compact"]["intensities"]
 UPRIGHT = registry()["compact"]["upright"]
@@ -231,7 +231,7 @@ def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatc
     about = json.loads((tmp_path / "out.json").read_text())
     assert about["Pose"] == found.pose.describe()
     grid = {"Shape": [1, 1, 1], "VoxelSize": [1, 1, 1], "Orientation": "RAS"}
-    facts = dict(_facts({**about, "Grid": grid}, {}))
+    facts = dict(scan_facts({**about, "Grid": grid}, {}))
     assert facts["Pose"] == "rotated by 12 degrees, 0.909 times the average size"
     methods = methods_text([about["Model"]])
     assert "rotated by more than 5 degrees, or larger or smaller" in methods

@@ -124,7 +124,9 @@ def test_pages_refer_only_to_files_that_are_there(sample):
     import re
     from urllib.parse import unquote
 
-    for page in sample.glob("*.html"):
+    pages = sorted(sample.glob("*.html"))
+    assert len(pages) == 5
+    for page in pages:
         text = page.read_text(encoding="utf-8")
         text = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
         for link in re.findall(r'(?:src|href)="(?!data:)([^"#]+)', text):

@@ -139,7 +139,7 @@ def _scan_report(
         flag=flag,
         reasons=tuple(map(typeset, reasons)),
         readings=tuple(_readings(result.quality)),
-        facts=tuple(_facts(result.about, past)),
+        facts=tuple(scan_facts(result.about, past)),
     )
 
 
@@ -169,7 +169,16 @@ def _readings(quality: Mapping[str, float]) -> Iterable[Reading]:
             )
 
 
-def _facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def scan_facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Yield the name and text of each fact that the page states of a scan, from its sidecar.
+
+    Parameters
+    ----------
+    about
+        The sidecar of the segmentation.
+    past
+        The record of the last attempt, see `read_record`; empty if there is none.
+    """
     grid, model = about["Grid"], about["Model"]
     yield "Grid", f" {_TIMES} ".join(map(str, grid["Shape"])) + " voxels"
     yield "Voxel size", f" {_TIMES} ".join(f"{size:g}" for size in grid["VoxelSize"]) + " mm"
