@@ -539,6 +539,17 @@ def test_paper_has_all_plots_in_light_colours(tab, rated):
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
     ink = "getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()"
     assert tab.evaluate(ink) == "#1d2126"
+    tab.emulate_media(media="print", color_scheme="dark")
+    tab.set_viewport_size({"width": 720, "height": 1000})
+    tab.wait_for_timeout(500)
+    sizes = """all => all.map(canvas => canvas.getBoundingClientRect())
+      .map(({ width, height }) => [width, height])"""
+    shown = np.array(tab.eval_on_selector_all(".plot canvas", sizes))
+    assert len(shown) == panels + 3  # and the relation, before, after
+    assert (shown > 60).all()
+    assert (shown[:, 0] <= 720).all()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 720
+    tab.emulate_media(media="screen", color_scheme="dark")
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert tab.evaluate(ink) == "#e6e8eb"
 

@@ -133,16 +133,19 @@ const watcher = new IntersectionObserver((entries) => {
   }
 }, { rootMargin: "200px" });
 
-new ResizeObserver(() => { for (const plot of charts) plot.chart?.resize(); }).observe(document.body);
+const page = document.documentElement;
+const fit = () => { for (const plot of charts) plot.chart?.resize(); };
+new ResizeObserver(() => { if (!page.classList.contains("paper")) fit(); }).observe(document.body);
 
-// On paper all plots are drawn, in the colours of the light scheme.
+// On paper all plots are drawn, in the colours of the light scheme; the stylesheet scales them there.
 function drawAllFor(paper) {
-  document.documentElement.classList.toggle("paper", paper);
+  page.classList.toggle("paper", paper);
   for (const image of document.querySelectorAll("#wall img")) image.loading = "eager";
   for (const plot of charts) {
     plot.stale = true;
     if (paper || plot.seen) plot.draw();
   }
+  if (!paper) fit();
 }
 addEventListener("beforeprint", () => drawAllFor(true));
 addEventListener("afterprint", () => drawAllFor(false));
@@ -156,20 +159,22 @@ const axis = (more) => ({
 });
 
 // Points and boxes of a measure in lanes: scans whose lane is null are in none.
-function lanesPlot(element, title, name, lanes, laneOf, { of = protocols, ends } = {}) {
+function lanesPlot(element, title, name, lanes, laneOf, { named = false, ends } = {}) {
   const values = data.values[name];
   const inLane = everyone.filter((i) => values[i] != null && laneOf(i) >= 0);
   const boxes = lanes.map((_, lane) => box(inLane.filter((i) => laneOf(i) === lane && !scans.excluded[i]).map((i) => values[i])));
   const spread = Math.min(0.7, 0.3 + total / 2000);
   const points = inLane.map((i) => [laneOf(i) + jitter(i) * spread, values[i], i]);
-  const named = lanes.length > 1 && of !== protocols;
   const axes = () => ({
     grid: { left: 52, right: 6, top: 8, bottom: named ? 28 : 10 },
     xAxis: axis({
       type: "value", min: -0.5, max: lanes.length - 0.5, splitLine: { show: false },
       axisLabel: { show: named, color: ink("soft"), customValues: lanes.map((_, lane) => lane), formatter: (lane) => lanes[lane] ?? "" },
     }),
-    yAxis: axis({ type: "value", splitNumber: 4, ...ends }),
+    yAxis: axis({
+      type: "value", splitNumber: 4, ...ends,
+      axisLabel: { color: ink("soft"), fontSize: 11, showMinLabel: !ends, showMaxLabel: !ends },
+    }),
   });
   const drawBoxes = () => [{
     id: "boxes", type: "custom", z: 4, zlevel: 0, // without one, ECharts 6.1 warns at every redraw
@@ -216,8 +221,9 @@ function drawHarmonization() {
   const ends = { min: Math.min(...both) - margin, max: Math.max(...both) + margin };
   for (const [id, measure] of [["before", name], ["after", after]]) {
     dropPlots((plot) => plot.element.id === id);
-    lanesPlot($(id), `${name} by ${data.harmonized.column}, ${id} harmonization`, measure, sites, (i) => (own(i) ? sites.indexOf(site[i]) : -1),
-      { of: sites, ends: { ...ends, axisLabel: { color: ink("soft"), fontSize: 11, formatter: (value) => show(value) } } });
+    const title = `${name} by ${data.harmonized.column}, ${id} harmonization`;
+    const lane = (i) => (own(i) ? sites.indexOf(site[i]) : -1);
+    lanesPlot($(id), title, measure, sites, lane, { named: true, ends });
   }
 }
 
