@@ -184,9 +184,9 @@ def test_a_torchvision_that_does_not_fit_torch_does_not_matter(tmp_path):
     residual = {name: str(path) for name, path in HEADS.items() if "resenc" in name}
     code = (
         "from pathlib import Path\n"
-        "from siam_bids.nnunet.model import NnunetModel, sketch_network\n"
+        "from siam_bids.nnunet.model import NnunetModel\n"
         f"for folder in {list(residual.values())}:\n"
-        "    print(type(sketch_network(NnunetModel.open(Path(folder)))).__name__)\n"
+        "    print(type(NnunetModel.open(Path(folder)).sketch).__name__)\n"
         "import sys; sys.exit('timm' in sys.modules or 'torchvision' in sys.modules)"
     )
     done = subprocess.run(

@@ -4,6 +4,7 @@ import weakref
 
 import pytest
 import torch
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 from siam_bids.inference.sliding_window import Tiling, predict_tiled, tile_starts, tile_weight
 
@@ -16,6 +17,13 @@ TILING = Tiling((16, 16, 16))
 )
 def test_tiles_are_spread_evenly_and_reach_both_ends(length, tile, starts):
     assert tile_starts(length, tile) == starts
+
+
+@pytest.mark.parametrize("tile", [(16, 24, 8), (64, 80, 48), (96, 96, 96)])
+def test_the_tile_weight_is_that_of_nnunet(tile):
+    """It was a float16 step off in 36 voxels of a tile of 64 x 80 x 48."""
+    expected = compute_gaussian(tile, 1 / 8, 10, torch.float16, torch.device("cpu"))
+    assert torch.equal(tile_weight(tile), expected.float())
 
 
 def test_the_tile_weight_peaks_in_the_centre_and_is_never_zero():

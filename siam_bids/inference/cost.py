@@ -22,7 +22,7 @@ from siam_bids.inference.device import has_openvino
 from siam_bids.inference.sliding_window import TILE_STEP, tile_starts
 from siam_bids.models.settings import Focus
 from siam_bids.nnunet.lean_unet import SLAB, is_unet
-from siam_bids.nnunet.model import NnunetModel, axes_to_mirror, sketch_network
+from siam_bids.nnunet.model import NnunetModel, axes_to_mirror
 from siam_bids.nnunet.preprocessing import seen_shape
 from siam_bids.support.cpu import has_fast_bfloat16
 
@@ -40,7 +40,7 @@ def load_of(
     UsageError
         The options ask for OpenVINO elsewhere than on a CPU, or in a precision that it lacks here.
     """
-    network = sketch_network(model)
+    network = model.sketch
     first = next(layer for layer in network.modules() if isinstance(layer, nn.Conv3d))
     unet, on_cpu = is_unet(network), device.type == "cpu"
     saving = lean or options.low_memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import mmap
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter1d
 
 from siam_bids.inference.prediction import Progress
 from siam_bids.support.memory import memory_reused, release_memory
@@ -42,10 +43,10 @@ def tile_starts(length: int, tile: int, step: float = TILE_STEP) -> list[int]:
 
 def tile_weight(tile: Sequence[int]) -> torch.Tensor:
     """Return nnU-Net's Gaussian tile weight: sigma an eighth of each edge, 10 in the centre."""
-    peak = np.zeros(tuple(tile))
-    peak[tuple(edge // 2 for edge in tile)] = 1
-    weight = gaussian_filter(peak, [edge / 8 for edge in tile], mode="constant")
-    weight = torch.from_numpy((weight / (weight.max() / 10)).astype(np.float16)).float()
+    peaks = [np.arange(edge) == edge // 2 for edge in tile]
+    along = [gaussian_filter1d(peak * 1.0, peak.size / 8, mode="constant") for peak in peaks]
+    weight = torch.from_numpy(functools.reduce(np.multiply.outer, along))
+    weight = (weight / (weight.max() / 10)).half().float()
     return weight.clamp_min(float(weight[weight > 0].min()))
 
 

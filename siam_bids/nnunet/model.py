@@ -112,10 +112,15 @@ class NnunetModel:
         """Images that the network takes at once: 1, or 2 for a model of a region (and its mask)."""
         return _channels(self.folder, self.dataset)
 
+    @cached_property
+    def sketch(self) -> nn.Module:
+        """Return the network without memory for its weights, for a look at its parts."""
+        return _sketched(self)
+
     def _check_weights(self) -> None:
         """Refuse weights that are not those of the network in plans.json."""
-        network = sketch_network(self)
-        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+        state = self.sketch.state_dict()
+        wanted = {name: tuple(value.shape) for name, value in state.items()}
         for each in self.checkpoints:
             if each.shapes != wanted:
                 raise ModelError(f"{each.path} does not fit the network in plans.json.")
@@ -123,11 +128,10 @@ class NnunetModel:
     @cached_property
     def multiply_adds(self) -> float:
         """Multiply-adds of one tile through one fold, counted without computing anything."""
-        network = sketch_network(self)
-        if is_unet(network):
-            return multiply_adds(network, self.plan.patch_size)
+        if is_unet(self.sketch):
+            return multiply_adds(self.sketch, self.plan.patch_size)
         with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            network(torch.zeros((1, self.channels, *self.plan.patch_size), device="meta"))
+            self.sketch(torch.zeros((1, self.channels, *self.plan.patch_size), device="meta"))
         return float(counter.get_total_flops()) / 2
 
     def with_folds(self, names: Sequence[str]) -> NnunetModel:
@@ -195,8 +199,7 @@ def axes_to_mirror(model: NnunetModel, options: Inference) -> tuple[int, ...]:
     return next(each.mirror_axes for each in model.checkpoints if each.path == first)
 
 
-def sketch_network(model: NnunetModel) -> nn.Module:
-    """Build a model's network without memory for its weights."""
+def _sketched(model: NnunetModel) -> nn.Module:
     architecture = model.plan.configuration["architecture"]
     with torch.device("meta"):
         return build_network(
@@ -209,7 +212,7 @@ def empty_network(model: NnunetModel, device: torch.device) -> nn.Module:
 
     `Module.to_empty` does the same, but imports torch's compiler: half a second.
     """
-    network = sketch_network(model)
+    network = _sketched(model)
     for layer in network.modules():
         for name, value in layer.named_parameters(recurse=False):
             setattr(layer, name, nn.Parameter(_empty(value, device)))

@@ -35,7 +35,6 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environme
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
     from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
     from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
-    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 _SEPARATE: dict[str, Check] = {
     "is_seg": one_of(False),
@@ -243,6 +242,8 @@ def _modern(configuration: dict[str, Any]) -> dict[str, Any]:
     old = {name: configuration[name] for name in _OLD if name in configuration}
     keywords(_OLD, frozenset(_OLD))(old, "an older configuration")
     _three(_PATCH)(patch, "patch_size")
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager  # takes time
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is old
         found: dict[str, Any] = ConfigurationManager(dict(configuration)).configuration

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,9 +220,9 @@ def sheet(views: Views, table: LabelTable) -> tuple[bytes, bytes, bytes]:
     grey = np.concatenate([grey for grey, _ in rows])
     labels = np.concatenate([labels for _, labels in rows])
     return (
-        _encode(grey, "webp", quality=75),
-        _encode(labels, "png", optimize=True),
-        _outlined(labels, table, "png", optimize=True),
+        _encode(grey, "webp", quality=75, method=2),
+        _encode(labels, "png"),
+        _outlined(labels, table, "png"),
     )
 
 
@@ -328,10 +329,13 @@ def _letters(
 @cache
 def _font(size: int) -> FreeTypeFont:
     """Return matplotlib's own font: it is the same on every machine."""
-    from matplotlib import get_data_path
     from PIL import ImageFont
 
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
+    found = find_spec("matplotlib")  # its import would take a quarter of a second
+    if not found or not found.origin:
+        raise ModuleNotFoundError("matplotlib is not installed", name="matplotlib")
+    font = Path(found.origin).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(font), size)
 
 
 def _outlined(labels: npt.NDArray[np.uint8], table: LabelTable, kind: str, **options: Any) -> bytes:
@@ -370,7 +374,7 @@ def _reduced(pixels: npt.NDArray[np.uint8]) -> bytes:
     reduced = Image.fromarray(pixels).quantize(
         256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
     )
-    return _saved(reduced, "png", optimize=True)
+    return _saved(reduced, "png")
 
 
 def _lookup(labels: LabelTable) -> npt.NDArray[np.uint8]:
