@@ -569,8 +569,7 @@ WORDY = {
 def test_words_about_a_model_make_no_study_undone(scans, change, why):
     names = scans[0]
     made = {"InputSHA256": "a", "Model": WORDY, "Options": {}, "ResultsVersion": 3}
-    write_json(sidecar(names.segmentation), made)
-    assert to_do(names, {**made, "Model": {**WORDY, **change}}, []) == why
+    assert to_do(names, made, {**made, "Model": {**WORDY, **change}}, []) == why
 
 
 def test_a_participants_page_trouble_is_in_the_exit_code(config, capsys):

@@ -103,14 +103,15 @@ def test_a_scan_of_which_something_is_gone_is_not_declared_done(tmp_path):
 def test_scans_say_why_they_are_to_do(tmp_path):
     names = ScanNames(tmp_path, BidsName.parse("sub-01_T1w"))
     made = {"InputSHA256": "a", "Model": {"SHA256": "m"}, "Options": {}, "ResultsVersion": 1}
-    assert to_do(names, made, []) == "not segmented yet"
-    write_json(sidecar(names.segmentation), made)
-    assert to_do(names, made, []) == ""
-    assert "is missing" in to_do(names, made, [names.segmentation])
+    assert to_do(names, {}, made, []) == "not segmented yet"
+    assert to_do(names, made, made, []) == ""
+    assert "is missing" in to_do(names, made, made, [names.segmentation])
     for key, why in IDENTITY.items():
-        assert to_do(names, {**made, key: "other"}, []) == why
+        assert to_do(names, made, {**made, key: "other"}, []) == why
     all_changed = dict.fromkeys(made, "other")
-    assert to_do(names, all_changed, []) == "the input changed, it was made with another model"
+    assert (
+        to_do(names, made, all_changed, []) == "the input changed, it was made with another model"
+    )
 
 
 def test_results_and_failures_are_told_apart_and_by_subject(tmp_path):

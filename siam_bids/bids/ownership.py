@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from siam_bids.errors import UsageError
-from siam_bids.support.atomic_files import read_json
 from siam_bids.support.folders import check_folder
 from siam_bids.support.input_files import is_listed, load_json
 
@@ -71,9 +71,9 @@ def generated_by_us(about: Any) -> bool:
     )
 
 
-def made_by_us(sidecar: Path) -> bool:
-    """Return whether a dataset description names this app as its generator."""
-    software = read_json(sidecar).get("Software")
+def made_by_us(about: Mapping[str, Any]) -> bool:
+    """Tell whether the content of a sidecar names this app among its software."""
+    software = about.get("Software")
     return isinstance(software, dict) and PIPELINE in software
 
 

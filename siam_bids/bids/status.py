@@ -45,14 +45,23 @@ OUTPUTS = "Outputs"
 """Sidecar entry that holds the checksum of every file of a result, by its path from the root."""
 
 
-def to_do(names: ScanNames, provenance: Mapping[str, Any], outputs: Sequence[Path]) -> str:
+def to_do(
+    names: ScanNames,
+    known: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    outputs: Sequence[Path],
+) -> str:
     """Return why a scan must be segmented (again); empty if it is done.
 
     Done means: all outputs exist, from the same input, model and options. The sidecar of the
     segmentation is written last of all, so its presence means a whole result. What the outputs
     hold is not looked at, see `changed_outputs`.
+
+    Parameters
+    ----------
+    known, provenance
+        The sidecar of the segmentation as it is, empty if there is none, and as it would be.
     """
-    known = read_json(sidecar(names.segmentation))
     if not known:
         return "not segmented yet"
     changes = [
@@ -113,28 +122,27 @@ def _checksum(path: Path) -> str:
     return f"sha256:{sha256(path)}"
 
 
-def unknown_files(names: ScanNames, paths: Iterable[Path]) -> list[Path]:
+def unknown_files(names: ScanNames, known: Mapping[str, Any], paths: Iterable[Path]) -> list[Path]:
     """Return those of some files of a scan that are there, but not as siam-bids wrote them.
 
-    Known is what the sidecar of the segmentation or the record in `logs/` lists with its checksum.
-    Sidecars of versions without checksums vouch for every file of their scan.
+    Known is what `known`, the sidecar of the segmentation, or the record in `logs/` lists with its
+    checksum. Sidecars of versions without checksums vouch for every file of their scan.
     """
-    declared = sidecar(names.segmentation)
-    about, ours = read_json(declared), made_by_us(declared)
-    if about and not ours:
-        return [declared]
-    if ours and OUTPUTS not in about:
+    ours = made_by_us(known)
+    if known and not ours:
+        return [sidecar(names.segmentation)]
+    if ours and OUTPUTS not in known:
         return []
-    known = _known_checksums(names)
+    checksums = _known_checksums(names, known)
     return [
         path
         for path in paths
         if path.exists()
-        and not (path.is_file() and _checksum(path) in known.get(_place(names, path), ()))
+        and not (path.is_file() and _checksum(path) in checksums.get(_place(names, path), ()))
     ]
 
 
-def check_unknown(names: ScanNames, paths: Iterable[Path]) -> None:
+def check_unknown(names: ScanNames, known: Mapping[str, Any], paths: Iterable[Path]) -> None:
     """Refuse to replace files that siam-bids does not know.
 
     Raises
@@ -142,7 +150,7 @@ def check_unknown(names: ScanNames, paths: Iterable[Path]) -> None:
     DatasetError
         There are such files, see `unknown_files`.
     """
-    if unknown := unknown_files(names, paths):
+    if unknown := unknown_files(names, known, paths):
         raise DatasetError(
             f"{unknown[0].name} exists, but no record says that {PIPELINE} wrote it.",
             "Move it if you want to keep it; --overwrite replaces it.",
@@ -153,28 +161,27 @@ def _place(names: ScanNames, path: Path) -> str:
     return path.relative_to(names.root).as_posix()
 
 
-def _known_checksums(names: ScanNames) -> dict[str, list[str]]:
+def _known_checksums(names: ScanNames, known: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the checksums that each recorded file of a scan may have, by its path."""
-    known = {place: [*each] for place, each in read_record(names.record).get(WRITTEN, {}).items()}
-    recorded = read_json(sidecar(names.segmentation)).get(OUTPUTS, {})
+    attempt = read_record(names.record).get(WRITTEN, {})
+    found = {place: [*checksums] for place, checksums in attempt.items()}
+    recorded = known.get(OUTPUTS, {})
     for place, checksum in recorded.items() if isinstance(recorded, Mapping) else ():
-        if checksum not in known.setdefault(place, []):
-            known[place].append(checksum)
-    return known
+        if checksum not in found.setdefault(place, []):
+            found[place].append(checksum)
+    return found
 
 
-def _outdated(names: ScanNames, new: Iterable[Path]) -> list[Path]:
+def _outdated(names: ScanNames, known: Mapping[str, Any], new: Iterable[Path]) -> list[Path]:
     """Return the recorded files of a scan that its new results do not replace."""
-    declared = sidecar(names.segmentation)
-    about = read_json(declared)
-    places = {*_known_checksums(names)}
-    if made_by_us(declared) and OUTPUTS not in about:
+    places = {*_known_checksums(names, known)}
+    if made_by_us(known) and OUTPUTS not in known:
         with suppress(DatasetError):
             tissues = [label.name for label in read_label_table(names.root)]
             images = [names.brain_mask, *map(names.probability, tissues)]
             places |= {_place(names, file) for path in images for file in (path, sidecar(path))}
     found = [path for place in sorted(places) if (path := _within(names.root, place))]
-    kept = {*new, declared}
+    kept = {*new, sidecar(names.segmentation)}
     return [path for path in found if path not in kept and _is_output(names, path)]
 
 
@@ -223,8 +230,8 @@ def place_results(
     if now and now != seen:
         raise _finished_by_another(names.name)
     if not overwrite:
-        check_unknown(names, new)
-    outdated, known = _outdated(names, new), _known_checksums(names)
+        check_unknown(names, now, new)
+    outdated, known = _outdated(names, now, new), _known_checksums(names, now)
     for path, checksum in new.items():
         known.setdefault(_place(names, path), []).append(f"sha256:{checksum}")
     write_json(names.record, {WRITTEN: known})  # by it, a run after a crash knows the files

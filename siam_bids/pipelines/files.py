@@ -91,7 +91,7 @@ class Output:
                 raise UsageError(f"The output {path} is not a regular file.", "Give another.")
             if path.exists() and _inode(path) in inputs:
                 raise UsageError(f"The output {path} would replace an input.", "Give another.")
-        if there and not made_by_us(self.beside(".json")):
+        if there and not made_by_us(read_json(self.beside(".json"))):
             raise UsageError(
                 f"The output {there[0]} exists and was not made by {PIPELINE}.",
                 "Give another, or remove it.",
@@ -151,7 +151,7 @@ def list_images(source: Path) -> list[Path]:
         for path in source.iterdir()
         if path.name.lower().endswith(ENDINGS)
         and not path.name.startswith(".")
-        and not made_by_us(Output(path).beside(".json"))
+        and not made_by_us(read_json(Output(path).beside(".json")))
     )
     if not found:
         raise ImageError(f"{source} holds no image ({', '.join(ENDINGS)}).")

@@ -284,7 +284,7 @@ class _ScanLoop:
         now = read_json(sidecar(task.names.segmentation))
         if not now or now == task.seen:
             return False
-        return not to_do(task.names, task.provenance, self.checklist.outputs(task.names))
+        return not to_do(task.names, now, task.provenance, self.checklist.outputs(task.names))
 
     def _write_page(self, subject: str) -> None:
         page = f"sub-{subject}.html"
@@ -318,7 +318,7 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
         names = checklist.names(scan)
         seen = read_json(sidecar(names.segmentation))
         provenance = checklist.provenance(scan, image_checksum(scan.path))
-        why = checklist.compare(names, provenance)
+        why = checklist.compare(names, seen, provenance)
         if not why:
             return None
         volume = load_volume(scan.path, index=checklist.config.inference.volume)

@@ -163,12 +163,14 @@ class Checklist:
         known = read_json(sidecar(names.segmentation))
         if trusting:
             checksum = str(known.get("InputSHA256", ""))
-            return self._missing(names, self.provenance(scan, checksum)) or self._again
+            return self._missing(names, known, self.provenance(scan, checksum)) or self._again
         checksum = image_checksum(scan.path) if known else ""
-        return self.compare(names, self.provenance(scan, checksum))
+        return self.compare(names, known, self.provenance(scan, checksum))
 
-    def compare(self, names: ScanNames, provenance: Mapping[str, Any]) -> str:
-        """Say why results do not do for this provenance, empty if they do.
+    def compare(
+        self, names: ScanNames, known: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> str:
+        """Say why results do not do for this provenance, empty if they do; `known` is theirs.
 
         Raises
         ------
@@ -176,10 +178,10 @@ class Checklist:
             An output was changed since, by hand or by another run, or was never recorded, and is
             not to be overwritten.
         """
-        why = self._missing(names, provenance) or self._again
+        why = self._missing(names, known, provenance) or self._again
         if self.config.overwrite:
             return why
-        changed = changed_outputs(names.root, read_json(sidecar(names.segmentation)))
+        changed = changed_outputs(names.root, known)
         if changed:
             raise DatasetError(
                 f"{Path(changed[0]).name} was changed since its scan was segmented, by hand or by "
@@ -187,11 +189,13 @@ class Checklist:
                 "Move it if you want to keep it; --overwrite replaces it.",
             )
         if why:
-            check_unknown(names, self.outputs(names))
+            check_unknown(names, known, self.outputs(names))
         return why
 
-    def _missing(self, names: ScanNames, provenance: Mapping[str, Any]) -> str:
-        if why := to_do(names, provenance, self.outputs(names)):
+    def _missing(
+        self, names: ScanNames, known: Mapping[str, Any], provenance: Mapping[str, Any]
+    ) -> str:
+        if why := to_do(names, known, provenance, self.outputs(names)):
             return why
         try:
             read_result(names, self.cascade.labels)
