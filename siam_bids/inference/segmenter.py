@@ -253,22 +253,24 @@ class NnunetSegmenter:
             need = self.memory_of_scan(grid, part)
             what = f"about {need / 1e9:.1f} GB of memory"
             logger.info("Needs %s; %s.", what, limit)
-            if need <= there or not (self.load.on_cpu and self.runner.may_save_memory):
-                break
+            if need <= there:
+                return
+            if not (self.load.on_cpu and self.runner.may_save_memory):
+                raise ImageError(f"The scan needs {what}; {limit}.", self._more_memory)
             self.runner.make_smaller(f"The scan needs {what}; {limit}")
-        if need > there:
-            leaner = []
-            if self.load.on_cpu and self.load.unet and self.load.precision == "float32":
-                leaner.append("--precision bfloat16")
-            if len(self.model.folds) > 1:
-                leaner.append("a single one of --folds")
-            if not self.options.low_memory:
-                leaner.append("--low-mem")
-            helps = f"{', '.join(leaner)} or more memory" if leaner else "More memory"
-            raise ImageError(
-                f"The scan needs {what}; {limit}.",
-                f"{helps[0].upper()}{helps[1:]} (--mem-gb) may help.",
-            )
+
+    @property
+    def _more_memory(self) -> str:
+        """Name the options that would need less memory, or give more."""
+        leaner = []
+        if self.load.on_cpu and self.load.unet and self.load.precision == "float32":
+            leaner.append("--precision bfloat16")
+        if len(self.model.folds) > 1:
+            leaner.append("a single one of --folds")
+        if not self.options.low_memory:
+            leaner.append("--low-mem")
+        helps = f"{', '.join(leaner)} or more memory" if leaner else "More memory"
+        return f"{helps[0].upper()}{helps[1:]} (--mem-gb) may help."
 
     def memory_of_scan(self, grid: Grid, part: Grid | None = None) -> float:
         """Estimate in bytes the most main memory that a scan needs, see `sizing.Load.memory`.

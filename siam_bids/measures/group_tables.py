@@ -199,14 +199,20 @@ def tidy_volumes(
     with np.errstate(divide="ignore", invalid="ignore"):
         share = 100 * tidy["volume_mL"].to_numpy() / own
     tidy[PERCENT] = np.where(own > 0, share, np.nan)
-    for name in (column for column in SIDE_COLUMNS if any(column in row for row in rows)):
+    _add_sides(tidy, rows)
+    return tidy
+
+
+def _add_sides(tidy: pd.DataFrame, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add the columns of both hemispheres that volume tables have, and the asymmetry index."""
+    there = {column for row in rows for column in row}
+    for name in (column for column in SIDE_COLUMNS if column in there):
         cells = [row.get(name) for row in rows]
         whole = name.endswith("voxels")
         tidy[name] = pd.array(cells, dtype="Int64") if whole else np.array(cells, np.float64)
     if "left_mL" in tidy:
         left, right = tidy["left_mL"], tidy["right_mL"]
         tidy[ASYMMETRY] = (left - right) / ((left + right) / 2).where(lambda mean: mean > 0)
-    return tidy
 
 
 def _head_sizes(tidy: pd.DataFrame) -> npt.NDArray[np.float64]:

@@ -46,16 +46,8 @@ def read_ratings(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> Iterator[dict[str, str]]:
-    if not is_listed(path):
-        raise UsageError(f"The ratings {path} do not exist.", _HOW)
-    try:
-        rows = read_rows(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
-    if rows and not {"scan", "rating"} <= {*rows[0]}:
-        raise UsageError(f"The ratings {path} lack the columns scan and rating.", _HOW)
     of_file = path.stem.removeprefix(PREFIX).strip("_") if path.stem.startswith(PREFIX) else ""
-    for row in rows:
+    for row in _rows(path):
         cells = {name: row.get(name, "") for name in COLUMNS}
         cells = {name: "" if cell in MISSING else cell for name, cell in cells.items()}
         if cells["rating"] and cells["rating"] not in FLAGS:
@@ -64,6 +56,18 @@ def _read(path: Path) -> Iterator[dict[str, str]]:
                 f"A rating is one of {', '.join(FLAGS)}.",
             )
         yield {**cells, "rater": cells["rater"] or of_file}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not is_listed(path):
+        raise UsageError(f"The ratings {path} do not exist.", _HOW)
+    try:
+        rows = read_rows(path)
+    except ValueError as error:
+        raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
+    if rows and not {"scan", "rating"} <= {*rows[0]}:
+        raise UsageError(f"The ratings {path} lack the columns scan and rating.", _HOW)
+    return rows
 
 
 def combined(ratings: pd.DataFrame) -> pd.DataFrame:
