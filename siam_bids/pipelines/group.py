@@ -151,6 +151,7 @@ def run_group(config: RunConfig) -> GroupSummary:
             root,
             results,
             group,
+            labels,
             title=_dataset_name(config.bids_dir),
             missing=missing,
             left_out=left_out,

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.metadata import SCANNER
 from siam_bids.bids.records import read_record
 from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
+from siam_bids.image.labels import LabelTable
 from siam_bids.measures.group_tables import (
     ASYMMETRY,
     ENTITY_COLUMNS,
@@ -51,6 +51,7 @@ def write_group_page(
     root: Path,
     results: Sequence[ScanResult],
     tables: GroupTables,
+    labels: LabelTable,
     *,
     title: str,
     missing: Sequence[str],
@@ -83,7 +84,7 @@ def write_group_page(
     page = render_group(
         GroupReport(
             title=title,
-            data=_group_data(root, results, tables, title=title, pages=pages),
+            data=_group_data(root, results, tables, labels, title=title, pages=pages),
             subjects=tables.wide["participant_id"].nunique(),
             files=tuple(files),
             missing=tuple(missing),
@@ -97,7 +98,7 @@ def write_group_page(
             ),
             formula=formula,
             command=command,
-            **origin_of([result.about for result in results], read_label_table(root)),
+            **origin_of([result.about for result in results], labels),
         )
     )
     batch.write_text(root / "group.html", page)
@@ -128,13 +129,14 @@ def _group_data(
     root: Path,
     results: Sequence[ScanResult],
     tables: GroupTables,
+    labels: LabelTable,
     *,
     title: str,
     pages: Sequence[str],
 ) -> dict[str, Any]:
     """Return what the group page's script shows: scans by column, measures and their values."""
     wide, quality = tables.wide, tables.quality
-    measures, values = _measures(root, tables)
+    measures, values = _measures(tables, labels)
     known = {name: wide[name] for name in (*ENTITY_COLUMNS, *tables.covariates) if name in wide}
     known |= {name: quality[name] for name in tables.scanners} | {"included": wide["included"]}
     categories = {
@@ -186,7 +188,7 @@ def _group_data(
         "raw": raw_dataset(root),
         "labels": [
             {"name": label.name, "title": label.long_name, "color": label.color}
-            for label in read_label_table(root).foreground
+            for label in labels.foreground
         ],
         "measures": measures,
         "values": values,
@@ -206,10 +208,9 @@ def _most_categories(column: pd.Series[Any]) -> int:
 
 
 def _measures(
-    root: Path, tables: GroupTables
+    tables: GroupTables, labels: LabelTable
 ) -> tuple[dict[str, dict[str, str]], dict[str, list[float | None]]]:
     """Return every number a scan has: tissues, quality metrics, covariates."""
-    labels = read_label_table(root)
     wide, quality = tables.wide, tables.quality
     measures: dict[str, dict[str, str]] = {}
     values: dict[str, list[float | None]] = {}
