@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -135,70 +136,97 @@ def _group_data(
     pages: Sequence[str],
 ) -> dict[str, Any]:
     """Return what the group page's script shows: scans by column, measures and their values."""
-    wide, quality = tables.wide, tables.quality
-    measures, values = _measures(tables, labels)
-    known = {name: wide[name] for name in (*ENTITY_COLUMNS, *tables.covariates) if name in wide}
-    known |= {name: quality[name] for name in tables.scanners} | {"included": wide["included"]}
-    categories = {
-        name: [_text(value) or "n/a" for value in column]
-        for name, column in known.items()
-        if 1 < column.nunique(dropna=False) <= _most_categories(column) or name == tables.site
-    }
-    thumbnails = [if_there(result.names.figure("thumbnail"), root) for result in results]
-    outlines = [if_there(result.names.figure("outline"), root) for result in results]
-    embedded = sum((root / name).stat().st_size for name in (*thumbnails, *outlines) if name)
-    if embedded <= EMBED_LIMIT:
-        thumbnails, outlines = (
-            [data_url(root / name) if name else "" for name in names]
-            for names in (thumbnails, outlines)
-        )
-    there = {path.name for path in root.glob("sub-*.html")} | {f"sub-{own}.html" for own in pages}
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in _records(tables.outliers):
-        found.setdefault(row["scan"], []).append(
-            {
-                "measure": row["measure"],
-                "z": round(row["robust_z"], 2),
-                "reason": typeset(row["reason"]),
-            }
-        )
     where = str(root.resolve())
+    measures: dict[str, _Measure] = {}
+    for measure in _measures(tables, labels):
+        measures.setdefault(measure.name, measure)
     return {
         "id": hashlib.sha256(f"{title}\n{where}".encode(errors="surrogatepass")).hexdigest()[:16],
-        "scans": {
-            "name": wide["scan"].tolist(),
-            "subject": wide["participant_id"].tolist(),
-            "session": [_text(value) for value in wide["session_id"]],
-            "protocol": wide["protocol"].tolist(),
-            "excluded": [_text(value) for value in wide["excluded_because"]],
-            "flag": [_text(value) for value in quality["flag"]],
-            "reasons": [typeset(_text(value)) for value in quality["reasons"]],
-            "page": [
-                result.names.report.name if result.names.report.name in there else ""
-                for result in results
-            ],
-            "thumbnail": thumbnails,
-            "outline": outlines,
-            "sheet": [_sheet(result, root) for result in results],
-            "source": [result.source for result in results],
-            "segmentation": [
-                result.names.segmentation.relative_to(root).as_posix() for result in results
-            ],
-        },
+        "scans": {**_described(tables), **_files_of_scans(root, results, pages)},
         "raw": raw_dataset(root),
         "labels": [
             {"name": label.name, "title": label.long_name, "color": label.color}
             for label in labels.foreground
         ],
-        "measures": measures,
-        "values": values,
-        "categories": categories,
-        "outliers": found,
+        "measures": {
+            name: {"kind": each.kind, "title": each.title, "units": each.units}
+            for name, each in measures.items()
+        },
+        "values": {name: list(map(_number, each.values)) for name, each in measures.items()},
+        "categories": _categories(tables),
+        "outliers": _outliers(tables.outliers),
         "ratings": _ratings(tables.ratings),
         "limit": LIMIT,
         "site": tables.site,
         "harmonized": _harmonized(tables),
     }
+
+
+def _described(tables: GroupTables) -> dict[str, list[str]]:
+    """Return names and judgements of the scans, by column."""
+    wide, quality = tables.wide, tables.quality
+    return {
+        "name": wide["scan"].tolist(),
+        "subject": wide["participant_id"].tolist(),
+        "session": [_text(value) for value in wide["session_id"]],
+        "protocol": wide["protocol"].tolist(),
+        "excluded": [_text(value) for value in wide["excluded_because"]],
+        "flag": [_text(value) for value in quality["flag"]],
+        "reasons": [typeset(_text(value)) for value in quality["reasons"]],
+    }
+
+
+def _files_of_scans(
+    root: Path, results: Sequence[ScanResult], pages: Sequence[str]
+) -> dict[str, list[str]]:
+    """Return page, pictures and images of the scans, by column; empty where there is none."""
+    there = {path.name for path in root.glob("sub-*.html")} | {f"sub-{own}.html" for own in pages}
+    reports = [result.names.report.name for result in results]
+    images = [result.names.segmentation.relative_to(root).as_posix() for result in results]
+    return {
+        "page": [name if name in there else "" for name in reports],
+        **_small_pictures(root, results),
+        "sheet": [_sheet(result, root) for result in results],
+        "source": [result.source for result in results],
+        "segmentation": images,
+    }
+
+
+def _small_pictures(root: Path, results: Sequence[ScanResult]) -> dict[str, list[str]]:
+    """Return thumbnails and outlines: themselves, or their paths if they are too large together."""
+    paths = {
+        kind: [if_there(result.names.figure(kind), root) for result in results]
+        for kind in ("thumbnail", "outline")
+    }
+    files = [root / path for own in paths.values() for path in own if path]
+    if sum(path.stat().st_size for path in files) > EMBED_LIMIT:
+        return paths
+    return {
+        kind: [data_url(root / path) if path else "" for path in own] for kind, own in paths.items()
+    }
+
+
+def _categories(tables: GroupTables) -> dict[str, list[str]]:
+    """Return the columns by which scans can be selected."""
+    wide, quality = tables.wide, tables.quality
+    known = {name: wide[name] for name in (*ENTITY_COLUMNS, *tables.covariates) if name in wide}
+    known |= {name: quality[name] for name in tables.scanners} | {"included": wide["included"]}
+    return {
+        name: [_text(value) or "n/a" for value in column]
+        for name, column in known.items()
+        if 1 < column.nunique(dropna=False) <= _most_categories(column) or name == tables.site
+    }
+
+
+def _outliers(outliers: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Return what is found of each scan."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in _records(outliers):
+        z, reason = round(row["robust_z"], 2), typeset(row["reason"])
+        found.setdefault(row["scan"], []).append(
+            {"measure": row["measure"], "z": z, "reason": reason}
+        )
+    return found
 
 
 def _most_categories(column: pd.Series[Any]) -> int:
@@ -207,40 +235,46 @@ def _most_categories(column: pd.Series[Any]) -> int:
     return min(few, _CATEGORIES)
 
 
-def _measures(
-    tables: GroupTables, labels: LabelTable
-) -> tuple[dict[str, dict[str, str]], dict[str, list[float | None]]]:
-    """Return every number a scan has: tissues, quality metrics, covariates."""
-    wide, quality = tables.wide, tables.quality
-    measures: dict[str, dict[str, str]] = {}
-    values: dict[str, list[float | None]] = {}
+@dataclass(frozen=True)
+class _Measure:
+    """A number of every scan: its name, values, and what it is."""
 
-    def add(name: str, column: pd.Series[Any], **about: str) -> None:
-        measures[name] = about
-        values[name] = [_number(value) for value in column]
+    name: str
+    values: pd.Series[Any]
+    kind: str
+    title: str
+    units: str
 
-    names = [INTRACRANIAL, *(label.name for label in labels.foreground)]
-    for name in (name for name in names if name in wide):
-        words = labels.by_name[name].long_name if name in labels.by_name else describe_total(labels)
-        add(name, wide[name], kind="tissue", title=words, units="mL")
-    for name in (name for name in tables.tissues if f"{name}_{HARMONIZED}" in wide):
-        after = f"{name}_{HARMONIZED}"
-        add(after, wide[after], kind="harmonized", title=f"{name} after ComBat", units="mL")
-    for name in (name for name in names if f"{name}_{ASYMMETRY}" in wide):
-        index = f"{name}_{ASYMMETRY}"
-        words = f"{name}: (left - right) / ((left + right) / 2)"
-        add(index, wide[index], kind="asymmetry", title=words, units="")
+
+def _measures(tables: GroupTables, labels: LabelTable) -> Iterator[_Measure]:
+    """Yield every number a scan has; of two with one name the first counts."""
+    yield from _tissues(tables, labels)
     for metric in metrics():
-        if metric.name in quality and metric.name not in measures:
-            units = "" if metric.units == "1" else metric.units
-            column = quality[metric.name]
+        if metric.name in tables.quality:
+            units = "" if metric.units == "1" else typeset(metric.units)
             title = typeset(metric.description.removesuffix("."))
-            add(metric.name, column, kind="quality", title=title, units=typeset(units))
-    for table, columns in ((wide, tables.covariates), (quality, tables.scanners)):
+            yield _Measure(metric.name, tables.quality[metric.name], "quality", title, units)
+    for table, columns in ((tables.wide, tables.covariates), (tables.quality, tables.scanners)):
         for name in numeric(table, columns):
-            if name not in measures:
-                add(name, table[name], kind="covariate", title=name, units=SCANNER.get(name, ""))
-    return measures, values
+            yield _Measure(name, table[name], "covariate", name, SCANNER.get(name, ""))
+
+
+def _tissues(tables: GroupTables, labels: LabelTable) -> Iterator[_Measure]:
+    """Yield volumes, harmonized volumes and asymmetry of all tissues."""
+    wide = tables.wide
+    titles = {label.name: label.long_name for label in labels.foreground}
+    names = [INTRACRANIAL, *titles]
+    for name in names:
+        if name in wide:
+            title = titles.get(name) or describe_total(labels)
+            yield _Measure(name, wide[name], "tissue", title, "mL")
+    for name in tables.tissues:
+        if (after := f"{name}_{HARMONIZED}") in wide:
+            yield _Measure(after, wide[after], "harmonized", f"{name} after ComBat", "mL")
+    for name in names:
+        if (index := f"{name}_{ASYMMETRY}") in wide:
+            title = f"{name}: (left - right) / ((left + right) / 2)"
+            yield _Measure(index, wide[index], "asymmetry", title, "")
 
 
 def _number(value: Any) -> float | None:
