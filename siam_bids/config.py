@@ -127,7 +127,7 @@ class RunConfig:
     write_probseg
         Write those of all tissues.
     segmentations
-        Further label maps that are written, by their label of `seg-`: `siamhemi`.
+        Further label maps that are written, by their label of `seg-`: `siamhemi`, `aseg`.
     viewer
         Put a viewer of scan and labels into the subjects' pages.
     force_output

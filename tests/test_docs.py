@@ -75,6 +75,8 @@ def test_options_named_in_running_text_exist(page):
 
 ELSEWHERE = {
     "siam-bids-export OUT fmriprep FOR_FMRIPREP": "test_export.py: def test_smriprep_takes_mask",
+    "siam-bids-export OUT freesurfer SUBJECTS": "test_export.py: "
+    "def test_aseg_stats_has_the_lines_and_columns",
     "siam-bids-export OUT lesions FOR_REGISTRATION --min-size 10": "test_export.py: "
     "def test_lesions_above_a_size",
     "siam-bids-export OUT mne SUBJECTS_DIR": "test_export.py: def test_mne_makes_a_model",
@@ -91,6 +93,10 @@ ELSEWHERE = {
 """Commands that other tests run, and where: pip's upon a wheel and without dependencies."""
 
 NOT_RUN = {
+    "asegstats2table --sd SUBJECTS --subjects sub-01 --tablefile aseg.tsv": "a program of "
+    "FreeSurfer",
+    "freeview SUBJECTS/sub-01/mri/norm.mgz "
+    "SUBJECTS/sub-01/mri/aseg.mgz:colormap=lut:opacity=0.4": "a program of FreeSurfer",
     "pip install --no-index --find-links wheels siam-bids": "half a gigabyte of wheels",
     "make dist": "for releases; test_sample.py builds the wheel",
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import affine_of, head_labels, write_raw
 
@@ -303,6 +304,26 @@ def test_smriprep_takes_mask_classes_and_maps(smriprep, place):
         }
 
 
+NIBABIES = """
+import json, sys
+from bids.layout import BIDSLayout
+from niworkflows.data import load
+layout = BIDSLayout(sys.argv[1], config=load("nipreps.json"), validate=False)
+query = {"datatype": "anat", "desc": "aseg", "suffix": "dseg", "extension": [".nii.gz", ".nii"]}
+print(json.dumps(layout.get(return_type="filename", subject="01", space=None, **query)))
+"""
+
+
+def test_nibabies_finds_one_aseg(smriprep, place):
+    """By the query `anat_aseg` of its io_spec_anat.json, with the layout that it makes."""
+    assert run(place, "fmriprep") == 0
+    path = place / "fmriprep/sub-01/anat/sub-01_desc-aseg_dseg.nii.gz"
+    assert ask(smriprep, NIBABIES, place / "fmriprep") == [str(path)]
+    values = load(path)
+    assert values.shape == load(place / "fmriprep/sub-01/anat/sub-01_dseg.nii.gz").shape
+    assert {2, 3, 10, 24, 41, 42, 49} <= {*np.unique(values).tolist()}
+
+
 def test_smriprep_finds_nothing_in_our_own_outputs(smriprep, tmp_path):
     """Not even probability maps of GM, WM and CSF, which are not those of FAST."""
     write_result(tmp_path / "raw", tmp_path / "out", "sub-01_T1w", probabilities=True)
@@ -481,6 +502,72 @@ def test_simnibs_gets_a_qform_and_closed_tissues(tmp_path):
 
 
 # ---------------------------------------------------------------- MNE
+
+
+# ---------------------------------------------------------------- FreeSurfer
+
+
+def test_freesurfers_files_share_a_grid_and_sides_are_those_of_the_world(tmp_path):
+    """A scan of 4 mm whose axes are not FreeSurfer's."""
+    data = anatomy_with_lesions()
+    grid = Grid(data.shape, affine_of("PSL", (4.0, 4.0, 4.0)))
+    write_result(tmp_path / "raw", tmp_path / "out", "sub-01_ses-a_T1w", grid=grid, data=data)
+    assert run(tmp_path, "freesurfer") == 0
+    folder = tmp_path / "freesurfer/sub-01_ses-a"
+    images = {name: nib.load(folder / "mri" / f"{name}.mgz") for name in ("orig", "norm", "aseg")}
+    for image in images.values():
+        assert image.shape == (256, 256, 256)
+        assert nib.aff2axcodes(image.affine) == ("L", "I", "A")
+        np.testing.assert_allclose(image.affine, images["orig"].affine)
+        np.testing.assert_allclose(nib.affines.voxel_sizes(image.affine), 1)
+    aseg = np.asarray(images["aseg"].dataobj)
+    for label, left, right in (("GM", 3, 42), ("Thal", 10, 49), ("WM", 2, 41)):
+        volume = (data == LABELS.by_name[label].index).sum() * 64
+        assert np.isin(aseg, (left, right)).sum() == pytest.approx(volume, rel=0.03)
+        middle = [np.argwhere(aseg == value).mean(0) for value in (left, right)]
+        x = [(images["aseg"].affine @ [*place, 1])[0] for place in middle]
+        assert x[0] < x[1]  # RAS+
+    norm = np.asarray(images["norm"].dataobj)
+    assert not norm[np.isin(aseg, (0, 24))].any()
+    assert np.median(norm[np.isin(aseg, (2, 41))]) == 110
+
+
+def test_aseg_stats_has_the_lines_and_columns_of_mri_segstats(place):
+    assert run(place, "freesurfer") == 0
+    folder = place / "freesurfer/sub-01"
+    text = (folder / "stats/aseg.stats").read_text()
+    aseg = load(folder / "mri/aseg.mgz")
+    rows = [line.split() for line in text.splitlines() if "#" not in line]
+    assert [row[4] for row in rows[:2]] == ["Left-Cerebral-White-Matter", "Left-Cerebral-Cortex"]
+    for number, row in enumerate(rows, start=1):
+        assert (int(row[0]), len(row)) == (number, 10)
+        assert int(row[2]) == (aseg == int(row[1])).sum() == float(row[3])
+    measures = {
+        line.split(",")[1].strip(): float(line.split(",")[3])
+        for line in text.splitlines()
+        if line.startswith("# Measure")
+    }
+    assert measures["CortexVol"] == np.isin(aseg, (3, 42)).sum()
+    whole = pd.read_csv(
+        next((place / "out").rglob("*_desc-T1w_volumes.tsv")), sep="\t", index_col="name"
+    )
+    assert measures["eTIV"] == pytest.approx(1000 * whole.loc["TIV", "volume_mL"])
+    about = told(folder / "mri/siam-bids.json")
+    assert about["Target"] == "freesurfer"
+    assert "sub-01/stats/aseg.stats" in about["Outputs"]
+
+
+LABELS_OF_MNE = """
+import json, sys
+import mne
+print(json.dumps(mne.get_volume_labels_from_aseg(sys.argv[1])))
+"""
+
+
+def test_mne_names_the_structures_of_aseg_mgz(mne, place):
+    assert run(place, "freesurfer") == 0
+    found = ask(mne, LABELS_OF_MNE, place / "freesurfer/sub-01/mri/aseg.mgz")
+    assert {"Left-Cerebral-Cortex", "Right-Cerebral-White-Matter", "CSF"} <= {*found}
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from siam_bids.bids.names import finished_scans, sidecar
 from siam_bids.bids.ownership import PIPELINE
 from siam_bids.errors import UsageError
 from siam_bids.image.labels import LabelTable
+from siam_bids.measures.aseg import aseg_labels
 from siam_bids.measures.hemispheres import sided_labels
 from siam_bids.support.atomic_files import read_json, write_json, write_text
 from siam_bids.support.input_files import is_listed, read_text
@@ -59,6 +60,15 @@ FURTHER = {
             "Description": "Labels of head tissues, those of paired tissues by hemisphere: 1000 "
             "more than in seg-siam on the left, 2000 more on the right; named in "
             "seg-siamhemi_dseg.tsv.",
+            "SpatialReference": "orig",
+        },
+    ),
+    "aseg": Further(
+        lambda _: aseg_labels(),
+        {
+            "Description": "Brain and CSF with FreeSurfer's values and names (aseg), named in "
+            "seg-aseg_dseg.tsv. Brain stem, cerebellar white matter and the parts of the "
+            "ventricles are told apart by geometry.",
             "SpatialReference": "orig",
         },
     ),

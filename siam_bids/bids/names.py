@@ -78,6 +78,10 @@ class ScanNames:
         """Label map of other values, by its label of `seg-`."""
         return self._image(f"seg-{kind}_", "dseg.nii.gz")
 
+    def further_volumes(self, kind: str) -> Path:
+        """Volume table of such a label map."""
+        return self._image(f"seg-{kind}_", "volumes.tsv")
+
     @property
     def brain_mask(self) -> Path:
         """Brain: parenchyma, ventricles, lesions."""
@@ -148,7 +152,7 @@ def stray_results(root: Path) -> Iterator[Path]:
 
 
 _OUTPUT = re.compile(
-    r"(?P<stem>sub-.+?)_((seg-(siam|siamhemi)|label-brain|seg-siam_label-[^_]+)_)?desc-(?P<desc>[^_]+)_"
+    r"(?P<stem>sub-.+?)_((seg-(siam|siamhemi|aseg)|label-brain|seg-siam_label-[^_]+)_)?desc-(?P<desc>[^_]+)_"
     r"(dseg\.nii\.gz|mask\.nii\.gz|probseg\.nii\.gz|volumes\.tsv|qc\.tsv)"
 )
 

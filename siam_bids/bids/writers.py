@@ -42,8 +42,8 @@ def save_segmentation(path: Path, segmentation: Segmentation) -> Written:
     return _save(path, segmentation.data, segmentation.grid)
 
 
-def save_values(path: Path, values: npt.NDArray[np.uint16], grid: Grid) -> Written:
-    """Write a label map (I, J, K) of larger values as uint16 NIfTI."""
+def save_values(path: Path, values: npt.NDArray[np.unsignedinteger[Any]], grid: Grid) -> Written:
+    """Write a label map (I, J, K) as NIfTI of its own type."""
     return _save(path, values, grid)
 
 
@@ -106,8 +106,12 @@ def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> Written:
 
 def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> Written:
     """Write a volume table as TSV with its data dictionary beside it."""
-    meaning = volumes_dictionary(labels)
-    return {path: write_text(path, _as_tsv(table)), **save_sidecar(path, meaning)}
+    return save_described(path, table, volumes_dictionary(labels))
+
+
+def save_described(path: Path, table: pd.DataFrame, described: Mapping[str, Any]) -> Written:
+    """Write a table of a scan as TSV with its data dictionary beside it."""
+    return {path: write_text(path, _as_tsv(table)), **save_sidecar(path, described)}
 
 
 def _as_tsv(table: pd.DataFrame) -> str:

@@ -103,6 +103,13 @@ def add_segmentations(group: argparse._ActionsContainer) -> None:
         default=[],
         help="also write a label map in which paired tissues have a left and a right label",
     )
+    group.add_argument(
+        "--aseg",
+        dest="segmentations",
+        action="append_const",
+        const="aseg",
+        help="also write a label map with FreeSurfer's values, and its volumes",
+    )
 
 
 def add_inference_options(group: argparse._ActionsContainer) -> None:

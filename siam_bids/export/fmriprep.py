@@ -22,6 +22,7 @@ from siam_bids.bids.writers import (
     save_probability,
     save_segmentation,
     save_sidecar,
+    save_values,
 )
 from siam_bids.errors import DatasetError
 from siam_bids.export.head import Head
@@ -29,6 +30,7 @@ from siam_bids.export.shapes import closed
 from siam_bids.export.target import Options, Target, anat
 from siam_bids.image.grid import Reorientation, Segmentation, Volume
 from siam_bids.image.labels import INTRACRANIAL, Label, LabelTable
+from siam_bids.measures.aseg import aseg_values, can_be_aseg
 
 CLASSES = {"GM": "gray matter", "WM": "white matter", "CSF": "cerebrospinal fluid"}
 """Abbreviation and meaning of the values 1, 2 and 3, in the order that sMRIPrep wants."""
@@ -68,7 +70,9 @@ def class_of(label: Label) -> str:
 
 
 def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Written]:
-    """Write mask, classes and maps of one scan; if asked for, the bias-corrected image.
+    """Write mask, classes, maps and aseg of one scan; if asked for, the bias-corrected image.
+
+    NiBabies takes the aseg (`anat_aseg` in its io_spec_anat.json); sMRIPrep takes none.
 
     Raises
     ------
@@ -108,6 +112,11 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     written |= save_segmentation(
         anat(root, names, "dseg.nii.gz"), Segmentation(data, grid, _CLASS_TABLE)
     )
+    if can_be_aseg(labels):
+        path = anat(root, names, "desc-aseg_dseg.nii.gz")
+        written |= save_values(path, aseg_values(segmentation), grid)
+        made = "Brain and CSF with FreeSurfer's values (aseg)."
+        written |= save_sidecar(path, {"Description": made, **about})
     if options.bias_corrected:
         path = anat(root, names, f"desc-preproc_{names.identity.suffix}.nii.gz")
         if names.identity.suffix not in CORRECTED:

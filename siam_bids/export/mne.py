@@ -14,21 +14,17 @@ from nibabel.freesurfer.io import write_geometry
 from siam_bids.bids.names import ScanNames
 from siam_bids.bids.writers import Written
 from siam_bids.export.head import Head
+from siam_bids.export.mgh import as_mgh, save_image
 from siam_bids.export.surfaces import (
     BRAIN,
     SURFACES,
     HeadSurfaces,
     even_grid,
     head_surfaces,
-    resampled,
     sphere,
 )
 from siam_bids.export.target import Options, Target, person
-from siam_bids.image.grid import Grid, Volume
 from siam_bids.support.atomic_files import atomic, sha256
-
-BRIGHTEST = 99.9
-"""Percentile of the image that becomes the largest byte of T1.mgz."""
 
 
 def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Written]:
@@ -42,9 +38,9 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
         No closed surfaces can be made of the label map, or the image is not there.
     """
     folder = person(root, head.names)
-    image = _as_mgh(head.scan(), even_grid(head.segmentation.grid))
+    image = as_mgh(head.scan(), even_grid(head.segmentation.grid))
     surfaces = head_surfaces(head.segmentation, options.thickness)
-    written = _save_image(folder / "mri" / "T1.mgz", image)
+    written = save_image(folder / "mri" / "T1.mgz", image)
     for name in (BRAIN, *SURFACES):
         written |= _save_surface(folder / "bem" / f"{name}.surf", surfaces.vertices(name), image)
     return {
@@ -61,18 +57,6 @@ def _distances(surfaces: HeadSurfaces) -> dict[str, float]:
         f"{inner} to {outer}": round(surfaces.least_distance(inner, outer), 2)
         for inner, outer in pairwise(SURFACES)
     }
-
-
-def _as_mgh(scan: Volume, grid: Grid) -> nib.MGHImage:
-    data = np.asarray(resampled(scan.data, scan.grid, grid, order=1), np.float32)
-    top = float(np.percentile(data, BRIGHTEST)) or 1.0
-    return nib.MGHImage(np.clip(data / top * 255, 0, 255).astype(np.uint8), grid.affine)
-
-
-def _save_image(path: Path, image: nib.MGHImage) -> Written:
-    with atomic(path) as scratch:
-        nib.save(image, scratch)
-        return {path: sha256(scratch)}
 
 
 def _save_surface(path: Path, vertices: npt.NDArray[np.float64], image: nib.MGHImage) -> Written:

@@ -15,6 +15,7 @@ from siam_bids.bids.ownership import PIPELINE, check_output_folder
 from siam_bids.bids.status import OUTPUTS, declare, missing_outputs
 from siam_bids.errors import DatasetError, SiamError, UsageError, out_of_memory
 from siam_bids.export.fmriprep import FMRIPREP
+from siam_bids.export.freesurfer import FREESURFER
 from siam_bids.export.head import Head, choose_references, raw_dataset
 from siam_bids.export.lesions import LESIONS
 from siam_bids.export.mne import MNE
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 TARGETS: Mapping[str, Target] = {
     "fmriprep": FMRIPREP,
+    "freesurfer": FREESURFER,
     "lesions": LESIONS,
     "mne": MNE,
     "simnibs": SIMNIBS,

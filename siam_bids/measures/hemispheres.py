@@ -146,21 +146,28 @@ def paired_labels(labels: LabelTable) -> tuple[Label, ...]:
     return tuple(label for label in labels if label.index in indices)
 
 
-def find_sides(segmentation: Segmentation) -> npt.NDArray[np.uint8] | None:
+def find_sides(
+    segmentation: Segmentation, surface: MidSurface | None = None
+) -> npt.NDArray[np.uint8] | None:
     """Give each voxel of a paired tissue its hemisphere.
+
+    Parameters
+    ----------
+    surface
+        Between the hemispheres, if it was found already.
 
     Returns
     -------
     (I, J, K): 0 no paired tissue, 1 left, 2 right. None if there are too few paired voxels, or
     no label has a name of `PAIRED`.
     """
-    surface = mid_surface(segmentation)
+    surface = surface or mid_surface(segmentation)
     if surface is None:
         return None
     data, grid = segmentation.data, segmentation.grid
     found = np.zeros(data.shape, np.uint8)
     paired = np.argwhere(segmentation.mask(PAIRED))
-    found[tuple(paired.T)] = 1 + (surface.right_of(_world(paired, grid.affine)) > 0)
+    found[tuple(paired.T)] = 1 + (surface.right_of(world(paired, grid.affine)) > 0)
     for name in NUCLEI:
         _unite(found, segmentation.mask([name]))
     return found
@@ -186,7 +193,7 @@ def mid_surface(segmentation: Segmentation) -> MidSurface | None:
     labels = segmentation.labels
     if not any(name in labels.by_name for name in PAIRED):
         return None
-    data, affine = _coarse(segmentation)
+    data, affine = coarse_labels(segmentation)
     paired = labels.indices(PAIRED)
     if np.isin(data, paired).sum() < _LEAST_PAIRED:
         return None
@@ -199,7 +206,7 @@ def mid_surface(segmentation: Segmentation) -> MidSurface | None:
     return _bent(data, compared, affine, head, labels)
 
 
-def _coarse(segmentation: Segmentation) -> tuple[npt.NDArray[np.uint8], Floats]:
+def coarse_labels(segmentation: Segmentation) -> tuple[npt.NDArray[np.uint8], Floats]:
     """Return every n-th voxel, about `STEP` apart, and the affine of what is left."""
     size = segmentation.grid.voxel_size
     step = [max(1, round(STEP / edge)) for edge in size]
@@ -207,7 +214,8 @@ def _coarse(segmentation: Segmentation) -> tuple[npt.NDArray[np.uint8], Floats]:
     return data, segmentation.grid.affine @ np.diag([*step, 1.0])
 
 
-def _world(voxels: npt.NDArray[np.integer], affine: Floats) -> Floats:
+def world(voxels: npt.NDArray[np.integer] | Floats, affine: Floats) -> Floats:
+    """Return points (N, 3), transformed by an affine (4, 4)."""
     points: Floats = voxels @ affine[:3, :3].T + affine[:3, 3]
     return points
 
@@ -219,7 +227,7 @@ def _pose(data: npt.NDArray[np.uint8], affine: Floats, labels: LabelTable) -> Fl
         if name in labels.by_name:
             places = np.argwhere(data == labels.by_name[name].index)
             if len(places) >= LEAST_VOXELS:
-                mm = _world(places, affine)[:, ::-1]
+                mm = world(places, affine)[:, ::-1]
                 shapes[name] = Shape(mm.mean(0), np.cov(mm.T, bias=True))
     pose = pose_of(shapes)
     head = np.eye(4)
@@ -228,14 +236,14 @@ def _pose(data: npt.NDArray[np.uint8], affine: Floats, labels: LabelTable) -> Fl
         head[:3, 3] = -head[:3, :3] @ pose.centre[::-1]
     else:
         places = np.argwhere(np.isin(data, labels.indices(PAIRED)))
-        head[:3, 3] = -_world(places, affine).mean(0)
+        head[:3, 3] = -world(places, affine).mean(0)
     return head
 
 
 def _plane(data: npt.NDArray[np.uint8], affine: Floats, head: Floats) -> Floats:
     """Return the frame with x = 0 where the mirrored labels agree best with the labels."""
     places = np.argwhere(data)
-    points = _world(places, head @ affine)
+    points = world(places, head @ affine)
     values = data[tuple(places.T)]
     low, high = points.min(0) - 4 * STEP, points.max(0) + 4 * STEP
     volume, corner = _resampled(data, np.linalg.inv(affine) @ np.linalg.inv(head), low, high, STEP)
@@ -315,7 +323,7 @@ def _bent(
     labels: LabelTable,
 ) -> MidSurface:
     """Bend the plane x = 0 of a frame of the head to where its sides part."""
-    points = _world(np.argwhere(np.isin(data, labels.indices(PAIRED))), head @ affine)
+    points = world(np.argwhere(np.isin(data, labels.indices(PAIRED))), head @ affine)
     low, high = points.min(0) - STEP, points.max(0) + STEP
     low[0], high[0] = -(REACH + _WIDEST), REACH + _WIDEST
     back = np.linalg.inv(affine) @ np.linalg.inv(head)

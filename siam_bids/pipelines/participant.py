@@ -30,6 +30,7 @@ from siam_bids.bids.status import (
 )
 from siam_bids.bids.writers import (
     Written,
+    save_described,
     save_mask,
     save_picture,
     save_probability,
@@ -47,6 +48,7 @@ from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
+from siam_bids.measures.aseg import DICTIONARY as ASEG_DICTIONARY, aseg_values, aseg_volumes
 from siam_bids.measures.hemispheres import find_sides, sided_values
 from siam_bids.measures.quality import scan_quality
 from siam_bids.measures.volumes import tissue_volumes
@@ -361,8 +363,15 @@ def _write_results(task: Task, prediction: Prediction, names: ScanNames) -> Writ
     sides = find_sides(segmentation)
     for kind in task.segmentations:
         path = names.further_segmentation(kind)
-        written |= save_values(path, sided_values(segmentation.data, sides), volume.grid)
         written |= save_sidecar(path, {**FURTHER[kind].about, **about})
+        if kind == "aseg":
+            aseg = aseg_values(segmentation)
+            written |= save_values(path, aseg, volume.grid)
+            table = aseg_volumes(aseg, volume.grid)
+            written |= save_described(names.further_volumes(kind), table, ASEG_DICTIONARY)
+        else:
+            sided = sided_values(segmentation.data, sides)
+            written |= save_values(path, sided, volume.grid)
     table = tissue_volumes(segmentation, sides)
     written |= save_volumes(names.volumes, table, segmentation.labels)
     quality = scan_quality(

@@ -21,6 +21,7 @@ from siam_bids.image.image_file import image_checksum
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.loading import read_grid
 from siam_bids.inference.cascade import Cascade
+from siam_bids.measures.aseg import NEEDED, can_be_aseg
 from siam_bids.measures.hemispheres import PAIRED, paired_labels
 from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
@@ -128,7 +129,9 @@ class Checklist:
         maps = [names.probability(tissue) for tissue in self.config.probabilities]
         tables = [names.volumes, names.quality]
         masks = [names.brain_mask] if self.cascade.labels.brain else []
-        more = [names.further_segmentation(kind) for kind in self.config.segmentations]
+        kinds = self.config.segmentations
+        more = [names.further_segmentation(kind) for kind in kinds]
+        more += [names.further_volumes("aseg")] if "aseg" in kinds else []
         return [names.segmentation, *more, *masks, *tables, *pictures, *maps]
 
     def provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
@@ -250,6 +253,11 @@ def with_tissues(config: RunConfig, labels: LabelTable) -> RunConfig:
         raise UsageError(
             f"The model has no tissue {', '.join(unknown)}.",
             did_you_mean(unknown[0], labels.by_name) or f"It has: {', '.join(labels.by_name)}.",
+        )
+    if "aseg" in config.segmentations and not can_be_aseg(labels):
+        raise UsageError(
+            "The labels of the model do not make a segmentation of FreeSurfer's.",
+            f"Leave out --aseg. Needed are {', '.join(NEEDED)}.",
         )
     if config.segmentations and not paired_labels(labels):
         raise UsageError(
