@@ -93,10 +93,6 @@ ELSEWHERE = {
 """Commands that other tests run, and where: pip's upon a wheel and without dependencies."""
 
 NOT_RUN = {
-    "asegstats2table --sd SUBJECTS --subjects sub-01 --tablefile aseg.tsv": "a program of "
-    "FreeSurfer",
-    "freeview SUBJECTS/sub-01/mri/norm.mgz "
-    "SUBJECTS/sub-01/mri/aseg.mgz:colormap=lut:opacity=0.4": "a program of FreeSurfer",
     "pip install --no-index --find-links wheels siam-bids": "half a gigabyte of wheels",
     "make dist": "for releases; test_sample.py builds the wheel",
 }
