@@ -777,4 +777,10 @@ def test_pages_pass_axe_and_fit_the_screen(tab, output, name, scheme, width):
 
 def test_the_ready_page_has_no_leftover_placeholder(tab, output):
     opened(tab, output)
-    assert not re.search(r"undefined|NaN|\[object", tab.inner_text("body"))
+    for kind in ("tissue", "quality", "covariate"):
+        tab.click(f"[data-kind={kind}]")
+        text = tab.inner_text("body")
+        assert not re.search(r"undefined|NaN|\[object", text)
+        assert not re.search(r" ,|,,|\(\)|\b[cm]m[23]\b", text)
+    tab.click("[data-open='6']")
+    assert not re.search(r" ,|,,|\b[cm]m[23]\b", tab.inner_text("#detail"))

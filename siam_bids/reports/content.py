@@ -65,7 +65,7 @@ class ScanReport:
     """One scan on its subject's page.
 
     `name` is its BIDS name without extension, `kind` what it shares with the same scan of other
-    sessions (`acq-mprage_T1w`), `source` its path within the dataset. `raw`, `segmentation`,
+    sessions (`acq-mprage_T1w`), `source` its path within the dataset. `segmentation`,
     `files` and `figure` are relative to the page's folder; `slices` and `tissues` are data URLs of
     the same cuts in grey and in label indices, `thumbnail` and `outline` of the middle cuts.
     `image` and `labels` are gzipped NIfTI in base64, for the viewer. A scan with an `error` has no
@@ -76,7 +76,6 @@ class ScanReport:
     kind: str
     session: str
     source: str
-    raw: str = ""
     segmentation: str = ""
     files: tuple[str, ...] = ()
     figure: str = ""
@@ -102,7 +101,10 @@ class ScanReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectReport:
-    """One subject's page; `model`, `command` and `boilerplate` are plain text."""
+    """One subject's page; `model`, `command` and `boilerplate` are plain text.
+
+    `raw` is the path of the raw dataset from the page's folder.
+    """
 
     subject: str
     scans: tuple[ScanReport, ...]
@@ -111,6 +113,7 @@ class SubjectReport:
     command: str
     boilerplate: str
     group: bool = False
+    raw: str = "BIDS_DIR"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,7 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
             scans=tuple(sorted(scans, key=lambda scan: scan.name)),
             command="\n".join(commands) or command,
             group=bool(reference),
+            raw=raw_dataset(root),
             **origin_of([result.about for result in done], labels),
         )
     )
@@ -108,7 +109,6 @@ def _scan_report(
         kind=_kind(names),
         session=names.identity.visit[1],
         source=result.source,
-        raw=f"{raw_dataset(names.root)}/{result.source}",
         segmentation=if_there(names.segmentation, names.root),
         files=tuple(filter(None, (if_there(path, names.root) for path in _files(names)))),
         figure=if_there(names.figure("mosaic"), names.root),
