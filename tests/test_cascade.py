@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import write_model
 from scipy import ndimage
+from stock import stock_labels_of_channels
 from trained_models import CPU, opened, predicted, refined, scene, trained
 
 import siam_bids
@@ -52,22 +52,6 @@ def test_probabilities_sum_to_one_and_win_where_the_label_is(cascade_file):
     assert 0.5 < prediction.confidence["Bright"] <= 1
 
 
-def stock_labels(folder, channels, spacing):
-    """What stock nnU-Net's own predictor labels; channels and answer are (I, J, K)."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    predictor = nnUNetPredictor(
-        tile_step_size=0.5, use_mirroring=False, device=CPU, perform_everything_on_device=False,
-        allow_tqdm=False,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        predictor.initialize_from_trained_model_folder(str(folder), None)
-        data = np.stack([channel.transpose(2, 1, 0) for channel in channels]).astype(np.float32)
-        found = predictor.predict_single_npy_array(data, {"spacing": [spacing] * 3})
-    return np.asarray(found).transpose(2, 1, 0)
-
-
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_region_is_labelled_as_stock_nnunet_labels_the_crop_around_it(
     cascade_file, tmp_path, channels
@@ -94,7 +78,9 @@ def test_a_region_is_labelled_as_stock_nnunet_labels_the_crop_around_it(
     ]
     box = tuple(slice(max(e[0] - 4, 0), min(e[-1] + 5, size)) for e, size in ends)
     assert np.prod([part.stop - part.start for part in box]) < 0.7 * mask.size
-    stock = stock_labels(model, [bright.data[box], mask[box]][:channels], 4.0)
+    stock = stock_labels_of_channels(
+        model, [bright.data[box], mask[box]][:channels], (4.0, 4.0, 4.0)
+    )
     judged = mask[box] & (stock > 0)
     assert judged.sum() > 0.9 * mask.sum()
     names = {label.name: label.index for label in found.labels}
@@ -118,7 +104,7 @@ def test_genuine_models_refine_several_labels_as_stock_nnunet_labels_the_crop(ge
     box = box_around(mask, MARGIN)
     turn = Reorientation.to_ras(head.grid)
     assert turn.target.axcodes == head.grid.axcodes  # else the stock predictor needs it turned
-    stock = stock_labels(second, [head.data[box], mask[box]], head.grid.voxel_size[0])
+    stock = stock_labels_of_channels(second, [head.data[box], mask[box]], head.grid.voxel_size)
     judged = mask[box] & (stock > 0)
     assert judged.sum() > 0.9 * mask.sum()
     wanted = np.array([0, 2, 3])[stock]

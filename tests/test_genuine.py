@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from test_nnunet import stock_labels
+from stock import stock_labels
 
 from siam_bids import cli
 from siam_bids.cli import models as models_command, segment

@@ -3,17 +3,17 @@
 import json
 import pickle
 import tracemalloc
-import warnings
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import affine_of, write_model
+from stock import stock_labels
 
 from siam_bids.config import Inference
 from siam_bids.errors import ModelError
-from siam_bids.image.grid import Grid, Reorientation, Volume
+from siam_bids.image.grid import Grid, Volume
 from siam_bids.image.loading import load_volume
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import has_openvino
@@ -27,24 +27,6 @@ from siam_bids.support.package_data import resource
 CPU = torch.device("cpu")
 EXACT = Inference(precision="float32", engine="torch")
 ENGINES = ["torch", *(["openvino"] if has_openvino() else [])]
-
-
-def stock_labels(folder, volume, *, mirror=False):
-    """Labels by nnU-Net's own predictor with SIAM's options, on the RAS+ copy of the scan."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    turn = Reorientation.to_ras(volume.grid)
-    predictor = nnUNetPredictor(
-        tile_step_size=0.5, use_mirroring=mirror, device=CPU, perform_everything_on_device=False,
-        allow_tqdm=False,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        predictor.initialize_from_trained_model_folder(str(folder), None)
-        data = turn.apply(volume.data).transpose(2, 1, 0)[None]
-        properties = {"spacing": list(turn.target.voxel_size[::-1])}
-        found = predictor.predict_single_npy_array(data.copy(), properties)
-    return turn.undo(np.asarray(found).transpose(2, 1, 0))
 
 
 def turned(volume: Volume, codes: str, sizes: tuple[float, float, float]) -> Volume:
