@@ -467,6 +467,11 @@ def test_the_dialog_shows_the_detailed_slices_a_legend_and_commands(tab, output)
     width = tab.eval_on_selector("#detail-picture .layers", "e => e.clientWidth")
     tab.click("#detail-picture")
     assert tab.eval_on_selector("#detail-picture .layers", "e => e.clientWidth") > 1.2 * width
+    tab.click("#detail [data-do=outlines]")
+    assert not tab.locator("#detail-picture .outline").is_visible()
+    assert "outlines=no" in tab.url
+    tab.click("#detail [data-do=outlines]")
+    assert tab.locator("#detail-picture .outline").is_visible()
     tab.click("#detail details:last-of-type summary")
     freeview, itksnap = map(shlex.split, tab.locator("#commands code").all_inner_texts())
     assert freeview[:2] == ["freeview", "-v"]

@@ -46,6 +46,12 @@ $("tags").append(...TAGS.map((tag) => make("label", { class: "check" }, make("in
 $("legend").append(...data.labels.map(({ name, title, color }) => make("li", { title },
   make("span", { class: "swatch", style: `background:${color}` }), name)));
 
+function switchOutlines() {
+  $("outlines").checked = !$("outlines").checked;
+  drawWall();
+  writeAddress();
+}
+
 const actions = {
   clear: clearChoice,
   previous: () => { state.page -= 1; choose({ keepPage: true }); $("scans-title").scrollIntoView(); },
@@ -54,6 +60,7 @@ const actions = {
   after: () => step(1),
   export: exportRatings,
   undo: undoRating,
+  outlines: switchOutlines,
 };
 document.addEventListener("click", (event) => {
   const target = event.target.closest?.("button");
@@ -120,7 +127,7 @@ document.addEventListener("keydown", (event) => {
   const place = cards.findIndex((one) => Number(one.dataset.open) === here);
   const columns = cards.length ? Math.max(1, Math.round($("wall").clientWidth / cards[0].clientWidth)) : 1;
   const moves = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns };
-  if (event.key === "o") { $("outlines").checked = !$("outlines").checked; drawWall(); writeAddress(); return; }
+  if (event.key === "o") { switchOutlines(); return; }
   if (Number.isNaN(here)) return;
   if (["0", "1", "2", "3"].includes(event.key)) rateAndMoveOn(here, ["", ...RATINGS][event.key]);
   else if (event.key === "n" && opened != null) { event.preventDefault(); $("note").focus(); }
