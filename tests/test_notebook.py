@@ -129,7 +129,7 @@ def test_wrong_options_are_answered_in_our_own_words(options, answer, head):
 def test_what_is_no_image_is_answered_in_our_own_words(image):
     with pytest.raises(siam_bids.UsageError) as error:
         siam_bids.segment(image)
-    start = f"segment takes no {type(image).__name__}. Give a path, an image of nibabel, or "
+    start = f"segment takes no {type(image).__name__}. Give a path, a nibabel image, or "
     assert str(error.value).startswith(start)
 
 
