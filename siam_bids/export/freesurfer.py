@@ -67,8 +67,7 @@ def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
     if not native.any():
         raise DatasetError(f"The hemispheres of {head.names.name} cannot be told.")
     values = np.asarray(resampled(native, segmentation.grid, grid, order=0), np.uint8)
-    brain = (values > 0) & (values != 24)
-    norm = _normalised(np.asarray(image.dataobj), values, brain)
+    norm = _normalised(np.asarray(image.dataobj), values)
     written = save_image(folder / "mri" / "orig.mgz", image)
     written |= save_image(folder / "mri" / "norm.mgz", nib.MGHImage(norm, grid.affine))
     written |= save_image(
@@ -81,18 +80,19 @@ def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
     return {
         "Description": "Segmentation with FreeSurfer's values, on the grid of mri/orig.mgz.",
         "Sources": head.sources,
-        "Normalization": f"norm.mgz: brain of orig.mgz, cerebral white matter at {WHITE}; no "
+        "Normalization": f"norm.mgz: brain and CSF, cerebral white matter at {WHITE}; no "
         "correction of intensity non-uniformity.",
     }, written
 
 
 def _normalised(
-    image: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8], brain: npt.NDArray[np.bool_]
+    image: npt.NDArray[np.uint8], values: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
+    """Return brain and CSF of an image, the median of its cerebral white matter at `WHITE`."""
     white = image[np.isin(values, (2, 41))]
     middle = float(np.median(white)) if white.size else 0.0
     factor = WHITE / middle if middle else 1.0
-    scaled = np.where(brain, image * factor, 0)
+    scaled = np.where(values > 0, image * factor, 0)
     normalised: npt.NDArray[np.uint8] = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     return normalised
 
