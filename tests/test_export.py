@@ -224,6 +224,8 @@ def test_the_reference_is_t1w_then_t2w_then_the_smallest_voxels(tmp_path):
     for stem in ("sub-1_T2w", "sub-1_acq-a_T1w", "sub-2_FLAIR", "sub-2_T2w", "sub-3_PDw"):
         write_result(raw, out, stem)
     write_result(raw, out, "sub-1_acq-b_T1w", grid=fine)
+    sharp = Grid((40, 48, 44), np.diag([1.0, 1.0, 6.0, 1.0]))  # small voxels, but thick slices
+    write_result(raw, out, "sub-1_acq-c_T1w", grid=sharp)
     write_result(raw, out, "sub-4_ses-a_T1w")
     write_result(raw, out, "sub-4_ses-b_T1w")
 

@@ -79,8 +79,8 @@ def parser() -> CommandLine:
         default="",
         metavar="NAME",
         help="scan to export of each session, by its suffix or other parts of its name, for "
-        "example T2w or acq-mprage_T1w (default: T1w, else T2w, else another; of several, the one "
-        "with the smallest voxels)",
+        "example T2w or acq-mprage_T1w (default: T1w, else UNIT1, else T2w, else another; of "
+        "several, the one whose longest voxel edge is shortest)",
     )
     which.add_argument(
         "--bids-dir",

@@ -24,7 +24,7 @@ from siam_bids.image.labels import LabelTable
 from siam_bids.image.loading import load_labels, load_volume, read_grid
 from siam_bids.support.atomic_files import read_json, sha256
 
-PREFERRED = ("T1w", "T2w")
+PREFERRED = ("T1w", "UNIT1", "T2w")
 """Suffixes that make an anatomical reference, best first; all others come after them."""
 
 
@@ -168,8 +168,8 @@ def choose_references(
 ) -> Choice:
     """Choose one finished scan of each session.
 
-    A T1w goes before a T2w, a T2w before all others; among the same suffix the smallest voxel wins,
-    then the first name.
+    The first suffix of `PREFERRED` that is there wins, then any other; among the same suffix the
+    shortest longest edge of a voxel, then the smallest voxel, then the first name.
 
     Parameters
     ----------
@@ -208,7 +208,8 @@ def _has(identity: BidsName, wanted: str) -> bool:
     return {*filter(None, wanted.split("_"))} <= {*str(identity).split("_")}
 
 
-def _rank(result: ScanResult) -> tuple[int, float, str]:
+def _rank(result: ScanResult) -> tuple[int, float, float, str]:
     suffix = result.names.identity.suffix
     place = PREFERRED.index(suffix) if suffix in PREFERRED else len(PREFERRED)
-    return place, float(np.prod(result.about["Grid"]["VoxelSize"])), result.names.name
+    size = [float(edge) for edge in result.about["Grid"]["VoxelSize"]]
+    return place, max(size), float(np.prod(size)), result.names.name
