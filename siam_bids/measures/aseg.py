@@ -20,10 +20,12 @@ from scipy import ndimage
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import Label, LabelTable
 from siam_bids.measures.hemispheres import (
+    PAIRED,
     MidSurface,
     coarse_labels,
     find_sides,
     mid_surface,
+    voxels_of,
     world,
 )
 from siam_bids.support.package_data import resource
@@ -78,39 +80,38 @@ def aseg_values(segmentation: Segmentation) -> npt.NDArray[np.uint8]:
     if surface is None or sides is None:
         return found
     for label in labels:
-        if label.name in PAIRS:
-            mask = segmentation.data == label.index
-            right = sides[mask] == 2 if sides[mask].any() else _right(segmentation, surface, mask)
-            found[mask] = np.where(right, PAIRS[label.name][1], PAIRS[label.name][0])
-        elif label.name in SINGLE:
+        if label.name in SINGLE:
             found[segmentation.data == label.index] = SINGLE[label.name]
-    place = Place.of(segmentation, surface)
-    apart = {*SINGLE, "Wmcereb"} & labels.by_name.keys() - {"CSF"}
-    if place is None:
-        return found
-    for name, regions in REGIONS.items():
-        if name == "WM" and apart:
-            continue
-        mask = segmentation.data == labels.by_name[name].index
-        voxels = np.argwhere(mask)
-        scores = place.features(voxels) @ weights(name)
-        region = np.c_[np.zeros(len(scores)), scores].argmax(1)
-        values = found[mask]
-        right = sides[mask] == 2
-        for number, other in enumerate(regions):
-            own = region == number
-            pair = PAIRS.get(other) or (SINGLE[other], SINGLE[other])
-            values[own] = np.where(right[own], pair[1], pair[0])
-        found[mask] = values
+        elif label.name in PAIRS:
+            left, right = PAIRS[label.name]
+            for voxels in voxels_of(segmentation.data == label.index):
+                side = sides[tuple(voxels.T)] == 2
+                if label.name not in PAIRED:
+                    side = surface.right_of(world(voxels, segmentation.grid.affine)) > 0
+                found[tuple(voxels.T)] = np.where(side, right, left)
+    if place := Place.of(segmentation, surface):
+        apart = {*SINGLE, "Wmcereb"} & labels.by_name.keys() - {"CSF"}
+        for name in REGIONS if not apart else ("CSFv",):
+            _tell_regions(
+                found, segmentation.data == labels.by_name[name].index, name, place, sides
+            )
     return found
 
 
-def _right(
-    segmentation: Segmentation, surface: MidSurface, mask: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.bool_]:
-    points = world(np.argwhere(mask), segmentation.grid.affine)
-    right: npt.NDArray[np.bool_] = surface.right_of(points) > 0
-    return right
+def _tell_regions(
+    found: npt.NDArray[np.uint8],
+    mask: npt.NDArray[np.bool_],
+    name: str,
+    place: Place,
+    sides: npt.NDArray[np.uint8],
+) -> None:
+    """Give the voxels of a label the values of its regions, in place."""
+    regions = [PAIRS.get(each) or (SINGLE[each],) * 2 for each in REGIONS[name]]
+    for voxels in voxels_of(mask):
+        scores = place.features(voxels) @ weights(name)
+        region = np.c_[np.zeros(len(scores)), scores].argmax(1)
+        right = (sides[tuple(voxels.T)] == 2).astype(int)
+        found[tuple(voxels.T)] = np.array(regions)[region, right]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ Accuracy on heads with known sides: `benchmarks/sides.md`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -78,6 +79,9 @@ _SCALES = ((12.0, 12.0), (6.0, 6.0), (3.0, 3.0))
 
 _LEAST_PAIRED = 500
 """Voxels of paired tissues on the coarse grid below which no surface is looked for."""
+
+_AT_ONCE = 200_000
+"""Voxels whose coordinates are in memory together."""
 
 _ONE_SIDED = 0.85
 """Share of a nucleus' piece on one side from which on all of it belongs there."""
@@ -166,11 +170,18 @@ def find_sides(
         return None
     data, grid = segmentation.data, segmentation.grid
     found = np.zeros(data.shape, np.uint8)
-    paired = np.argwhere(segmentation.mask(PAIRED))
-    found[tuple(paired.T)] = 1 + (surface.right_of(world(paired, grid.affine)) > 0)
+    for paired in voxels_of(segmentation.mask(PAIRED)):
+        found[tuple(paired.T)] = 1 + (surface.right_of(world(paired, grid.affine)) > 0)
     for name in NUCLEI:
         _unite(found, segmentation.mask([name]))
     return found
+
+
+def voxels_of(mask: npt.NDArray[np.bool_]) -> Iterator[npt.NDArray[np.intp]]:
+    """Yield the voxels of a mask, (N, 3), some `_AT_ONCE` at a time to save memory."""
+    places = np.flatnonzero(mask)
+    for start in range(0, len(places), _AT_ONCE):
+        yield np.stack(np.unravel_index(places[start : start + _AT_ONCE], mask.shape), axis=1)
 
 
 def _unite(found: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> None:
