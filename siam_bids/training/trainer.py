@@ -26,8 +26,23 @@ from siam_bids.training.warm_start import start_from
 
 logger = logging.getLogger(__name__)
 
+LEAST_EDGE = 3
+"""Voxels along an edge below which oneDNN's bfloat16 gradients of a convolution are wrong."""
+
 MAX_NORM = 5.0
 """Gradients longer than this are shortened to it."""
+
+
+def _in_float32(stage: nn.Module) -> None:
+    """Compute a stage in float32 even where the rest is in bfloat16."""
+    plain = stage.forward
+
+    def forward(features: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            answer: torch.Tensor = plain(features.float())
+        return answer
+
+    stage.forward = forward  # type: ignore[method-assign]
 
 
 class Trainer:
@@ -47,6 +62,8 @@ class Trainer:
         self.network = network.to(config.device)
         if config.device == "cpu":  # a GPU is faster without
             self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            if config.patch // 2 ** (len(config.features) - 1) < LEAST_EDGE:
+                _in_float32(self.network.encoder.stages[-1])
         self._start_with_common_classes()
         self.unsettled = False
         if config.start and not (config.folder / "progress.json").exists():
@@ -172,10 +189,7 @@ class Trainer:
     def _tell_of_skipped(self) -> None:
         if not self.skipped:
             logger.warning(
-                "The gradient of step %d is not finite; such steps are skipped. In bfloat16 on a "
-                "CPU that happens where the deepest stage has fewer than 3 voxels along an edge: "
-                "a larger --patch helps.",
-                self.step,
+                "The gradient of step %d is not finite; such steps are skipped.", self.step
             )
         self.skipped += 1
 
