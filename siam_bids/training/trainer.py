@@ -42,7 +42,7 @@ def _in_float32(stage: nn.Module) -> None:
             answer: torch.Tensor = plain(features.float())
         return answer
 
-    stage.forward = forward  # type: ignore[method-assign]
+    stage.forward = forward
 
 
 class Trainer:
@@ -63,7 +63,9 @@ class Trainer:
         if config.device == "cpu":  # a GPU is faster without
             self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
             if config.patch // 2 ** (len(config.features) - 1) < LEAST_EDGE:
-                _in_float32(self.network.encoder.stages[-1])
+                _in_float32(
+                    self.network.get_submodule(f"encoder.stages.{len(config.features) - 1}")
+                )
         self._start_with_common_classes()
         self.unsettled = False
         if config.start and not (config.folder / "progress.json").exists():
