@@ -17,7 +17,12 @@ from siam_bids.image.labels import LabelTable
 from siam_bids.image.spikes import without_spikes
 from siam_bids.inference.cost import Cost, Load, estimate
 from siam_bids.inference.ensemble import EnsembleSegmenter, focus_of_each
-from siam_bids.inference.prediction import Prediction, ProbabilityMaps, Progress
+from siam_bids.inference.prediction import (
+    NetworkScores,
+    Prediction,
+    ProbabilityMaps,
+    Progress,
+)
 from siam_bids.inference.runner import check_options
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.models.labels import check_names
@@ -224,17 +229,35 @@ class CascadeSegmenter:
 
         The probability of a finer label is that within its region, as the models before saw it.
         """
-        steps = 1 + len(self._finer)
+        volume = self._repaired(volume)
+        seen = self._first.network(volume, progress=self._share(progress, 0))
+        return self._labelled(volume, seen, probabilities, progress)
 
-        def share(step: int) -> Progress | None:
-            return (lambda done: progress((step + done) / steps)) if progress else None
+    def network(self, volume: Volume, *, progress: Progress | None = None) -> NetworkScores:
+        """Run the networks of the whole head over a scan, the first part of `segment`."""
+        return self._first.network(self._repaired(volume), progress=self._share(progress, 0))
 
-        if self.cascade.repair_spikes:
-            volume = without_spikes(volume)
+    def finish(
+        self,
+        volume: Volume,
+        seen: NetworkScores,
+        *,
+        probabilities: Sequence[str] = (),
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Label a scan by those scores, its intensities and the models of the regions."""
+        return self._labelled(self._repaired(volume), seen, probabilities, progress)
+
+    def _labelled(
+        self,
+        volume: Volume,
+        seen: NetworkScores,
+        probabilities: Sequence[str],
+        progress: Progress | None,
+    ) -> Prediction:
         own = self.cascade.tables[0].by_name
-        found = self._first.segment(
-            volume, probabilities=[name for name in probabilities if name in own], progress=share(0)
-        )
+        wanted = [name for name in probabilities if name in own]
+        found = self._first.finish(volume, seen, wanted)
         for step, finer in enumerate(self._finer, start=1):
             before, after = self.cascade.tables[step - 1 : step + 1]
             values = [before.by_name[name].index for name in self.cascade.regions[step - 1][0]]
@@ -249,10 +272,18 @@ class CascadeSegmenter:
                 volume.cut(box),
                 inside=mask[box],
                 probabilities=[name for name in probabilities if name in own],
-                progress=share(step),
+                progress=self._share(progress, step),
             )
             found = _joined(found, part, mask, box, after)
         return found
+
+    def _repaired(self, volume: Volume) -> Volume:
+        return without_spikes(volume) if self.cascade.repair_spikes else volume
+
+    def _share(self, progress: Progress | None, step: int) -> Progress | None:
+        """Return what moves the progress of one step: that of the whole head, or of a region."""
+        steps = 1 + len(self._finer)
+        return (lambda done: progress((step + done) / steps)) if progress else None
 
 
 def box_around(mask: npt.NDArray[np.bool_], margin: int) -> Box:

@@ -15,7 +15,12 @@ from siam_bids.inference.averaging import MeanScores
 from siam_bids.inference.cost import Load, estimate
 from siam_bids.inference.head_pose import Window, upright_window
 from siam_bids.inference.intensity_refinement import following
-from siam_bids.inference.prediction import Prediction, Progress, prediction_of
+from siam_bids.inference.prediction import (
+    NetworkScores,
+    Prediction,
+    Progress,
+    prediction_of,
+)
 from siam_bids.inference.resampling import Logits, Part, Prior
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.inference.sliding_window import TILE_STEP
@@ -67,17 +72,23 @@ class EnsembleSegmenter:
         self, volume: Volume, *, probabilities: Sequence[str] = (), progress: Progress | None = None
     ) -> Prediction:
         """Segment one scan on its own grid; see `Segmenter.segment`."""
-        first = self._members[0]
+        return self.finish(volume, self.network(volume, progress=progress), probabilities)
+
+    def network(self, volume: Volume, *, progress: Progress | None = None) -> NetworkScores:
+        """Run the networks over a scan."""
         first_progress, *shares = self._shares(volume, progress)
-        coarse, crop = first.scores(volume, progress=first_progress)
-        prior: Prior
+        coarse, crop = self._members[0].scores(volume, progress=first_progress)
         if window := self._window(coarse, crop):
-            prior = self._upright_scores(volume, window, shares)
-        else:
-            prior = self._scores(volume, coarse, crop, shares)
-        scores = following(prior, volume, crop, self._intensities)
-        found = prediction_of(scores, crop, first.model.labels, probabilities)
-        return replace(found, pose=window.pose if window else None)
+            return NetworkScores(self._upright_scores(volume, window, shares), crop, window.pose)
+        return NetworkScores(self._scores(volume, coarse, crop, shares), crop)
+
+    def finish(
+        self, volume: Volume, seen: NetworkScores, probabilities: Sequence[str] = ()
+    ) -> Prediction:
+        """Label a scan by the scores of the networks and its intensities."""
+        scores = following(seen.prior, volume, seen.crop, self._intensities)
+        table = self._members[0].model.labels
+        return replace(prediction_of(scores, seen.crop, table, probabilities), pose=seen.pose)
 
     def _scores(
         self,

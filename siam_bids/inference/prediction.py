@@ -11,7 +11,7 @@ import numpy.typing as npt
 from siam_bids.image.grid import Crop, Segmentation
 from siam_bids.image.labels import LabelTable
 from siam_bids.inference.certainty import Certainty
-from siam_bids.inference.resampling import Scores, labels_of
+from siam_bids.inference.resampling import Prior, Scores, labels_of
 from siam_bids.measures.pose import Pose
 
 Progress = Callable[[float], None]
@@ -71,6 +71,25 @@ class Prediction:
     probabilities: Mapping[str, npt.NDArray[np.float32]]
     confidence: dict[str, float] = field(default_factory=dict)
     entropy: float | None = None
+    pose: Pose | None = None
+
+
+@dataclass(frozen=True)
+class NetworkScores:
+    """What the networks of a whole head say of a scan, before its intensities refine it.
+
+    Attributes
+    ----------
+    prior
+        On the voxels of the crop, axes [z, y, x].
+    crop
+        Of the scan.
+    pose
+        Head pose, if the head was segmented again because of it.
+    """
+
+    prior: Prior
+    crop: Crop
     pose: Pose | None = None
 
 

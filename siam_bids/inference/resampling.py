@@ -38,12 +38,19 @@ class _Resize:
     share: torch.Tensor
 
     @classmethod
-    def of(cls, source: int, target: int, part: slice, *, nearest: bool) -> _Resize:
+    def of(
+        cls, source: int, target: int, part: slice, *, nearest: bool, ends_meet: bool = False
+    ) -> _Resize:
         """Resize from `source` to `target` voxels, of which a part is wanted.
 
-        Aligned by extent (half-pixel rule, edges clamped), as in `skimage.transform.resize`.
+        Aligned by extent (half-pixel rule, edges clamped), as in `skimage.transform.resize`; or by
+        the centres of the first and last voxels.
         """
-        place = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+        place = torch.arange(target, dtype=torch.float64)
+        if ends_meet:
+            place *= (source - 1) / max(1, target - 1)
+        else:
+            place = (place + 0.5) * source / target - 0.5
         place = place.clamp(0, source - 1)
         if nearest:
             place = (place + 0.5).floor().clamp(0, source - 1)
@@ -168,6 +175,8 @@ class Logits(Interpolated):
         Axis along which the nearest plane is taken (nnU-Net's rule for thick slices), if any.
     voxels
         Of the wanted grid; the others are left out. Default: all.
+    ends_meet
+        The first and last voxels of both grids have the same centres, instead of the same ends.
     """
 
     def __init__(
@@ -177,11 +186,12 @@ class Logits(Interpolated):
         *,
         nearest_axis: int | None = None,
         voxels: Sequence[slice] = (slice(None),) * 3,
+        ends_meet: bool = False,
     ) -> None:
-        self._logits = logits
+        self._logits, self._ends_meet = logits, ends_meet
         self._whole, self._nearest_axis = tuple(shape), nearest_axis
         self._resizes = [
-            _Resize.of(source, target, part, nearest=axis == nearest_axis)
+            _Resize.of(source, target, part, nearest=axis == nearest_axis, ends_meet=ends_meet)
             for axis, (source, target, part) in enumerate(
                 zip(logits.shape[1:], shape, voxels, strict=True)
             )
@@ -191,7 +201,13 @@ class Logits(Interpolated):
     def subsample(self, stride: Sequence[int], offset: Sequence[int] = (0, 0, 0)) -> Logits:
         """Return the scores of every n-th voxel along each axis."""
         voxels = [slice(start, None, step) for start, step in zip(offset, stride, strict=True)]
-        return Logits(self._logits, self._whole, nearest_axis=self._nearest_axis, voxels=voxels)
+        return Logits(
+            self._logits,
+            self._whole,
+            nearest_axis=self._nearest_axis,
+            voxels=voxels,
+            ends_meet=self._ends_meet,
+        )
 
     @cached_property
     def own_labels(self) -> npt.NDArray[np.uint8]:

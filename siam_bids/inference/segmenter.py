@@ -19,7 +19,12 @@ from siam_bids.image.grid import Crop, Grid, Volume
 from siam_bids.inference.cost import Load
 from siam_bids.inference.head_pose import Window, centres
 from siam_bids.inference.intensity_refinement import following
-from siam_bids.inference.prediction import Prediction, Progress, prediction_of
+from siam_bids.inference.prediction import (
+    NetworkScores,
+    Prediction,
+    Progress,
+    prediction_of,
+)
 from siam_bids.inference.resampling import Logits
 from siam_bids.inference.rotated_resampling import RotatedLogits
 from siam_bids.inference.runner import Runner
@@ -116,6 +121,17 @@ class NnunetSegmenter:
         scores = following(logits, volume, crop, self._intensities)
         mask = None if inside is None else crop.cut(inside)
         return prediction_of(scores, crop, self.model.labels, probabilities, inside=mask)
+
+    def network(self, volume: Volume, *, progress: Progress | None = None) -> NetworkScores:
+        """Run the network over a scan."""
+        return NetworkScores(*self.scores(volume, progress=progress))
+
+    def finish(
+        self, volume: Volume, seen: NetworkScores, probabilities: Sequence[str] = ()
+    ) -> Prediction:
+        """Label a scan by the scores of the network and its intensities."""
+        scores = following(seen.prior, volume, seen.crop, self._intensities)
+        return prediction_of(scores, seen.crop, self.model.labels, probabilities)
 
     def scores(
         self,

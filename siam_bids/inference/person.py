@@ -1,0 +1,273 @@
+"""One prior of all scans of a person, for the intensity refinement of each.
+
+The probabilities that the networks give to each scan are brought to a space in the middle of all
+scans, and averaged there. The prior of a scan is a mean of these and of its own probabilities,
+
+    prior = (1 - s) sum_j w_j p_j / sum_j w_j  +  s p_own,
+
+where w is the weight of a scan (`weight_of`) and s, at least `OWN`, is near 1 where a scan
+differs from all together over more than the width of a border: see `_own_share`. What differs
+between scans elsewhere must then come from their intensities (Wells et al., 1996; for time series
+Reuter et al., NeuroImage 2012).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+
+from siam_bids.image.grid import Crop, box_of
+from siam_bids.image.labels import LabelTable
+from siam_bids.inference.alignment import (
+    Affine,
+    Appearance,
+    brain_values,
+    inside_values,
+    move,
+    tissue_values,
+)
+from siam_bids.inference.prediction import NetworkScores
+from siam_bids.inference.resampling import LEAST_PROBABILITY, Logits, Part, Prior
+from siam_bids.inference.rotated_resampling import RotatedLogits
+
+logger = logging.getLogger(__name__)
+
+SPACING = 1.5
+"""Voxel size in mm at which probabilities of several scans are averaged."""
+OWN = 0.3
+"""Share that the scan's own probabilities have in its prior at least."""
+_MARGIN = 10.0
+"""mm around everything inside the skull that are kept."""
+_UNKNOWN = torch.nan
+_WINDOW = 3.0
+"""Standard deviation in mm of the windows in which scans are compared."""
+_SIMILAR, _DIFFERENT = 0.4, 0.7
+"""Total variation in a window up to which a scan follows the others, and from which it does not."""
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """The probabilities of one scan in a box around the brain, on a coarse grid.
+
+    Attributes
+    ----------
+    logarithms
+        (classes, I, J, K) float16, axes [z, y, x] of the crop.
+    affine
+        (4, 4), voxel to RAS+ mm.
+    appearance
+        For alignment, on the same grid.
+    box
+        Voxels of the crop from the first to the last of these, along each axis.
+    weight
+        What the scan counts in means.
+    """
+
+    logarithms: torch.Tensor
+    affine: Affine
+    box: tuple[slice, ...]
+    appearance: Appearance
+    weight: float
+
+
+def crop_affine(crop: Crop) -> Affine:
+    """Return the affine from voxels of a crop, [z, y, x], to RAS+ mm."""
+    z, y, x = crop.box
+    swapped = np.eye(4)[[2, 1, 0, 3]]
+    swapped[:3, 3] = x.start, y.start, z.start
+    return crop.turn.target.affine @ swapped
+
+
+def coarse_scores(seen: NetworkScores, table: LabelTable) -> Coarse | None:
+    """Keep of a scan what is needed to combine it with others; None if no brain was found."""
+    crop = seen.crop
+    stride = [max(1, round(SPACING / size)) for size in crop.voxel_size]
+    planes = [plane.float().log_softmax(0).half() for plane in seen.prior.subsample(stride).planes()]
+    logarithms = torch.stack(planes, 1)
+    labels = logarithms.argmax(0).numpy()
+    affine = crop_affine(crop) @ np.diag([*stride, 1.0])
+    inside = np.isin(labels, inside_values(table))
+    pieces, count = ndimage.label(inside)
+    if not count:
+        return None
+    largest = 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    box = tuple(
+        slice(
+            max(0, part.start - round(_MARGIN / size)),
+            min(length, part.stop + round(_MARGIN / size)),
+        )
+        for part, size, length in zip(
+            box_of(pieces == largest), sizes, labels.shape, strict=True
+        )
+    )
+    moved = np.eye(4)
+    moved[:3, 3] = [part.start for part in box]
+    affine = affine @ moved
+    logarithms = logarithms[(slice(None), *box)].clone()
+    brain = np.isin(labels, brain_values(table))[box] & (pieces == largest)[box]
+    if not brain.any():
+        return None
+    chances = logarithms.float().exp()
+    values = torch.from_numpy(tissue_values(table))
+    tissue = torch.einsum("c,cijk->ijk", values, chances).numpy()
+    sure = float(chances.max(0).values[torch.from_numpy(brain)].mean())
+    appearance = Appearance(tissue, brain, affine)
+    ends = tuple(
+        slice(part.start * step, (part.stop - 1) * step + 1)
+        for part, step in zip(box, stride, strict=True)
+    )
+    return Coarse(logarithms, affine, ends, appearance, weight_of(crop.voxel_size, sure))
+
+
+def weight_of(voxel_size: Sequence[float], sure: float) -> float:
+    """Return what a scan counts: its mean highest probability over its longest edge from 1 mm."""
+    return sure / max(1.0, *voxel_size)
+
+
+class PersonMean:
+    """The mean probabilities of all scans, in the space in the middle of them.
+
+    Parameters
+    ----------
+    scans, motions
+        Scans, and the motion from each to that space.
+    """
+
+    def __init__(self, scans: Sequence[Coarse], motions: Sequence[Affine]) -> None:
+        corners = np.concatenate(
+            [_corners(motion @ scan.affine, scan.logarithms.shape[1:])
+             for scan, motion in zip(scans, motions, strict=True)]
+        )  # fmt: skip
+        low = corners.min(0)
+        shape = np.ceil((corners.max(0) - low) / SPACING).astype(int) + 1
+        self.affine = np.diag([SPACING, SPACING, SPACING, 1.0])
+        self.affine[:3, 3] = low
+        self.shape = tuple(int(n) for n in shape)
+        classes = len(scans[0].logarithms)
+        self.weight = sum(scan.weight for scan in scans)
+        total = torch.zeros((classes, *self.shape))
+        weights = torch.zeros(self.shape)
+        for scan, motion in zip(scans, motions, strict=True):
+            for place, plane in enumerate(
+                _pulled(scan.logarithms, motion @ scan.affine, self.affine, self.shape)
+            ):
+                chances = plane.float().softmax(0)
+                known = ~chances[0].isnan()
+                total[:, place] += torch.where(known, chances, 0.0) * scan.weight
+                weights[place] += known * scan.weight
+        total /= weights.clamp_min(1e-12)
+        self.logarithms = total.clamp_(min=LEAST_PROBABILITY).log_().half()
+        self.logarithms[:, weights == 0] = _UNKNOWN
+
+    def on(self, affine: Affine, shape: Sequence[int]) -> torch.Tensor:
+        """Return the logarithms (classes, I, J, K) on another grid; NaN where unknown.
+
+        Parameters
+        ----------
+        affine
+            From its voxels to mm in the space of the mean.
+        """
+        return torch.stack([*_pulled(self.logarithms, self.affine, affine, shape)], 1)
+
+
+def _pulled(
+    logarithms: torch.Tensor, own: Affine, wanted: Affine, shape: Sequence[int]
+) -> Iterator[torch.Tensor]:
+    unseen = torch.full((len(logarithms),), _UNKNOWN)
+    return RotatedLogits(logarithms, own, wanted, shape, unseen).planes()
+
+
+def _corners(affine: Affine, shape: Sequence[int]) -> npt.NDArray[np.float64]:
+    ends = np.array(np.meshgrid(*([0, length - 1] for length in shape))).reshape(3, -1).T
+    return move(affine, ends)
+
+
+class PersonPrior:
+    """The mean of all scans with a share of the scan's own probabilities; see the module.
+
+    Parameters
+    ----------
+    own
+        Of the scan's networks.
+    others
+        On the voxels of the box, after the logarithms of the mean probabilities of all scans (NaN
+        where these are unknown) the share of the scan's own.
+    box
+        Outside, only the scan's own count.
+    """
+
+    def __init__(self, own: Prior, others: Part, box: Sequence[slice]) -> None:
+        self.shape, self.classes = own.shape, own.classes
+        self._own, self._others, self._box = own, others, tuple(box)
+
+    def planes(self) -> Iterator[torch.Tensor]:
+        """Yield (classes, J, K) logarithms of the probabilities of each plane, float32."""
+        rows, *window = self._box
+        others = self._others.planes()
+        for place, plane in enumerate(self._own.planes()):
+            total = plane.float().softmax(0)
+            if rows.start <= place < rows.stop:
+                here = total[(slice(None), *window)]
+                other = next(others).float()
+                mean, share = other[:-1].softmax(0), other[-1]
+                share = share.masked_fill(mean[0].isnan(), 1.0)
+                here.mul_(share).add_(mean.nan_to_num_(0.0).mul_(1 - share))
+            yield total.clamp_(min=LEAST_PROBABILITY).log_()
+
+    def subsample(self, stride: Sequence[int]) -> PersonPrior:
+        """Return the scores of every n-th voxel along each axis."""
+        offset = [-part.start % step for part, step in zip(self._box, stride, strict=True)]
+        box = [
+            slice(-(-part.start // step), -(-part.stop // step))
+            for part, step in zip(self._box, stride, strict=True)
+        ]
+        others = self._others.subsample(stride, offset)
+        return PersonPrior(self._own.subsample(stride), others, box)
+
+    def probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the probability (I, J, K) of a class, float32 in [0, 1]."""
+        found = np.empty(self.shape, np.float32)
+        for place, plane in enumerate(self.planes()):
+            found[place] = plane[index].exp().numpy()
+        return found
+
+
+def person_prior(own: Prior, scan: Coarse, mean: PersonMean, motion: Affine) -> PersonPrior:
+    """Return the prior of one of the scans of a mean.
+
+    Parameters
+    ----------
+    own
+        Of its networks.
+    motion
+        From the scan to the space of the mean.
+    """
+    shape = scan.logarithms.shape[1:]
+    logarithms = mean.on(motion @ scan.affine, shape)
+    share = _own_share(scan, logarithms, scan.weight / mean.weight)
+    size = [part.stop - part.start for part in scan.box]
+    others = Logits(torch.cat([logarithms, share[None].half()]), size, ends_meet=True)
+    return PersonPrior(own, others, scan.box)
+
+
+def _own_share(scan: Coarse, mean: torch.Tensor, weight: float) -> torch.Tensor:
+    """Return what a scan's own probabilities count in its prior, (I, J, K).
+
+    With d the total variation between these and the mean of the other scans, averaged in Gaussian
+    windows: `OWN` where d is small, as along borders; 1 where it is large.
+    """
+    apart = torch.zeros(mean.shape[1:])
+    for own, other in zip(scan.logarithms, mean, strict=True):
+        apart += (own.float().exp() - other.float().exp()).abs_()
+    apart = (apart / (2 * (1 - weight))).nan_to_num_(0.0)
+    sigma = [_WINDOW / size for size in np.linalg.norm(scan.affine[:3, :3], axis=0)]
+    near = torch.from_numpy(ndimage.gaussian_filter(apart.numpy(), sigma, truncate=2.5))
+    rise = ((near - _SIMILAR) / (_DIFFERENT - _SIMILAR)).clamp_(0, 1)
+    return OWN + (1 - OWN) * rise * rise * (3 - 2 * rise)
