@@ -13,6 +13,11 @@ DEFAULT_SUFFIXES = (
 """Anatomical images that are segmented unless `--suffix` says otherwise."""
 
 
+COMBINATIONS = ("none", "contrasts", "sessions", "all")
+"""Scans of a participant that share one prior: none; those of a session; those of all sessions that
+are named alike; all."""
+
+
 _CHECKPOINT = re.compile(r"(\w[\w.+-]*\.(pth|safetensors))?")
 
 
@@ -126,6 +131,8 @@ class RunConfig:
         Names of tissues whose probability maps are written.
     write_probseg
         Write those of all tissues.
+    combine
+        Which scans of a participant share one prior, a key of `COMBINATIONS`.
     segmentations
         Further label maps that are written, by their label of `seg-`: `siamhemi`, `aseg`.
     viewer
@@ -166,6 +173,7 @@ class RunConfig:
     probabilities: tuple[str, ...] = ()
     write_probseg: bool = False
     segmentations: tuple[str, ...] = ()
+    combine: str = "none"
     overwrite: bool = False
     dry_run: bool = False
     reports_only: bool = False

@@ -83,6 +83,11 @@ class ScanNames:
         return self._image(f"seg-{kind}_", "volumes.tsv")
 
     @property
+    def transform(self) -> Path:
+        """Rigid motion to the space in the middle of the person's scans, for ITK."""
+        return self.anat / f"{self.stem}_from-{self.description}_to-person_mode-image_xfm.txt"
+
+    @property
     def brain_mask(self) -> Path:
         """Brain: parenchyma, ventricles, lesions."""
         return self._image("label-brain_", "mask.nii.gz")

@@ -30,10 +30,14 @@ RESULTS_VERSION = 3
 1 was up to version 0.1.0, whose sidecars do not name it; 2 up to 0.13.0, without sides.
 """
 
+COMBINED = "Combined"
+"""Sidecar entry that holds the choice of `--combine` and the checksum of every scan combined."""
+
 IDENTITY = {
     "InputSHA256": "the input changed",
     "Model": "it was made with another model",
     "Options": "the options changed",
+    COMBINED: "the scans that it is combined with changed",
     "ResultsVersion": "it was made by a version of siam-bids whose results differ",
 }
 """Sidecar entries that must be unchanged for a result to count as done, and what a change means.
@@ -65,15 +69,30 @@ def to_do(
     if not known:
         return "not segmented yet"
     changes = [
-        why
+        _combined_anew(known.get(key), provenance.get(key)) if key == COMBINED else why
         for key, why in IDENTITY.items()
-        if _without_words(known.get(key)) != _without_words(provenance[key])
+        if _without_words(known.get(key)) != _without_words(provenance.get(key))
     ]
     if not changes:
         gone = [path.name for path in outputs if not path.is_file()]
         gone += [Path(place).name for place in missing_outputs(names.root, known)]
         changes = [f"{name} is missing" for name in dict.fromkeys(gone)]
     return ", ".join(changes[:2])
+
+
+def _combined_anew(before: Any, now: Any) -> str:
+    """Say which scan a combination lacked, had or had otherwise."""
+    old, new = (each.get("Inputs") if isinstance(each, Mapping) else None for each in (before, now))
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return f"it was{'' if before else ' not'} combined with other scans of the participant"
+    for names, what in (
+        ([name for name in new if name not in old], "was added to"),
+        ([name for name in old if name not in new], "was removed from"),
+        ([name for name in new if old.get(name) != new[name]], "changed in"),
+    ):
+        if names:
+            return f"{PurePosixPath(names[0]).name} {what} the combined scans"
+    return IDENTITY[COMBINED]
 
 
 def _without_words(entry: Any) -> Any:
@@ -189,7 +208,7 @@ def _is_output(names: ScanNames, path: Path) -> bool:
     """Tell whether a file is named as an output of a scan: records may say anything."""
     folders = (names.anat, names.figure("mosaic").parent)
     named = path.name.startswith(f"{names.stem}_") and f"desc-{names.description}_" in path.name
-    return path.parent in folders and named
+    return (path.parent in folders and named) or path == names.transform
 
 
 def place_results(

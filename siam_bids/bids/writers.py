@@ -62,6 +62,11 @@ def save_image(path: Path, data: npt.NDArray[np.float32], grid: Grid) -> Written
     return _save(path, data, grid)
 
 
+def save_text(path: Path, text: str) -> Written:
+    """Write text."""
+    return {path: write_text(path, text)}
+
+
 def save_picture(path: Path, content: bytes) -> Written:
     """Write an encoded picture as it is."""
     with atomic(path) as scratch:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from siam_bids.cli.arguments import (
     MOST_CPUS,
+    add_combine,
     add_folders,
     add_inference_options,
     add_probability_maps,
@@ -192,6 +193,7 @@ def parser() -> CommandLine:
     )
     add_probability_maps(how)
     add_segmentations(how)
+    add_combine(how)
     add_inference_options(how)
     again = how.add_mutually_exclusive_group()
     again.add_argument(
@@ -331,6 +333,7 @@ def run_config(arguments: argparse.Namespace, command: str) -> RunConfig:
         probabilities=tuple(arguments.probabilities),
         write_probseg=arguments.write_probseg,
         segmentations=tuple(sorted({*arguments.segmentations})),
+        combine=arguments.combine,
         overwrite=arguments.overwrite,
         dry_run=arguments.dry_run,
         reports_only=arguments.reports_only,

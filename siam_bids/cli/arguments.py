@@ -6,7 +6,13 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from siam_bids.config import DEFAULT_SUFFIXES, Inference, Query, is_checkpoint_name
+from siam_bids.config import (
+    COMBINATIONS,
+    DEFAULT_SUFFIXES,
+    Inference,
+    Query,
+    is_checkpoint_name,
+)
 from siam_bids.errors import UsageError
 
 
@@ -109,6 +115,17 @@ def add_segmentations(group: argparse._ActionsContainer) -> None:
         action="append_const",
         const="aseg",
         help="also write a label map with FreeSurfer's values, and its volumes",
+    )
+
+
+def add_combine(group: argparse._ActionsContainer) -> None:
+    """Add the choice of scans that are segmented together."""
+    group.add_argument(
+        "--combine",
+        choices=COMBINATIONS,
+        default="none",
+        help="segment scans of a participant with one prior: those of a session (contrasts), like "
+        "scans of all sessions (sessions), or all (default: none)",
     )
 
 

@@ -13,11 +13,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813 (its own name for itself)
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
@@ -73,7 +72,7 @@ class Appearance:
     @cached_property
     def centre(self) -> npt.NDArray[np.float64]:
         """Centre (3,) of the brain in mm."""
-        return self.places.mean(0)
+        return np.asarray(self.places.mean(0), np.float64)
 
     @cached_property
     def places(self) -> npt.NDArray[np.float64]:
@@ -109,10 +108,14 @@ class Alignment:
         return ""
 
 
+def inverse(matrix: Affine) -> Affine:
+    """Return the inverse of an affine (4, 4)."""
+    return np.asarray(np.linalg.inv(matrix), np.float64)
+
+
 def move(matrix: Affine, places: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
     """Apply an affine (4, 4) to positions (N, 3)."""
-    moved: npt.NDArray[np.float64] = places @ matrix[:3, :3].T + matrix[:3, 3]
-    return moved
+    return np.asarray(places @ matrix[:3, :3].T + matrix[:3, 3], np.float64)
 
 
 def tissue_values(table: LabelTable) -> npt.NDArray[np.float32]:
@@ -137,9 +140,9 @@ def align(one: Appearance, other: Appearance) -> Alignment:
     """Find the rigid motion from one scan to another of the same head."""
     start = _registered(one, other, _coarse(one, other), _LEVELS[:-1])
     there = _registered(one, other, start, _LEVELS[-1:])
-    back = _registered(other, one, np.linalg.inv(start), _LEVELS[-1:])
+    back = _registered(other, one, inverse(start), _LEVELS[-1:])
     apart = move(back @ there, one.places) - one.places
-    matrix = mean_motion([there, np.linalg.inv(back)], one.centre)
+    matrix = mean_motion([there, inverse(back)], one.centre)
     return Alignment(
         matrix,
         likeness(one, other, matrix),
@@ -162,7 +165,7 @@ def likeness(one: Appearance, other: Appearance, matrix: Affine, *, every: int =
     -1 where the scans hardly show the same part of the brain.
     """
     few = np.argwhere(other.brain)[::every]
-    there = move(np.linalg.inv(matrix @ one.affine) @ other.affine, few)
+    there = move(inverse(matrix @ one.affine) @ other.affine, few)
     seen = ((there >= -0.5) & (there <= np.array(one.tissue.shape) - 0.5)).all(1)
     smaller = min(abs(np.linalg.det(each.affine)) * each.brain.sum() for each in (one, other))
     if seen.sum() * every * abs(np.linalg.det(other.affine)) < _LEAST_SEEN * smaller:
@@ -191,30 +194,22 @@ def halfway(to_first: Sequence[Affine], centre: npt.NDArray[np.float64]) -> list
     centre
         (3,) of the brain in the first scan, mm.
     """
-    out = mean_motion([np.linalg.inv(each) for each in to_first], centre)
+    out = mean_motion([inverse(each) for each in to_first], centre)
     return [out @ each for each in to_first]
 
 
-def write_transform(path: Path, matrix: Affine) -> None:
-    """Write the motion from a scan to another space as an ITK text transform.
+def transform_text(matrix: Affine) -> str:
+    """Return the motion from a scan to another space as the text of an ITK transform file.
 
     As ITK has it, the file maps positions (LPS mm) of the space to those of the scan: given to a
     program that resamples, it brings the image of the scan into the space.
     """
-    inverse = _TO_LPS @ np.linalg.inv(matrix) @ _TO_LPS
-    transform = sitk.AffineTransform(3)
-    transform.SetMatrix(inverse[:3, :3].ravel().tolist())
-    transform.SetTranslation(inverse[:3, 3].tolist())
-    sitk.WriteTransform(transform, str(path))
-
-
-def read_transform(path: Path) -> Affine:
-    """Read the motion that `write_transform` wrote."""
-    found = sitk.ReadTransform(str(path)).Downcast()
-    inverse = np.eye(4)
-    inverse[:3, :3] = np.reshape(found.GetMatrix(), (3, 3))
-    inverse[:3, 3] = found.GetTranslation()
-    return np.linalg.inv(_TO_LPS @ inverse @ _TO_LPS)
+    back = _TO_LPS @ inverse(matrix) @ _TO_LPS
+    numbers = " ".join(f"{value:.12g}" for value in [*back[:3, :3].ravel(), *back[:3, 3]])
+    return (
+        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
+        f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
+    )
 
 
 def _coarse(moving: Appearance, fixed: Appearance) -> Affine:
@@ -268,10 +263,10 @@ def _registered(
     method.SetOptimizerScalesFromPhysicalShift()
     transform = sitk.Euler3DTransform()
     transform.SetCenter((_TO_LPS[:3, :3] @ fixed.centre).tolist())
-    inverse = _TO_LPS @ np.linalg.inv(start) @ _TO_LPS
-    transform.SetMatrix(inverse[:3, :3].ravel().tolist(), 1e-6)
+    back = _TO_LPS @ inverse(start) @ _TO_LPS
+    transform.SetMatrix(back[:3, :3].ravel().tolist(), 1e-6)
     centre = np.array(transform.GetCenter())
-    transform.SetTranslation((inverse[:3, :3] @ centre + inverse[:3, 3] - centre).tolist())
+    transform.SetTranslation((back[:3, :3] @ centre + back[:3, 3] - centre).tolist())
     method.SetInitialTransform(transform, inPlace=True)
     try:
         method.Execute(*(_as_sitk(each.tissue, each.affine) for each in (fixed, moving)))
@@ -281,7 +276,7 @@ def _registered(
     found = np.eye(4)
     found[:3, :3] = rotation
     found[:3, 3] = centre + np.array(transform.GetTranslation()) - rotation @ centre
-    return np.linalg.inv(_TO_LPS @ found @ _TO_LPS)
+    return inverse(_TO_LPS @ found @ _TO_LPS)
 
 
 def _sizes(affine: Affine) -> list[float]:

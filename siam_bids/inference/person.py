@@ -14,7 +14,7 @@ Reuter et al., NeuroImage 2012).
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +22,15 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from siam_bids.image.grid import Crop, box_of
+from siam_bids.image.grid import Crop, Segmentation, box_of
 from siam_bids.image.labels import LabelTable
 from siam_bids.inference.alignment import (
     Affine,
+    Alignment,
     Appearance,
+    align,
     brain_values,
+    halfway,
     inside_values,
     move,
     tissue_values,
@@ -40,11 +43,15 @@ logger = logging.getLogger(__name__)
 
 SPACING = 1.5
 """Voxel size in mm at which probabilities of several scans are averaged."""
-OWN = 0.3
+OWN = 0.0
 """Share that the scan's own probabilities have in its prior at least."""
 _MARGIN = 10.0
 """mm around everything inside the skull that are kept."""
 _UNKNOWN = torch.nan
+LESION = 2.0
+"""Votes of a scan that sees a lesion."""
+NO_VOTE = 255
+"""A label that no model has."""
 _WINDOW = 3.0
 """Standard deviation in mm of the windows in which scans are compared."""
 _SIMILAR, _DIFFERENT = 0.4, 0.7
@@ -88,7 +95,9 @@ def coarse_scores(seen: NetworkScores, table: LabelTable) -> Coarse | None:
     """Keep of a scan what is needed to combine it with others; None if no brain was found."""
     crop = seen.crop
     stride = [max(1, round(SPACING / size)) for size in crop.voxel_size]
-    planes = [plane.float().log_softmax(0).half() for plane in seen.prior.subsample(stride).planes()]
+    planes = [
+        plane.float().log_softmax(0).half() for plane in seen.prior.subsample(stride).planes()
+    ]
     logarithms = torch.stack(planes, 1)
     labels = logarithms.argmax(0).numpy()
     affine = crop_affine(crop) @ np.diag([*stride, 1.0])
@@ -103,9 +112,7 @@ def coarse_scores(seen: NetworkScores, table: LabelTable) -> Coarse | None:
             max(0, part.start - round(_MARGIN / size)),
             min(length, part.stop + round(_MARGIN / size)),
         )
-        for part, size, length in zip(
-            box_of(pieces == largest), sizes, labels.shape, strict=True
-        )
+        for part, size, length in zip(box_of(pieces == largest), sizes, labels.shape, strict=True)
     )
     moved = np.eye(4)
     moved[:3, 3] = [part.start for part in box]
@@ -271,3 +278,126 @@ def _own_share(scan: Coarse, mean: torch.Tensor, weight: float) -> torch.Tensor:
     near = torch.from_numpy(ndimage.gaussian_filter(apart.numpy(), sigma, truncate=2.5))
     rise = ((near - _SIMILAR) / (_DIFFERENT - _SIMILAR)).clamp_(0, 1)
     return OWN + (1 - OWN) * rise * rise * (3 - 2 * rise)
+
+
+@dataclass(frozen=True)
+class Together:
+    """How the scans of a person lie to each other; one entry per scan.
+
+    Attributes
+    ----------
+    motions
+        From each scan to the space in the middle of all; None for a scan that is done alone.
+    likeness
+        See `alignment.likeness`, with the scan that all were aligned to; for that scan the median
+        over the others. NaN where there was nothing to align.
+    refusals
+        Why a scan is done alone; empty if it is not.
+    """
+
+    motions: tuple[Affine | None, ...]
+    likeness: tuple[float, ...]
+    refusals: tuple[str, ...]
+
+
+def align_scans(scans: Sequence[Coarse | None]) -> Together:
+    """Align the scans of one person to the best of them that most agree with.
+
+    Parameters
+    ----------
+    scans
+        None where no brain was found.
+    """
+    known = [place for place, scan in enumerate(scans) if scan]
+    known.sort(key=lambda place: -_known(scans[place]).weight)
+    best: dict[int, Alignment] = {}
+    first = known[0] if known else 0
+    for place in known:
+        found = {
+            other: align(_known(scans[other]).appearance, _known(scans[place]).appearance)
+            for other in known
+            if other != place
+        }
+        if not best or _agreeing(found) > _agreeing(best):
+            best, first = found, place
+        if 2 * _agreeing(best) >= len(best):
+            break
+    used = sorted([first, *(place for place, each in best.items() if not each.refusal)])
+    motions: list[Affine | None] = [None] * len(scans)
+    if len(used) > 1:
+        to_first = [np.eye(4) if place == first else best[place].matrix for place in used]
+        centre = _known(scans[first]).appearance.centre
+        for place, motion in zip(used, halfway(to_first, centre), strict=True):
+            motions[place] = motion
+    alike = [best[place].likeness if place in best else np.nan for place in range(len(scans))]
+    if best:
+        alike[first] = float(np.median([each.likeness for each in best.values()]))
+    refusals = []
+    for place, scan in enumerate(scans):
+        if not scan:
+            refusals.append("no brain was found")
+        elif place in best:
+            refusals.append(best[place].refusal)
+        else:
+            refusals.append("" if len(used) > 1 else "no other scan could be aligned with it")
+    return Together(tuple(motions), tuple(alike), tuple(refusals))
+
+
+def _agreeing(found: Mapping[int, Alignment]) -> int:
+    return sum(not each.refusal for each in found.values())
+
+
+def _known(scan: Coarse | None) -> Coarse:
+    if scan is None:
+        raise ValueError("no brain was found")
+    return scan
+
+
+def consensus(
+    scans: Sequence[Segmentation],
+    motions: Sequence[Affine],
+    weights: Sequence[float],
+    best: int,
+) -> Segmentation:
+    """Let the label maps of a session vote, on the grid of the best scan.
+
+    Weighted voting (Artaechevarria et al., IEEE Trans. Med. Imaging 2009). A vote for a lesion
+    counts `LESION` times, because a lesion that one contrast shows may be invisible in others.
+
+    Parameters
+    ----------
+    motions
+        From each scan to one space.
+    weights
+        Of the scans' votes; where votes are equal, the best scan's label is kept.
+    """
+    grid, table = scans[best].grid, scans[best].labels
+    to_space = motions[best] @ grid.affine
+    lesions = [label.index for label in table.of_role("lesion")]
+    chosen, most = scans[best].data.copy(), np.zeros(grid.shape, np.float32)
+    votes = [_nearest(scan, np.linalg.inv(motion @ scan.grid.affine) @ to_space, grid.shape)
+             for scan, motion in zip(scans, motions, strict=True)]  # fmt: skip
+    order = [best, *(place for place in range(len(scans)) if place != best)]
+    for label in np.unique(np.concatenate([np.unique(each) for each in votes])):
+        if label == NO_VOTE:
+            continue
+        score = np.zeros(grid.shape, np.float32)
+        for place in order:
+            score += np.float32(weights[place]) * (votes[place] == label)
+        if label in lesions:
+            score *= np.float32(LESION)
+        score += np.float32(1e-4) * (votes[best] == label)
+        higher = score > most
+        chosen[higher] = label
+        most[higher] = score[higher]
+    return Segmentation(chosen, grid, table)
+
+
+def _nearest(scan: Segmentation, voxels: Affine, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """Return the label of the nearest voxel on another grid; `NO_VOTE` beyond the scan."""
+    if np.allclose(voxels, np.eye(4), atol=1e-6) and scan.data.shape == shape:
+        return scan.data
+    found: npt.NDArray[np.uint8] = ndimage.affine_transform(
+        scan.data, voxels, output_shape=shape, order=0, mode="constant", cval=NO_VOTE
+    )
+    return found

@@ -108,7 +108,7 @@ class Scores(Protocol):
 class Prior(Scores, Protocol):
     """Scores that can be had for a part of the voxels alone."""
 
-    def subsample(self, stride: Sequence[int]) -> Scores:
+    def subsample(self, stride: Sequence[int]) -> Prior:
         """Return the scores of every n-th voxel along each axis."""
         ...
 

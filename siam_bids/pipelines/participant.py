@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
@@ -21,6 +21,7 @@ from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.scan import CT, Scan
 from siam_bids.bids.status import (
+    check_unknown,
     failed_scans,
     finish_scan,
     place_results,
@@ -37,14 +38,16 @@ from siam_bids.bids.writers import (
     save_quality,
     save_segmentation,
     save_sidecar,
+    save_text,
     save_values,
     save_volumes,
 )
 from siam_bids.config import RunConfig
-from siam_bids.errors import DatasetError
-from siam_bids.image.grid import Volume
+from siam_bids.errors import DatasetError, SiamError
+from siam_bids.image.grid import Segmentation, Volume
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.loading import load_volume
+from siam_bids.inference.alignment import Affine, transform_text
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
@@ -58,6 +61,17 @@ from siam_bids.pipelines.failures import (
     record_failure,
     record_success,
     write_page,
+)
+from siam_bids.pipelines.person import (
+    CONSENSUS,
+    Kept,
+    Person,
+    best_first,
+    consensus_outputs,
+    consensus_provenance,
+    consensus_scan,
+    keeping,
+    vote,
 )
 from siam_bids.pipelines.provenance import found_in
 from siam_bids.pipelines.todo import Checklist, model_of, nothing_matches, prepare
@@ -163,8 +177,8 @@ def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """A scan that must be segmented: its voxels, where the results go, what is said of them.
+class Order:
+    """A scan that must be segmented: where the results go, what is said of them.
 
     Attributes
     ----------
@@ -174,6 +188,12 @@ class Task:
         Replace files that siam-bids does not know.
     segmentations
         Further label maps to write, keys of `FURTHER`.
+    done
+        Its results exist, but others of its combination have none.
+    quality
+        Further metrics.
+    motion
+        To the space in the middle of the person's scans, if it is known.
     """
 
     scan: Scan
@@ -182,8 +202,22 @@ class Task:
     overwrite: bool
     segmentations: tuple[str, ...]
     provenance: dict[str, Any]
-    volume: Volume
     meter: Meter
+    done: bool = False
+    quality: dict[str, float] = field(default_factory=dict)
+    motion: Affine | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(Order):
+    """A scan that must be segmented, with its voxels."""
+
+    volume: Volume
+
+    @property
+    def order(self) -> Order:
+        """The same without its voxels."""
+        return Order(**{each.name: getattr(self, each.name) for each in fields(Order)})
 
 
 class _ScanLoop:
@@ -210,9 +244,15 @@ class _ScanLoop:
                 scans_read_ahead, key=lambda pair: pair[0].identity.subject
             ):
                 sweep_subject(self.config.output_dir, subject)
-                for scan, reading in own:
-                    with _shown(bar, scan.name) as progress:
-                        self._process(scan, reading, writer, progress)
+                with keeping(self.checklist.cascade.labels) as kept:
+                    orders: dict[Scan, Order] = {}
+                    for scan, reading in own:
+                        with _shown(bar, scan.name) as progress:
+                            if scan not in self.checklist.combinations:
+                                self._process(scan, reading, writer, progress)
+                            elif order := self._look(scan, reading, kept, progress):
+                                orders[scan] = order
+                    self._finish_combined(orders, kept, writer)
                 writer.submit(self._write_page, subject)
             writer.wait()
         return self.summary
@@ -230,11 +270,116 @@ class _ScanLoop:
             self.summary.skipped.append(scan.name)
             forget_failure(self.checklist.names(scan))
             return
+        self._submit(task, prediction, writer)
+
+    def _submit(self, task: Task, prediction: Prediction, writer: WriteBehind) -> None:
         writer.wait()  # memory holds the results of one scan, no more
         writer.submit(self._finish, task, prediction)
         if prediction.probabilities:  # they hold this scan's logits: not two at once
             del prediction
             writer.wait()
+
+    def _look(
+        self, scan: Scan, reading: Future[Task | None], kept: Kept, progress: Progress
+    ) -> Order | None:
+        """Run the networks over a scan that is combined with others; None if that is not needed."""
+        try:
+            task = reading.result()
+            if task:
+                reset_peak_memory()
+                with task.meter.stage("segment"):
+                    kept.add(scan, self._segmenter.network(task.volume, progress=progress))
+                return task.order
+        except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
+            self._fail(scan, error)
+            return None
+        self.summary.skipped.append(scan.name)
+        forget_failure(self.checklist.names(scan))
+        return None
+
+    def _finish_combined(
+        self, orders: Mapping[Scan, Order], kept: Kept, writer: WriteBehind
+    ) -> None:
+        """Finish the scans of a participant whose networks have run, by their combinations."""
+        for each in dict.fromkeys(self.checklist.combinations[scan] for scan in orders):
+            scans = [scan for scan in each.scans if scan in orders]
+            try:
+                person = Person(scans, kept)
+            except Exception as error:  # noqa: BLE001 (one bad person stops no other)
+                for scan in scans:
+                    self._fail(scan, error)
+                continue
+            sessions = (
+                [
+                    own
+                    for session in each.sessions
+                    if len(own := [scan for scan in session if person.motion(scan) is not None]) > 1
+                ]
+                if scans
+                else []
+            )
+            for session in sessions:
+                self._finish_session(session, orders, person, writer)
+            rest = {*scans} - {scan for session in sessions for scan in session}
+            for scan in scans:
+                if scan in rest:
+                    self._finish_one(orders[scan], person, writer)
+            for scan in scans:
+                kept.remove(scan)
+
+    def _finish_one(self, order: Order, person: Person, writer: WriteBehind) -> Segmentation | None:
+        """Segment a scan with the prior of its person and write its results, unless it has them."""
+        scan = order.scan
+        try:
+            with order.meter.stage("combine"):
+                volume = load_volume(scan.path, index=self.config.inference.volume)
+                prediction = self._segmenter.finish(
+                    volume, person.scores(scan), probabilities=self.config.probabilities
+                )
+        except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
+            self._fail(scan, error)
+            return None
+        if order.done:
+            self.summary.skipped.append(scan.name)
+            return prediction.segmentation
+        about = {**order.provenance, **person.describe(scan)}
+        task = Task(
+            **{each.name: getattr(order, each.name) for each in fields(Order)}
+            | {
+                "volume": volume,
+                "provenance": about,
+                "quality": person.quality(scan),
+                "motion": person.motion(scan),
+            }
+        )
+        self._submit(task, prediction, writer)
+        return prediction.segmentation
+
+    def _finish_session(
+        self,
+        session: Sequence[Scan],
+        orders: Mapping[Scan, Order],
+        person: Person,
+        writer: WriteBehind,
+    ) -> None:
+        """Segment the aligned scans of a session, and let their labels vote."""
+        found = {
+            scan: segmentation
+            for scan in session
+            if (segmentation := self._finish_one(orders[scan], person, writer))
+        }
+        if len(found) < 2:
+            return
+        order = best_first(found, person)
+        scan = consensus_scan(order)
+        try:
+            task = consensus_task(self.checklist, order, orders[order[0]])
+            if task:
+                self._submit(task, Prediction(vote(found, order, person), {}), writer)
+            else:
+                self.summary.skipped.append(scan.name)
+        except Exception as error:  # noqa: BLE001 (one bad consensus stops no other)
+            self._fail(scan, error)
 
     @cached_property
     def _segmenter(self) -> CascadeSegmenter:
@@ -286,7 +431,10 @@ class _ScanLoop:
         now = read_json(sidecar(task.names.segmentation))
         if not now or now == task.seen:
             return False
-        return not to_do(task.names, now, task.provenance, self.checklist.outputs(task.names))
+        outputs = self.checklist.outputs(task.names)
+        if task.scan.identity.suffix == CONSENSUS:
+            outputs = consensus_outputs(outputs, task.names, self.config.probabilities)
+        return not to_do(task.names, now, task.provenance, outputs)
 
     def _write_page(self, subject: str) -> None:
         page = f"sub-{subject}.html"
@@ -321,11 +469,12 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
         seen = read_json(sidecar(names.segmentation))
         provenance = checklist.provenance(scan, image_checksum(scan.path))
         why = checklist.compare(names, seen, provenance)
-        if not why:
+        if not why and not _others_need(checklist, scan):
             return None
         volume = load_volume(scan.path, index=checklist.config.inference.volume)
-    logger.info("%s: %s", scan.name, why)
+    logger.info("%s: %s", scan.name, why or "needed for the scans that it is combined with")
     return Task(
+        done=not why,
         scan=scan,
         names=names,
         seen=seen,
@@ -334,6 +483,71 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
         provenance=provenance,
         volume=volume,
         meter=meter,
+    )
+
+
+def _others_need(checklist: Checklist, scan: Scan) -> bool:
+    """Tell whether another scan of the combination, or the consensus of a session, is not done."""
+    if not (own := checklist.combinations.get(scan)):
+        return False
+    for other in own.scans:
+        with suppress(SiamError, OSError):  # its own turn tells what is wrong with it
+            if other != scan and checklist.why(other):
+                return True
+    return any(consensus_missing(checklist, session) for session in own.sessions)
+
+
+def consensus_missing(checklist: Checklist, session: Sequence[Scan]) -> str:
+    """Return why a session needs a new consensus; empty if it has one, or if it cannot have one."""
+    names = checklist.names(consensus_scan(session))
+    with suppress(SiamError, OSError):
+        if any(
+            "Alone" in read_json(sidecar(checklist.names(scan).segmentation)).get("CombinedAs", {})
+            for scan in session
+        ):
+            return ""
+        own = checklist.provenance(session[0], image_checksum(session[0].path))
+        made = consensus_provenance(own, session)
+        outputs = checklist.outputs(names)
+        outputs = consensus_outputs(outputs, names, checklist.config.probabilities)
+        return to_do(names, read_json(sidecar(names.segmentation)), made, outputs)
+    return ""
+
+
+def consensus_task(checklist: Checklist, scans: Sequence[Scan], order: Order) -> Task | None:
+    """Return what the results of a session are written by; None if they are there.
+
+    Parameters
+    ----------
+    scans
+        Of the session, the best first.
+    order
+        That of the best one.
+
+    Raises
+    ------
+    DatasetError
+        One of its outputs was changed since, or is not known.
+    """
+    scan = consensus_scan(scans)
+    names = checklist.names(scan)
+    made = consensus_provenance(order.provenance, scans)
+    outputs = consensus_outputs(checklist.outputs(names), names, checklist.config.probabilities)
+    seen = read_json(sidecar(names.segmentation))
+    if not (why := to_do(names, seen, made, outputs)) and not checklist.config.overwrite:
+        return None
+    if not checklist.config.overwrite:
+        check_unknown(names, outputs)
+    logger.info("%s: %s", scan.name, why or "to be overwritten")
+    return Task(
+        scan=scan,
+        names=names,
+        seen=seen,
+        overwrite=checklist.config.overwrite,
+        segmentations=checklist.config.segmentations,
+        provenance=made,
+        volume=load_volume(scan.path, index=checklist.config.inference.volume),
+        meter=Meter(),
     )
 
 
@@ -381,7 +595,9 @@ def _write_results(task: Task, prediction: Prediction, names: ScanNames) -> Writ
         entropy=prediction.entropy,
         ct=task.scan.identity.suffix in CT,
     )
-    written |= save_quality(names.quality, quality)
+    written |= save_quality(names.quality, {**quality, **task.quality})
+    if task.motion is not None:
+        written |= save_text(names.transform, transform_text(task.motion))
     for kind, picture in draw(volume, segmentation).items():
         written |= save_picture(names.figure(kind), picture)
     return written

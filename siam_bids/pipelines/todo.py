@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from siam_bids.bids.description import ABOUT_LABELS
 from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import read_result
-from siam_bids.bids.scan import Scan
-from siam_bids.bids.status import changed_outputs, check_unknown, to_do
+from siam_bids.bids.scan import CT, Scan
+from siam_bids.bids.status import COMBINED, changed_outputs, check_unknown, to_do
 from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
 from siam_bids.image.grid import Grid
@@ -43,7 +44,8 @@ def prepare(config: RunConfig) -> tuple[Checklist, Selection]:
     found = find_scans(config.bids_dir, config.query)
     cascade = Cascade.open(model, config.inference.folds)
     cascade.check(config.inference)
-    return Checklist(with_tissues(config, cascade.labels), model, cascade), found
+    config = with_tissues(config, cascade.labels)
+    return Checklist(config, model, cascade, tuple(found.scans)), found
 
 
 def model_of(config: RunConfig) -> Model:
@@ -118,6 +120,42 @@ class Checklist:
     config: RunConfig
     model: Model
     cascade: Cascade
+    scans: tuple[Scan, ...] = ()
+
+    @cached_property
+    def combinations(self) -> dict[Scan, Combination]:
+        """The scans that are combined with others, each with its combination."""
+        found = combinations(self.scans, self.config.combine)
+        return {scan: each for each in found for scan in each.scans}
+
+    def combined(self, scan: Scan, checksums: Mapping[str, str]) -> dict[str, Any]:
+        """Return the sidecar entry on what a scan is combined with; empty for a scan alone.
+
+        Parameters
+        ----------
+        checksums
+            Those that are known, by path of the scan in its dataset; the others are computed.
+        """
+        if not (own := self.combinations.get(scan)):
+            return {}
+        inputs = {
+            each.relative: checksums.get(each.relative) or self._checksum(each)
+            for each in own.scans
+        }
+        return {COMBINED: {"By": own.by, "Inputs": inputs}}
+
+    def _checksum(self, scan: Scan) -> str:
+        """Return the checksum of a scan, computed once."""
+        if scan not in self._checksums:
+            try:
+                self._checksums[scan] = image_checksum(scan.path)
+            except (SiamError, OSError):  # its own turn tells what is wrong with it
+                self._checksums[scan] = "unreadable"
+        return self._checksums[scan]
+
+    @cached_property
+    def _checksums(self) -> dict[Scan, str]:
+        return {}
 
     def names(self, scan: Scan) -> ScanNames:
         """Return where the results of a scan go."""
@@ -134,8 +172,18 @@ class Checklist:
         more += [names.further_volumes("aseg")] if "aseg" in kinds else []
         return [names.segmentation, *more, *masks, *tables, *pictures, *maps]
 
-    def provenance(self, scan: Scan, checksum: str) -> dict[str, Any]:
-        """Return the sidecar of a finished scan; `checksum` is that of its input."""
+    def provenance(
+        self, scan: Scan, checksum: str, others: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        """Return the sidecar of a finished scan.
+
+        Parameters
+        ----------
+        checksum
+            Of its input.
+        others
+            Checksums of the scans that it is combined with, see `combined`.
+        """
         made = made_from(
             scan.path,
             checksum,
@@ -147,6 +195,7 @@ class Checklist:
             **ABOUT_LABELS,
             "Sources": [f"bids:raw:{scan.relative}"],
             **made,
+            **self.combined(scan, {**(others or {}), scan.relative: checksum}),
             "Options": {
                 "probabilities": sorted(self.config.probabilities),
                 **({"segmentations": [*more]} if (more := self.config.segmentations) else {}),
@@ -166,7 +215,13 @@ class Checklist:
         known = read_json(sidecar(names.segmentation))
         if trusting:
             checksum = str(known.get("InputSHA256", ""))
-            return self._missing(names, known, self.provenance(scan, checksum)) or self._again
+            past = known.get(COMBINED, {})
+            others = past.get("Inputs") if isinstance(past, Mapping) else None
+            others = others if isinstance(others, Mapping) else {}
+            every = {each.relative: "unknown" for each in self.scans} | {**others}
+            return self._missing(
+                names, known, self.provenance(scan, checksum, every)
+            ) or self._again
         checksum = image_checksum(scan.path) if known else ""
         return self.compare(names, known, self.provenance(scan, checksum))
 
@@ -220,6 +275,47 @@ class Checklist:
         except (SiamError, OSError) as error:
             return Prospect(scan=scan, error=reason_of(error))
         return Prospect(scan=scan, why=why, grid=grid)
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Scans of a participant that share one prior, in order of their paths.
+
+    Attributes
+    ----------
+    by
+        The choice of `--combine`.
+    """
+
+    by: str
+    scans: tuple[Scan, ...]
+
+    @property
+    def sessions(self) -> list[tuple[Scan, ...]]:
+        """The scans of each session that has several: these get a consensus."""
+        parts: dict[str, list[Scan]] = {}
+        for scan in self.scans:
+            parts.setdefault(scan.identity.session, []).append(scan)
+        return [tuple(part) for part in parts.values() if len(part) > 1]
+
+
+def combinations(scans: Iterable[Scan], by: str) -> list[Combination]:
+    """Return which scans are combined: at least two each, of one participant, none of them a CT."""
+    if by == "none":
+        return []
+    groups: dict[tuple[str, ...], list[Scan]] = {}
+    for scan in scans:
+        identity = scan.identity
+        if identity.suffix in CT:
+            continue
+        alike = tuple(f"{key}-{label}" for key, label in identity.entities if key != "ses")
+        keys = {
+            "all": (),
+            "contrasts": (identity.session,),
+            "sessions": (*alike, identity.suffix),
+        }
+        groups.setdefault((identity.subject, *keys[by]), []).append(scan)
+    return [Combination(by, tuple(group)) for group in groups.values() if len(group) > 1]
 
 
 def output_names(root: Path, scan: Scan) -> ScanNames:

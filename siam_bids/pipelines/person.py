@@ -1,0 +1,173 @@
+"""Scans of one participant that share a prior: what is kept between the two passes over them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from siam_bids.bids.names import ScanNames
+from siam_bids.bids.scan import BidsName, Scan
+from siam_bids.image.grid import Segmentation
+from siam_bids.image.labels import LabelTable
+from siam_bids.inference.alignment import Affine
+from siam_bids.inference.person import (
+    Coarse,
+    PersonMean,
+    Together,
+    align_scans,
+    coarse_scores,
+    consensus,
+    person_prior,
+)
+from siam_bids.inference.prediction import NetworkScores
+
+logger = logging.getLogger(__name__)
+
+CONSENSUS = "consensus"
+"""What takes the place of the contrast in the names of the results of a whole session."""
+
+
+class Kept:
+    """What the networks said of the scans of one participant, on disk; in memory on a coarse grid.
+
+    Parameters
+    ----------
+    folder
+        Of its own.
+    """
+
+    def __init__(self, folder: Path, labels: LabelTable) -> None:
+        self._folder, self._labels = folder, labels
+        self.coarse: dict[Scan, Coarse | None] = {}
+
+    def add(self, scan: Scan, seen: NetworkScores) -> None:
+        """Keep the scores of a scan."""
+        torch.save(seen, self._path(scan))
+        self.coarse[scan] = coarse_scores(seen, self._labels)
+
+    def scores(self, scan: Scan) -> NetworkScores:
+        """Return the scores of a scan."""
+        seen: NetworkScores = torch.load(self._path(scan), weights_only=False)
+        return seen
+
+    def remove(self, scan: Scan) -> None:
+        """Forget a scan."""
+        self._path(scan).unlink()
+        del self.coarse[scan]
+
+    def _path(self, scan: Scan) -> Path:
+        return self._folder / f"{hashlib.sha256(scan.name.encode()).hexdigest()}.pt"
+
+
+@contextmanager
+def keeping(labels: LabelTable) -> Iterator[Kept]:
+    """Keep scores in a scratch folder while the context lasts."""
+    with TemporaryDirectory(prefix="siam-bids-") as place:
+        yield Kept(Path(place), labels)
+
+
+class Person:
+    """The aligned scans of a combination, and their mean.
+
+    Parameters
+    ----------
+    scans
+        Those that the networks have seen.
+    """
+
+    def __init__(self, scans: Sequence[Scan], kept: Kept) -> None:
+        self._kept = kept
+        self._places = {scan: place for place, scan in enumerate(scans)}
+        self.together: Together = align_scans([kept.coarse[scan] for scan in scans])
+        used = [
+            (coarse, motion)
+            for scan, motion in zip(scans, self.together.motions, strict=True)
+            if motion is not None and (coarse := kept.coarse[scan])
+        ]
+        self._mean = PersonMean(*zip(*used, strict=True)) if used else None
+        for scan, why in zip(scans, self.together.refusals, strict=True):
+            if why:
+                logger.warning("%s is segmented alone: %s.", scan.name, why)
+
+    def motion(self, scan: Scan) -> Affine | None:
+        """Return the motion from a scan to the space in the middle of all; None if not aligned."""
+        return self.together.motions[self._places[scan]]
+
+    def weight(self, scan: Scan) -> float:
+        """Return what a scan counts."""
+        coarse = self._kept.coarse[scan]
+        return coarse.weight if coarse else 0.0
+
+    def scores(self, scan: Scan) -> NetworkScores:
+        """Return the scores of a scan with the prior that all share."""
+        seen, coarse, motion = self._kept.scores(scan), self._kept.coarse[scan], self.motion(scan)
+        if not self._mean or not coarse or motion is None:
+            return seen
+        return replace(seen, prior=person_prior(seen.prior, coarse, self._mean, motion))
+
+    def quality(self, scan: Scan) -> dict[str, float]:
+        """Return how far a scan agrees with the others, as a metric of `data/quality.tsv`."""
+        return {"agreement": self.together.likeness[self._places[scan]]}
+
+    def describe(self, scan: Scan) -> dict[str, Any]:
+        """Return the entry of sidecars on how a scan was combined."""
+        why = self.together.refusals[self._places[scan]]
+        return {
+            "CombinedAs": {"Alone": why} if why else {"Weight": round(self.weight(scan), 4)},
+        }
+
+
+def consensus_scan(scans: Sequence[Scan]) -> Scan:
+    """Return the identity of the results of a session, with the image of its best scan, the first.
+
+    Its names have `consensus` in place of the contrast.
+    """
+    entities = tuple(
+        (key, label) for key, label in scans[0].identity.entities if key in ("sub", "ses")
+    )
+    return replace(scans[0], identity=BidsName(entities, CONSENSUS))
+
+
+def consensus_provenance(own: Mapping[str, Any], scans: Sequence[Scan]) -> dict[str, Any]:
+    """Return the sidecar of a consensus, from that of a scan; the best scan comes first."""
+    inputs = own["Combined"]["Inputs"]
+    checksums = "".join(sorted(inputs[scan.relative] for scan in scans))
+    return {
+        **own,
+        "Sources": [f"bids:raw:{scan.relative}" for scan in scans],
+        "InputSHA256": hashlib.sha256(checksums.encode()).hexdigest(),
+    }
+
+
+def best_first(scans: Mapping[Scan, Segmentation], person: Person) -> list[Scan]:
+    """Order the scans of a session: smallest longest edge, smallest voxel, largest weight, name."""
+
+    def rank(scan: Scan) -> tuple[float, float, float, str]:
+        grid = scans[scan].grid
+        edge, size = max(grid.voxel_size), grid.voxel_volume
+        return round(edge, 1), round(size, 1), -round(person.weight(scan), 3), scan.name
+
+    return sorted(scans, key=rank)
+
+
+def vote(scans: Mapping[Scan, Segmentation], order: Sequence[Scan], person: Person) -> Segmentation:
+    """Return the consensus of aligned scans, on the grid of the first of `order`."""
+    motions = [motion for scan in order if (motion := person.motion(scan)) is not None]
+    weights = [person.weight(scan) for scan in order]
+    return consensus([scans[scan] for scan in order], motions, weights, 0)
+
+
+def consensus_outputs(
+    every: Sequence[Path], names: ScanNames, tissues: Sequence[str]
+) -> list[Path]:
+    """Return the outputs of a consensus: those of a scan but for probability maps."""
+    maps = {names.probability(tissue) for tissue in tissues}
+    return [path for path in every if path not in maps]

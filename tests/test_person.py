@@ -1,0 +1,305 @@
+"""One prior for the scans of a person, and what the participant level makes of it."""
+
+import json
+import logging
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from conftest import describe, run_config, write_scan
+
+from siam_bids.bids.names import ScanNames, sidecar
+from siam_bids.bids.results import read_results
+from siam_bids.bids.scan import BidsName, Scan
+from siam_bids.bids.status import to_do
+from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation
+from siam_bids.image.labels import siam_labels
+from siam_bids.inference.alignment import Alignment, Appearance, move
+from siam_bids.inference.person import (
+    Coarse,
+    PersonMean,
+    align_scans,
+    coarse_scores,
+    consensus,
+    person_prior,
+)
+from siam_bids.inference.prediction import NetworkScores
+from siam_bids.inference.resampling import Logits
+from siam_bids.pipelines.participant import run_participant
+from siam_bids.pipelines.todo import combinations
+from siam_bids.support.atomic_files import read_json
+
+TABLE = siam_labels()
+WM, CSFV, LESION = (TABLE.by_name[name].index for name in ("WM", "CSFv", "Anomalies"))
+
+
+def ball(radius=24.0, *, size=2.0, sharp=1.5, edge=40.0) -> Coarse:
+    """A scan in which a ball of white matter lies in ventricles."""
+    length = int(2 * edge / size) + 1
+    affine = np.diag([size, size, size, 1.0])
+    affine[:3, 3] = -edge
+    mm = move(affine, np.indices((length,) * 3).reshape(3, -1).T)
+    inside = torch.from_numpy(radius - np.linalg.norm(mm, axis=1)).float() / sharp
+    logits = torch.full((len(TABLE), len(mm)), -20.0)
+    logits[WM], logits[CSFV] = inside / 2, -inside / 2
+    logarithms = logits.log_softmax(0).reshape(len(TABLE), length, length, length)
+    brain = torch.ones(logarithms.shape[1:], dtype=torch.bool).numpy()
+    box = (slice(0, length),) * 3
+    tissue = logarithms[WM].exp().numpy()
+    return Coarse(logarithms.half(), affine, box, Appearance(tissue, brain, affine), 1.0)
+
+
+def prior_of(scan: Coarse, others: list[Coarse], motions=None) -> torch.Tensor:
+    """Probabilities (classes, I, J, K) of the prior of a scan among others."""
+    every = [scan, *others]
+    motions = motions or [np.eye(4)] * len(every)
+    own = Logits(scan.logarithms, scan.logarithms.shape[1:])
+    prior = person_prior(own, scan, PersonMean(every, motions), motions[0])
+    return torch.stack([*prior.planes()], 1).exp()
+
+
+def test_the_prior_of_equal_scans_is_that_of_each():
+    scan = ball()
+    found = prior_of(scan, [ball()])
+    own = scan.logarithms.float().exp()
+    inner = (slice(None), *[slice(2, -2)] * 3)
+    assert (found - own)[inner].abs().max() < 0.06  # twice interpolated
+    assert np.allclose(found.sum(0), 1, atol=1e-2)
+
+
+def test_a_border_that_differs_a_little_is_averaged():
+    found = prior_of(ball(radius=24), [ball(radius=25)])
+    along = found[WM, 20, 20, 20:]
+    crossing = 2 * float(torch.nonzero(along < 0.5)[0])
+    assert 24 <= crossing <= 26
+    same = prior_of(ball(radius=25), [ball(radius=24)])
+    assert (found - same).abs().max() < 0.02  # one prior for both
+
+
+def test_where_a_scan_is_sure_against_the_rest_it_wins():
+    whole, hole = ball(), ball()
+    logits = hole.logarithms.clone()  # a lesion of 20 mm that the other scans do not have
+    box = (slice(15, 26),) * 3
+    logits[(slice(None), *box)] = -15.0
+    logits[(LESION, *box)] = 0.0
+    hole = Coarse(logits, hole.affine, hole.box, hole.appearance, 1.0)
+    with_lesion = prior_of(hole, [whole, ball()])
+    without = prior_of(whole, [hole, ball()])
+    assert with_lesion[LESION, 20, 20, 20] > 0.95
+    assert without[WM, 20, 20, 20] > 0.6  # two of three
+
+
+def test_scans_that_look_elsewhere_leave_a_scan_its_own_probabilities():
+    scan, far = ball(), ball()
+    away = np.eye(4)
+    away[:3, 3] = 300
+    found = prior_of(scan, [far], [np.eye(4), away])
+    assert torch.allclose(found, scan.logarithms.float().exp(), atol=0.06)
+
+
+def test_a_prior_can_be_had_for_some_voxels():
+    scan = ball()
+    own = Logits(scan.logarithms, scan.logarithms.shape[1:])
+    prior = person_prior(own, scan, PersonMean([scan, ball(radius=26)], [np.eye(4)] * 2), np.eye(4))
+    whole = torch.stack([*prior.planes()], 1)
+    few = torch.stack([*prior.subsample((2, 3, 1)).planes()], 1)
+    assert torch.allclose(few.exp(), whole[:, ::2, ::3].exp(), atol=2e-3)
+    assert np.allclose(prior.probability(WM), whole[WM].exp(), atol=1e-6)
+
+
+def test_the_box_around_the_brain_is_kept_with_its_place_in_the_world():
+    shape = (40, 50, 60)
+    logits = torch.full((len(TABLE), *shape[::-1]), -10.0)
+    logits[0] = 0
+    logits[:, 20:40, 15:35, 10:30] = -10.0
+    logits[WM, 20:40, 15:35, 10:30] = 5.0
+    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine[:3, 3] = 7, -3, 11
+    grid = Grid(shape, affine)
+    crop = Crop(Reorientation.to_ras(grid), tuple(slice(0, n) for n in shape[::-1]))
+    seen = NetworkScores(Logits(logits, shape[::-1]), crop)
+    found = coarse_scores(seen, TABLE)
+    assert found is not None
+    assert np.allclose(found.appearance.centre, [19 + 7, 24 - 3, 29 + 11][::1], atol=1.01)
+    assert found.box[0].start >= 8
+    empty = NetworkScores(Logits(torch.zeros(len(TABLE), 9, 9, 9), (9, 9, 9)), crop)
+    assert coarse_scores(empty, TABLE) is None
+
+
+def test_scans_of_which_none_agrees_are_all_done_alone():
+    found = align_scans([ball(), None])
+    assert found.motions == (None, None)
+    assert found.refusals == ("no other scan could be aligned with it", "no brain was found")
+
+
+def test_labels_of_a_session_vote_and_a_lesion_counts_twice():
+    grid = Grid((4, 1, 1), np.eye(4))
+
+    def scan(*labels):
+        return Segmentation(np.array(labels, np.uint8).reshape(4, 1, 1), grid, TABLE)
+
+    three = [scan(1, 1, 2, 2), scan(2, 1, LESION, 2), scan(2, 2, LESION, LESION)]
+    found = consensus(three, [np.eye(4)] * 3, [1.0, 0.9, 0.9], 0)
+    assert found.data.ravel().tolist() == [2, 1, LESION, 2]
+    shifted = np.eye(4)
+    shifted[0, 3] = 2.0  # the second scan begins 2 mm further: two voxels have one vote
+    found = consensus(three[:2], [np.eye(4), shifted], [1.0, 3.0], 0)
+    assert found.data.ravel().tolist() == [1, 1, 2, 1]
+
+
+def scans(*names: str) -> list[Scan]:
+    found = []
+    for name in names:
+        relative = "/".join([*name.split("_")[:-1], "anat", f"{name}.nii.gz"])
+        found.append(Scan(path=None, relative=relative, identity=BidsName.parse(name)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("by", "groups"),
+    [
+        ("none", []),
+        ("contrasts", [["sub-1_ses-a_FLAIR", "sub-1_ses-a_T1w"]]),
+        ("sessions", [["sub-1_ses-a_T1w", "sub-1_ses-b_T1w"]]),
+        ("all", [["sub-1_ses-a_FLAIR", "sub-1_ses-a_T1w", "sub-1_ses-b_T1w"]]),
+    ],
+)
+def test_which_scans_are_combined(by, groups):
+    every = scans(
+        "sub-1_ses-a_FLAIR", "sub-1_ses-a_T1w", "sub-1_ses-a_ct", "sub-1_ses-b_T1w", "sub-2_T1w"
+    )
+    found = [[scan.name for scan in each.scans] for each in combinations(every, by)]
+    assert found == groups
+
+
+def test_the_reason_names_the_scan_that_a_combination_gained_lost_or_found_changed(tmp_path):
+    names = ScanNames(tmp_path, BidsName.parse("sub-1_T1w"))
+    names.anat.mkdir(parents=True)
+    inputs = {"sub-1/anat/sub-1_T1w.nii.gz": "a", "sub-1/anat/sub-1_T2w.nii.gz": "b"}
+    about = {"InputSHA256": "a", "Model": {}, "Options": {}, "ResultsVersion": 1}
+
+    def why(before, now):
+        known = about | ({"Combined": {"By": "all", "Inputs": before}} if before else {})
+        made = about | ({"Combined": {"By": "all", "Inputs": now}} if now else {})
+        return to_do(names, known, made, [])
+
+    more = inputs | {"sub-1/anat/sub-1_FLAIR.nii.gz": "c"}
+    assert why(inputs, inputs) == ""
+    assert why(inputs, more) == "sub-1_FLAIR.nii.gz was added to the combined scans"
+    assert why(more, inputs) == "sub-1_FLAIR.nii.gz was removed from the combined scans"
+    other = inputs | {"sub-1/anat/sub-1_T2w.nii.gz": "x"}
+    assert why(inputs, other) == "sub-1_T2w.nii.gz changed in the combined scans"
+    assert why({}, inputs) == "it was not combined with other scans of the participant"
+    assert why(inputs, {}) == "it was combined with other scans of the participant"
+
+
+@pytest.fixture
+def aligned(monkeypatch):
+    """Scans that all lie alike; set `likeness` to have them refused."""
+    found = {"likeness": 0.95}
+    monkeypatch.setattr(
+        "siam_bids.inference.person.align",
+        lambda *_: Alignment(np.eye(4), found["likeness"], 0.1),
+    )
+    return found
+
+
+def two_people(root, head):
+    for name in ("sub-1_ses-a_FLAIR", "sub-1_ses-a_T1w", "sub-1_ses-b_T1w", "sub-2_T1w"):
+        write_named(root, name, head)
+    describe(root)
+    return root
+
+
+def write_named(root, name, head):
+    *place, _ = name.split("_")
+    write_scan(root.joinpath(*place, "anat", f"{name}.nii.gz"), head)
+
+
+def about(out, name):
+    return read_json(sidecar(ScanNames(out, BidsName.parse(name)).segmentation))
+
+
+def test_scans_of_a_person_are_combined_and_a_new_visit_makes_only_that_person_anew(
+    tmp_path, head, tiny_model, aligned, caplog
+):
+    bids, out = two_people(tmp_path / "bids", head), tmp_path / "out"
+    config = run_config(bids, out, tiny_model, combine="all")
+    first = run_participant(config)
+    assert first.failed == {}
+    assert sorted(first.done) == [
+        "sub-1_ses-a_FLAIR", "sub-1_ses-a_T1w", "sub-1_ses-a_consensus", "sub-1_ses-b_T1w",
+        "sub-2_T1w",
+    ]  # fmt: skip
+    every = [
+        "sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii.gz",
+        "sub-1/ses-a/anat/sub-1_ses-a_T1w.nii.gz",
+        "sub-1/ses-b/anat/sub-1_ses-b_T1w.nii.gz",
+    ]
+    made = about(out, "sub-1_ses-b_T1w")
+    assert made["Combined"]["By"] == "all"
+    assert [*made["Combined"]["Inputs"]] == every
+    assert 0 < made["CombinedAs"]["Weight"] < 1
+    assert "Combined" not in about(out, "sub-2_T1w")
+    agreed = about(out, "sub-1_ses-a_consensus")
+    assert sorted(agreed["Sources"]) == [f"bids:raw:{path}" for path in every[:2]]
+    transform = out / "sub-1/ses-b/anat/sub-1_ses-b_from-T1w_to-person_mode-image_xfm.txt"
+    assert transform.relative_to(out).as_posix() in made["Outputs"]
+    assert np.allclose(np.reshape(sitk.ReadTransform(str(transform)).GetParameters()[:9], (3, 3)),
+                       np.eye(3))  # fmt: skip
+    assert len(read_results(out).usable) == 5
+    assert read_results(out).unusable == {}
+
+    again = run_participant(config)
+    assert again.done == []
+    assert len(again.skipped) == 4
+    (out / "sub-1/ses-a/anat/sub-1_ses-a_desc-T1w_volumes.tsv").unlink()
+    before = transform.stat().st_mtime_ns
+    assert run_participant(config).done == ["sub-1_ses-a_T1w"]
+    assert transform.stat().st_mtime_ns == before
+
+    write_named(bids, "sub-1_ses-c_T1w", head)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        last = run_participant(config)
+    assert "sub-2_T1w" in last.skipped
+    assert len(last.done) == 5
+    why = "sub-1_ses-a_T1w: sub-1_ses-c_T1w.nii.gz was added to the combined scans"
+    assert why in caplog.text
+    alone = run_participant(run_config(bids, out, tiny_model))
+    assert len(alone.done) == 4
+    assert not transform.exists()
+
+
+def test_swapped_scans_are_done_alone_and_flagged(tmp_path, head, tiny_model, aligned, caplog):
+    aligned["likeness"] = 0.6
+    bids = two_people(tmp_path / "bids", head)
+    separate, together = tmp_path / "separate", tmp_path / "together"
+    run_participant(run_config(bids, separate, tiny_model))
+    summary = run_participant(run_config(bids, together, tiny_model, combine="contrasts"))
+    assert summary.failed == {}
+    assert "sub-1_ses-a_consensus" not in summary.done
+    assert "sub-1_ses-a_T1w is segmented alone: " in caplog.text
+    names = ScanNames(together, BidsName.parse("sub-1_ses-a_FLAIR"))
+    own = ScanNames(separate, names.identity).segmentation
+    assert (image_of(names.segmentation) == image_of(own)).all()
+    quality = names.quality.read_text()
+    assert "disagrees with the participant's other scans (0.60)" in quality
+    assert run_participant(run_config(bids, together, tiny_model, combine="contrasts")).done == []
+
+
+def image_of(path):
+    return np.asarray(nib.load(path).dataobj)
+
+
+def test_a_damaged_scan_does_not_stop_those_it_is_combined_with(
+    tmp_path, head, tiny_model, aligned
+):
+    bids, out = two_people(tmp_path / "bids", head), tmp_path / "out"
+    (bids / "sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii.gz").write_bytes(b"\x1f\x8bno gzip stream")
+    summary = run_participant(run_config(bids, out, tiny_model, combine="all"))
+    assert [*summary.failed] == ["sub-1_ses-a_FLAIR"]
+    assert sorted(summary.done) == ["sub-1_ses-a_T1w", "sub-1_ses-b_T1w", "sub-2_T1w"]
+    assert run_participant(run_config(bids, out, tiny_model, combine="all")).done == []
