@@ -6,16 +6,8 @@ import SimpleITK as sitk
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from siam_bids.inference.alignment import (
-    Appearance,
-    align,
-    halfway,
-    inverse,
-    likeness,
-    mean_motion,
-    move,
-    transform_text,
-)
+from siam_bids.image.transforms import inverse, move, read_transform, transform_text
+from siam_bids.inference.alignment import Appearance, align, halfway, likeness, mean_motion
 
 
 def rigid(degrees, shift) -> np.ndarray:
@@ -112,6 +104,7 @@ def test_itk_brings_a_scan_into_the_space_by_the_file_that_is_written(tmp_path):
     motion = rigid((5, -8, 12), (7, -3, 2))
     path = tmp_path / "from-T1w_to-person_mode-image_xfm.txt"
     path.write_text(transform_text(motion))
+    assert np.allclose(read_transform(path), motion, atol=1e-9)
     here = np.array([12.0, -31.0, 44.0])  # RAS in the scan
     there = move(motion, here[None])[0]
     transform = sitk.ReadTransform(str(path))

@@ -1,6 +1,5 @@
 """One prior for the scans of a person, and what the participant level makes of it."""
 
-import json
 import logging
 
 import nibabel as nib
@@ -16,7 +15,8 @@ from siam_bids.bids.scan import BidsName, Scan
 from siam_bids.bids.status import to_do
 from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation
 from siam_bids.image.labels import siam_labels
-from siam_bids.inference.alignment import Alignment, Appearance, move
+from siam_bids.image.transforms import move
+from siam_bids.inference.alignment import Alignment, Appearance
 from siam_bids.inference.person import (
     Coarse,
     PersonMean,

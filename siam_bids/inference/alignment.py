@@ -21,8 +21,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from siam_bids.image.labels import BRAIN, INTRACRANIAL, LabelTable
-
-Affine = npt.NDArray[np.float64]
+from siam_bids.image.transforms import TO_LPS, Affine, inverse, move
 
 _TISSUE = {
     "white_matter": 1.0,
@@ -48,7 +47,6 @@ LEAST_LIKENESS = 0.75
 """Likeness below which two scans are not aligned: 0.5 to 0.65 if they are of different heads."""
 LARGEST_INCONSISTENCY = 2.0
 """mm between the alignments of both directions, at most."""
-_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -106,16 +104,6 @@ class Alignment:
         if not self.inconsistency <= LARGEST_INCONSISTENCY:
             return f"the alignments of both directions differ by {self.inconsistency:.1f} mm"
         return ""
-
-
-def inverse(matrix: Affine) -> Affine:
-    """Return the inverse of an affine (4, 4)."""
-    return np.asarray(np.linalg.inv(matrix), np.float64)
-
-
-def move(matrix: Affine, places: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
-    """Apply an affine (4, 4) to positions (N, 3)."""
-    return np.asarray(places @ matrix[:3, :3].T + matrix[:3, 3], np.float64)
 
 
 def tissue_values(table: LabelTable) -> npt.NDArray[np.float32]:
@@ -198,20 +186,6 @@ def halfway(to_first: Sequence[Affine], centre: npt.NDArray[np.float64]) -> list
     return [out @ each for each in to_first]
 
 
-def transform_text(matrix: Affine) -> str:
-    """Return the motion from a scan to another space as the text of an ITK transform file.
-
-    As ITK has it, the file maps positions (LPS mm) of the space to those of the scan: given to a
-    program that resamples, it brings the image of the scan into the space.
-    """
-    back = _TO_LPS @ inverse(matrix) @ _TO_LPS
-    numbers = " ".join(f"{value:.12g}" for value in [*back[:3, :3].ravel(), *back[:3, 3]])
-    return (
-        "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\n"
-        f"Parameters: {numbers}\nFixedParameters: 0 0 0\n"
-    )
-
-
 def _coarse(moving: Appearance, fixed: Appearance) -> Affine:
     """Choose where to start: as the scanner says, with the centres aligned, or rotated also."""
     shift = np.eye(4)
@@ -262,8 +236,8 @@ def _registered(
     )
     method.SetOptimizerScalesFromPhysicalShift()
     transform = sitk.Euler3DTransform()
-    transform.SetCenter((_TO_LPS[:3, :3] @ fixed.centre).tolist())
-    back = _TO_LPS @ inverse(start) @ _TO_LPS
+    transform.SetCenter((TO_LPS[:3, :3] @ fixed.centre).tolist())
+    back = TO_LPS @ inverse(start) @ TO_LPS
     transform.SetMatrix(back[:3, :3].ravel().tolist(), 1e-6)
     centre = np.array(transform.GetCenter())
     transform.SetTranslation((back[:3, :3] @ centre + back[:3, 3] - centre).tolist())
@@ -276,7 +250,7 @@ def _registered(
     found = np.eye(4)
     found[:3, :3] = rotation
     found[:3, 3] = centre + np.array(transform.GetTranslation()) - rotation @ centre
-    return inverse(_TO_LPS @ found @ _TO_LPS)
+    return inverse(TO_LPS @ found @ TO_LPS)
 
 
 def _sizes(affine: Affine) -> list[float]:
@@ -285,7 +259,7 @@ def _sizes(affine: Affine) -> list[float]:
 
 def _as_sitk(data: npt.NDArray[np.float32], affine: Affine) -> sitk.Image:
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-    lps = _TO_LPS @ affine
+    lps = TO_LPS @ affine
     sizes = _sizes(affine)
     image.SetSpacing(sizes)
     image.SetOrigin(lps[:3, 3].tolist())

@@ -24,15 +24,14 @@ from scipy import ndimage
 
 from siam_bids.image.grid import Crop, Segmentation, box_of
 from siam_bids.image.labels import LabelTable
+from siam_bids.image.transforms import Affine, move
 from siam_bids.inference.alignment import (
-    Affine,
     Alignment,
     Appearance,
     align,
     brain_values,
     halfway,
     inside_values,
-    move,
     tissue_values,
 )
 from siam_bids.inference.prediction import NetworkScores

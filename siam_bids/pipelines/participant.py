@@ -47,7 +47,7 @@ from siam_bids.errors import DatasetError, SiamError
 from siam_bids.image.grid import Segmentation, Volume
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.loading import load_volume
-from siam_bids.inference.alignment import Affine, transform_text
+from siam_bids.image.transforms import Affine, transform_text
 from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
@@ -309,15 +309,7 @@ class _ScanLoop:
                 for scan in scans:
                     self._fail(scan, error)
                 continue
-            sessions = (
-                [
-                    own
-                    for session in each.sessions
-                    if len(own := [scan for scan in session if person.motion(scan) is not None]) > 1
-                ]
-                if scans
-                else []
-            )
+            sessions = [own for session in each.sessions if len(own := person.aligned(session)) > 1]
             for session in sessions:
                 self._finish_session(session, orders, person, writer)
             rest = {*scans} - {scan for session in sessions for scan in session}
@@ -537,7 +529,7 @@ def consensus_task(checklist: Checklist, scans: Sequence[Scan], order: Order) ->
     if not (why := to_do(names, seen, made, outputs)) and not checklist.config.overwrite:
         return None
     if not checklist.config.overwrite:
-        check_unknown(names, outputs)
+        check_unknown(names, seen, outputs)
     logger.info("%s: %s", scan.name, why or "to be overwritten")
     return Task(
         scan=scan,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from siam_bids.bids.names import ScanNames
 from siam_bids.bids.scan import BidsName, Scan
 from siam_bids.image.grid import Segmentation
 from siam_bids.image.labels import LabelTable
-from siam_bids.inference.alignment import Affine
+from siam_bids.image.transforms import Affine
 from siam_bids.inference.person import (
     Coarse,
     PersonMean,
@@ -40,12 +41,12 @@ class Kept:
 
     Parameters
     ----------
-    folder
-        Of its own.
+    scratch
+        Returns a folder of its own.
     """
 
-    def __init__(self, folder: Path, labels: LabelTable) -> None:
-        self._folder, self._labels = folder, labels
+    def __init__(self, scratch: Callable[[], Path], labels: LabelTable) -> None:
+        self._scratch, self._labels = scratch, labels
         self.coarse: dict[Scan, Coarse | None] = {}
 
     def add(self, scan: Scan, seen: NetworkScores) -> None:
@@ -63,6 +64,10 @@ class Kept:
         self._path(scan).unlink()
         del self.coarse[scan]
 
+    @cached_property
+    def _folder(self) -> Path:
+        return self._scratch()
+
     def _path(self, scan: Scan) -> Path:
         return self._folder / f"{hashlib.sha256(scan.name.encode()).hexdigest()}.pt"
 
@@ -70,8 +75,12 @@ class Kept:
 @contextmanager
 def keeping(labels: LabelTable) -> Iterator[Kept]:
     """Keep scores in a scratch folder while the context lasts."""
-    with TemporaryDirectory(prefix="siam-bids-") as place:
-        yield Kept(Path(place), labels)
+    with ExitStack() as stack:
+
+        def scratch() -> Path:
+            return Path(stack.enter_context(TemporaryDirectory(prefix="siam-bids-")))
+
+        yield Kept(scratch, labels)
 
 
 class Person:
@@ -100,6 +109,10 @@ class Person:
     def motion(self, scan: Scan) -> Affine | None:
         """Return the motion from a scan to the space in the middle of all; None if not aligned."""
         return self.together.motions[self._places[scan]]
+
+    def aligned(self, scans: Sequence[Scan]) -> list[Scan]:
+        """Return those of some scans that are aligned with others."""
+        return [scan for scan in scans if scan in self._places and self.motion(scan) is not None]
 
     def weight(self, scan: Scan) -> float:
         """Return what a scan counts."""

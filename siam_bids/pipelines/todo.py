@@ -219,9 +219,9 @@ class Checklist:
             others = past.get("Inputs") if isinstance(past, Mapping) else None
             others = others if isinstance(others, Mapping) else {}
             every = {each.relative: "unknown" for each in self.scans} | {**others}
-            return self._missing(
-                names, known, self.provenance(scan, checksum, every)
-            ) or self._again
+            return (
+                self._missing(names, known, self.provenance(scan, checksum, every)) or self._again
+            )
         checksum = image_checksum(scan.path) if known else ""
         return self.compare(names, known, self.provenance(scan, checksum))
 

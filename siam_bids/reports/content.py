@@ -100,6 +100,15 @@ class ScanReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Visit:
+    """A scan among those of its kind, as pictures in data URLs: its labels, and what changed."""
+
+    name: str
+    labels: str
+    changed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubjectReport:
     """One subject's page; `model`, `command` and `boilerplate` are plain text.
 
@@ -114,6 +123,7 @@ class SubjectReport:
     boilerplate: str
     group: bool = False
     raw: str = "BIDS_DIR"
+    visits: tuple[Visit, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

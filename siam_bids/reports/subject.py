@@ -26,6 +26,7 @@ from siam_bids.reports.build import (
 )
 from siam_bids.reports.content import Reading, ScanReport, Spread, SubjectReport, TissueVolume
 from siam_bids.reports.render import render_subject
+from siam_bids.reports.visits import visits_of
 from siam_bids.support.atomic_files import read_json, write_text
 from siam_bids.support.json_kinds import misfit
 
@@ -57,6 +58,7 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
             command="\n".join(commands) or command,
             group=bool(reference),
             raw=raw_dataset(root),
+            visits=visits_of(done, labels) if labels else (),
             **origin_of([result.about for result in done], labels),
         )
     )
