@@ -82,9 +82,13 @@ def to_do(
 
 def _combined_anew(before: Any, now: Any) -> str:
     """Say which scan a combination lacked, had or had otherwise."""
-    old, new = (each.get("Inputs") if isinstance(each, Mapping) else None for each in (before, now))
+    old, new = (each.get("Inputs") if isinstance(each, Mapping) else each for each in (before, now))
+    if isinstance(new, Mapping) and old is None:
+        return "it was not combined with other scans of the participant"
+    if isinstance(old, Mapping) and new is None:
+        return "it was combined with other scans of the participant"
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
-        return f"it was{'' if before else ' not'} combined with other scans of the participant"
+        return IDENTITY[COMBINED]
     for names, what in (
         ([name for name in new if name not in old], "was added to"),
         ([name for name in old if name not in new], "was removed from"),

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _HALF = 95
 """mm from the middle of the brain to the edges of a slice."""
+_UNSEEN = 255
+"""Outside the field of view; no label of a model."""
 _GREY = 0.25
 """Brightness of what did not change."""
 
@@ -83,7 +85,10 @@ def _in_space(result: ScanResult) -> tuple[npt.NDArray[np.uint8], Affine]:
 def _slices(
     data: npt.NDArray[np.uint8], to_voxels: Affine, middle: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.uint8]:
-    """Return labels (rows, columns) of axial, coronal and sagittal slices at 1 mm, in a row."""
+    """Return labels (rows, columns) of axial, coronal and sagittal slices at 1 mm, in a row.
+
+    `_UNSEEN` outside the field of view.
+    """
     steps = np.arange(-_HALF, _HALF + 1.0)
     across, down = np.meshgrid(steps, -steps)
     flat = np.zeros_like(across)
@@ -92,7 +97,7 @@ def _slices(
         places = np.stack(offsets, -1).reshape(-1, 3) + middle
         voxels = np.rint(move(to_voxels, places)).astype(int)
         seen = ((voxels >= 0) & (voxels < data.shape)).all(1)
-        part = np.zeros(len(voxels), np.uint8)
+        part = np.full(len(voxels), _UNSEEN, np.uint8)
         part[seen] = data[tuple(voxels[seen].T)]
         parts.append(part.reshape(across.shape))
     return np.concatenate(parts, 1)
@@ -103,7 +108,8 @@ def _difference(
 ) -> npt.NDArray[np.uint8]:
     """Return a picture in which the later label has its colour where it is new."""
     grey = (_GREY * colors[first].mean(-1, keepdims=True)).astype(np.uint8)
-    return np.where((first != later)[..., None], colors[later], grey)
+    changed = (first != later) & (first != _UNSEEN) & (later != _UNSEEN)
+    return np.where(changed[..., None], colors[later], grey)
 
 
 def _png(picture: npt.NDArray[np.uint8]) -> str:
