@@ -202,7 +202,7 @@ def test_a_result_that_was_changed_stops_no_other(place, capsys):
     assert run(place, "fmriprep") == 1
     out, err = capsys.readouterr()
     assert out == "1 exported, 0 already done, 1 failed.\n"
-    assert "FAILED sub-02_T1w: sub-02_seg-siam_desc-T1w_dseg.nii.gz is not the one that its" in err
+    assert "FAILED sub-02_T1w: sub-02_seg-siam_desc-T1w_dseg.nii.gz is not the file that its" in err
     assert not (place / "fmriprep/sub-02/anat/sub-02_dseg.json").exists()
 
 
