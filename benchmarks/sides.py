@@ -186,6 +186,16 @@ def front(head: Head, _: np.random.Generator) -> Head:
     return head.where(head.points[1] < head.middle[1] - 15)
 
 
+def turned_slab(head: Head, rng: np.random.Generator) -> Head:
+    """Such a slab, whose affine says that it lies turned by 30 degrees."""
+    return turned_header(slab(head, rng), rng)
+
+
+def turned_front(head: Head, rng: np.random.Generator) -> Head:
+    """The front half, turned so."""
+    return turned_header(front(head, rng), rng)
+
+
 def one_sided(head: Head, rng: np.random.Generator) -> Head:
     """The brain of one side is 15 % narrower, its ventricle is wider by 4 mm."""
     side = int(rng.integers(1, 3))
@@ -241,6 +251,8 @@ CHANGES: tuple[tuple[str, Callable[[Head, np.random.Generator], Head]], ...] = (
     ("brain alone, without CSF", brain_only),
     ("slab of 60 mm", slab),
     ("front half", front),
+    ("slab of 60 mm, header turned by 30 degrees", turned_slab),
+    ("front half, header turned by 30 degrees", turned_front),
     ("one hemisphere 15 % narrower", one_sided),
     ("midline pushed by a tumour", shifted),
     ("6 cm of one hemisphere lost", cavity),

@@ -133,7 +133,11 @@ def test_sides_of_a_brain_without_its_surroundings_and_of_a_slab():
     assert right_share(found_on(alone, affine), truth) > 0.985
     slab = labels.copy()
     slab[:, :, :20] = slab[:, :, 40:] = 0
-    assert right_share(found_on(slab, affine), np.where(slab > 0, truth, 0)) > 0.985
+    known = np.where(slab > 0, truth, 0)
+    assert right_share(found_on(slab, affine), known) > 0.985
+    turn = np.eye(4)  # and no pose of a whole head tells how it lies
+    turn[:3, :3] = Rotation.from_rotvec([0.2, 0.3, 0.4]).as_matrix()
+    assert right_share(found_on(slab, turn @ affine), known) > 0.985
 
 
 def test_a_nucleus_is_of_one_side_wherever_the_surface_runs():

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,9 @@ _WIDEST = 30
 
 _BEND = 0.3
 """What it costs to bend by the width of a scale."""
+
+_TILTS = (-0.4, 0.0, 0.4)
+"""Slopes of the plane to the front and upward at which its search starts."""
 
 _SCALES = ((12.0, 12.0), (6.0, 6.0), (3.0, 3.0))
 """Standard deviation in mm of the average over places, and width in mm."""
@@ -276,7 +280,7 @@ def _plane(data: npt.NDArray[np.uint8], affine: Floats, head: Floats) -> Floats:
         ]
         return -float(np.mean(overlap))
 
-    starts = [np.array([shift, 0.0, 0.0]) for shift in (-12, -6, 0, 6, 12)]
+    starts = [np.array(start) for start in product((-12.0, -6.0, 0.0, 6.0, 12.0), _TILTS, _TILTS)]
     start = min(starts, key=asymmetry)
     simplex = start + np.array([[0, 0, 0], [4, 0, 0], [0, 0.08, 0], [0, 0, 0.08]])
     answer = minimize(
