@@ -34,13 +34,13 @@ LARGE = {
 SMALL = {"--batch": 2, "--fresh-every": 8, "--patch": 16, "--features": "4,8", "--voxel": 4}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("maps", nargs="*", type=Path)
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--small", action="store_true", help="on the CPU, tiny")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if options.small:
         options.folder.mkdir(parents=True, exist_ok=True)
         options.maps = [nested_spheres(options.folder / "spheres.nii.gz")]
