@@ -420,7 +420,7 @@ RUNS = (
            text("bids/participants.tsv", "\ufeffparticipant_id\tsession_id\tage\n"
                 "01\tn/a\t89+\t\n01\tb\t34,5\t\n"), group=True),
     OddRun("participants.tsv and its JSON are links whose content was not fetched", 0, "",
-           changed(lambda r: [(r / f"bids/participants.{kind}").symlink_to(".git/annex/x")
+           changed(lambda r: [(r / f"bids/participants.{kind}").symlink_to(".git/annex/objects/x")
                               for kind in ("tsv", "json")]), group=True),
     OddRun("a pipe as participants.tsv", 0, "",
            changed(lambda r: os.mkfifo(r / "bids/participants.tsv")), group=True),
@@ -557,7 +557,8 @@ RUNS = (
     OddRun("dataset_description.json with a byte-order mark", 0, "",
            text("bids/dataset_description.json", '\ufeff{"Name": "d"}'), group=True),
     OddRun("dataset_description.json, content not fetched", 3, "not fetched.*datalad get",
-           changed(lambda r: relinked(r / "bids/dataset_description.json", ".git/annex/x"))),
+           changed(lambda r: relinked(
+               r / "bids/dataset_description.json", ".git/annex/objects/x"))),
 )  # fmt: skip
 
 

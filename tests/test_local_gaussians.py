@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 
 from siam_bids.inference.local_gaussians import estimate_gaussians
@@ -135,10 +134,3 @@ def test_above_is_brighter_than_the_mean():
     for place in range(SHAPE[0]):
         found = gaussians.below(place, torch.from_numpy(image[place]).float()).numpy()
         np.testing.assert_array_equal(found, image[place] > means[:, place])
-
-
-def test_no_plane_is_an_error():
-    with pytest.raises(ValueError, match="there is no plane"):
-        estimate_gaussians(
-            [], lambda place: torch.zeros(1), (0, 1, 1), (1, 1, 1), reach=1, spread=0
-        )
