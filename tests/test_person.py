@@ -270,6 +270,7 @@ def test_scans_of_a_person_are_combined_and_a_new_visit_makes_only_that_person_a
     assert why in caplog.text
     alone = run_participant(run_config(bids, out, tiny_model))
     assert len(alone.done) == 4
+    assert "sub-1_ses-a_consensus is left of a run with another --combine" in caplog.text
     assert not transform.exists()
 
 

@@ -43,8 +43,11 @@ _ITERATIONS = 60
 _LEAST_SEEN = 0.3
 """Share of the smaller brain that both scans must show."""
 
-LEAST_LIKENESS = 0.75
-"""Likeness below which two scans are not aligned: 0.5 to 0.65 if they are of different heads."""
+LEAST_LIKENESS = 0.78
+"""Likeness below which two scans are not aligned.
+
+0.5 to 0.72 if they are of different heads, 0.86 to 0.96 if not (`benchmarks/person.md`).
+"""
 LARGEST_INCONSISTENCY = 2.0
 """mm between the alignments of both directions, at most."""
 

@@ -253,6 +253,7 @@ class _ScanLoop:
                             elif order := self._look(scan, reading, kept, progress):
                                 orders[scan] = order
                     self._finish_combined(orders, kept, writer)
+                    self._warn_of_old_consensus(subject)
                 writer.submit(self._write_page, subject)
             writer.wait()
         return self.summary
@@ -318,6 +319,25 @@ class _ScanLoop:
                     self._finish_one(orders[scan], person, writer)
             for scan in scans:
                 kept.remove(scan)
+
+    def _warn_of_old_consensus(self, subject: str) -> None:
+        """Name results of sessions that this run would not make."""
+        scans = [s for s in self.checklist.scans if s.identity.subject == subject]
+        seen = {scan.identity.session for scan in scans}
+        made = {
+            session[0].identity.session
+            for scan in scans
+            if (own := self.checklist.combinations.get(scan))
+            for session in own.sessions
+        }
+        for names in finished_scans(self.config.output_dir, subject):
+            session = names.identity.session
+            if names.identity.suffix == CONSENSUS and session in seen - made:
+                logger.warning(
+                    "%s is left of a run with another --combine or other scans: delete its files "
+                    "if tables and pages are not to show it.",
+                    names.name,
+                )
 
     def _finish_one(self, order: Order, person: Person, writer: WriteBehind) -> Segmentation | None:
         """Segment a scan with the prior of its person and write its results, unless it has them."""
