@@ -28,7 +28,7 @@ def test_labels_are_those_of_linearly_resized_logits(shape):
 def test_certainty_is_the_mean_softmax_of_the_chosen_class_and_the_normalised_entropy():
     logits = torch.from_numpy(np.random.default_rng(2).normal(size=(4, 6, 7, 8))).half()
     certainty = Certainty(4)
-    labels = labels_of(Logits(logits, (6, 7, 8)), certainty=certainty)
+    labels = labels_of(Logits(logits, (6, 7, 8)), observers=(certainty,))
     softmax = logits.double().softmax(0).numpy()
     for index, confidence in certainty.confidence().items():
         assert confidence == pytest.approx(softmax[index][labels == index].mean(), abs=1e-6)
@@ -77,7 +77,7 @@ def test_the_mean_is_that_of_the_softmaxes_on_the_common_grid():
         Logits(torch.from_numpy(rng.normal(size=(4, *size)) * 3).half(), shape) for size in sizes
     ]
     scores, certainty = MeanScores(parts[0], parts[1:]), Certainty(4)
-    labels = labels_of(scores, certainty=certainty)
+    labels = labels_of(scores, observers=(certainty,))
     softmax = [torch.stack(list(part.planes()), 1).float().softmax(0).numpy() for part in parts]
     mean = np.mean(softmax, axis=0)
     assert (labels == mean.argmax(0)).mean() > 0.999
@@ -126,7 +126,7 @@ def test_impossible_classes_do_not_upset_the_mean():
     logits[0], logits[1] = -6e4, 100.0
     part = Logits(logits, (2, 2, 2))
     scores, certainty = MeanScores(part, [part]), Certainty(3)
-    assert (labels_of(scores, certainty=certainty) == 1).all()
+    assert (labels_of(scores, observers=(certainty,)) == 1).all()
     assert certainty.confidence() == {1: pytest.approx(1.0)}
     assert certainty.entropy() == pytest.approx(0.0, abs=1e-6)
 

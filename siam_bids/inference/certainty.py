@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 _LOG2_E = math.log2(math.e)
@@ -40,6 +41,26 @@ class Certainty:
         self._voxels += np.bincount(chosen, minlength=classes)
         self._chances += np.bincount(chosen, chance.ravel().numpy(), minlength=classes)
         self._voxels[0] = self._chances[0] = 0
+
+    def move(
+        self,
+        labels: tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]],
+        chances: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+    ) -> None:
+        """Count voxels (n,) to the class that they got later; the entropy stays.
+
+        Parameters
+        ----------
+        labels
+            Classes before and after.
+        chances
+            Probability of each.
+        """
+        classes = len(self._voxels)
+        for sign, chosen, chance in zip((-1, 1), labels, chances, strict=True):
+            inside = chosen > 0
+            self._voxels += sign * np.bincount(chosen[inside], minlength=classes)
+            self._chances += sign * np.bincount(chosen[inside], chance[inside], minlength=classes)
 
     def confidence(self) -> dict[int, float]:
         """Return the mean probability of each class over the voxels that got it."""

@@ -24,6 +24,7 @@ from siam_bids.inference.prediction import (
 from siam_bids.inference.resampling import Logits, Part, Prior
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.inference.sliding_window import TILE_STEP
+from siam_bids.inference.white_matter_outliers import outlier_rule
 from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.nnunet.model import NnunetModel
 
@@ -88,7 +89,9 @@ class EnsembleSegmenter:
         """Label a scan by the scores of the networks and its intensities."""
         scores = following(seen.prior, volume, seen.crop, self._intensities)
         table = self._members[0].model.labels
-        return replace(prediction_of(scores, seen.crop, table, probabilities), pose=seen.pose)
+        outliers = outlier_rule(volume, seen.crop, self._intensities)
+        found = prediction_of(scores, seen.crop, table, probabilities, outliers=outliers)
+        return replace(found, pose=seen.pose)
 
     def _scores(
         self,

@@ -12,6 +12,7 @@ from siam_bids.image.grid import Crop, Segmentation
 from siam_bids.image.labels import LabelTable
 from siam_bids.inference.certainty import Certainty
 from siam_bids.inference.resampling import Prior, Scores, labels_of
+from siam_bids.inference.white_matter_outliers import OutlierRule
 from siam_bids.measures.pose import Pose
 
 Progress = Callable[[float], None]
@@ -100,6 +101,7 @@ def prediction_of(
     probabilities: Sequence[str] = (),
     *,
     inside: npt.NDArray[np.bool_] | None = None,
+    outliers: OutlierRule | None = None,
 ) -> Prediction:
     """Label a scan by its scores.
 
@@ -111,13 +113,25 @@ def prediction_of(
         Names of the labels whose maps are wanted; the scores must be able to give them.
     inside
         Voxels of the crop where labels are wanted; the others become background.
+    outliers
+        Decides what is a lesion in white matter; None leaves that to the scores.
     """
     certainty = Certainty(scores.classes)
-    found = labels_of(scores, inside=inside, certainty=certainty)
+    rivals = outliers.rivals(scores.shape, table) if outliers else None
+    observers = (certainty, rivals) if rivals else (certainty,)
+    found = labels_of(scores, inside=inside, observers=observers)
+    revision = outliers.revise(rivals, found, table) if outliers and rivals else None
+    if revision:
+        certainty.move(*revision.moved())
+        found[revision.where] = revision.labels
     wanted = {name: table.by_name[name].index for name in probabilities}
 
     def probability(name: str) -> npt.NDArray[np.float32]:
-        return crop.undo(scores.probability(wanted[name]), outside=int(wanted[name] == 0))
+        index = wanted[name]
+        chances = scores.probability(index)
+        if revision:
+            chances = revision.revised(chances, index)
+        return crop.undo(chances, outside=int(index == 0))
 
     return Prediction(
         Segmentation(crop.undo(found), crop.turn.source, table),

@@ -15,8 +15,6 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from siam_bids.inference.certainty import Certainty
-
 LEAST_PROBABILITY = 1e-9
 """A probability that counts as 0, where its logarithm is taken."""
 
@@ -110,6 +108,14 @@ class Prior(Scores, Protocol):
 
     def subsample(self, stride: Sequence[int]) -> Prior:
         """Return the scores of every n-th voxel along each axis."""
+        ...
+
+
+class Observer(Protocol):
+    """What looks at each plane on its way."""
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take the next plane: (classes, J, K) logits and the (J, K) classes chosen from them."""
         ...
 
 
@@ -264,7 +270,7 @@ def labels_of(
     scores: Scores,
     *,
     inside: npt.NDArray[np.bool_] | None = None,
-    certainty: Certainty | None = None,
+    observers: Sequence[Observer] = (),
 ) -> npt.NDArray[np.uint8]:
     """Return the most probable class of each voxel; the first of equal ones, as in nnU-Net.
 
@@ -272,8 +278,8 @@ def labels_of(
     ----------
     inside
         (I, J, K) where labels are wanted; 0 elsewhere.
-    certainty
-        Told every slab, if given.
+    observers
+        Told of every plane.
 
     Returns
     -------
@@ -285,8 +291,8 @@ def labels_of(
         if inside is not None:
             chosen *= torch.from_numpy(inside[place])
         labels[place] = chosen.numpy()
-        if certainty:
-            certainty.add(plane, chosen)
+        for observer in observers:
+            observer.add(plane, chosen)
     return labels
 
 

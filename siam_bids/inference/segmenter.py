@@ -29,6 +29,7 @@ from siam_bids.inference.resampling import Logits
 from siam_bids.inference.rotated_resampling import RotatedLogits
 from siam_bids.inference.runner import Runner
 from siam_bids.inference.sliding_window import TILE_STEP
+from siam_bids.inference.white_matter_outliers import outlier_rule
 from siam_bids.models.settings import Intensities
 from siam_bids.nnunet.model import NnunetModel
 from siam_bids.nnunet.preprocessing import (
@@ -120,7 +121,10 @@ class NnunetSegmenter:
         logits, crop = self.scores(volume, inside=inside, progress=progress)
         scores = following(logits, volume, crop, self._intensities)
         mask = None if inside is None else crop.cut(inside)
-        return prediction_of(scores, crop, self.model.labels, probabilities, inside=mask)
+        outliers = outlier_rule(volume, crop, self._intensities)
+        return prediction_of(
+            scores, crop, self.model.labels, probabilities, inside=mask, outliers=outliers
+        )
 
     def network(self, volume: Volume, *, progress: Progress | None = None) -> NetworkScores:
         """Run the network over a scan."""

@@ -97,6 +97,66 @@ class Focus:
 
 
 @dataclass(frozen=True)
+class Outliers:
+    """When voxels of white matter count as lesions, see `inference.white_matter_outliers`.
+
+    Attributes
+    ----------
+    deviations
+        Least difference to the white matter around, in its standard deviations.
+    contrast
+        Least difference, as a share of that between cortex and white matter.
+    place
+        How much the least difference rises where lesions are ten times rarer than around the
+        ventricles, as a share of it.
+    edge
+        What voxels around a lesion need of that difference to belong to it, 0 to 1.
+    smallest
+        Lesions below this volume in mm3 are left out.
+    """
+
+    deviations: float
+    contrast: float
+    place: float
+    edge: float
+    smallest: float
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Outliers:
+        """Read the entry `outliers` of `intensities` in models.json.
+
+        Raises
+        ------
+        ModelError
+            Something is missing or no number.
+        """
+        try:
+            return cls(
+                _number(entry["deviations"], above=0),
+                _number(entry["contrast"]),
+                _number(entry["place"]),
+                _number(entry["edge"], most=1),
+                _number(entry["smallest"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The outliers of a model cannot be read ({error!r}).",
+                'Write {"deviations": 4, "contrast": 0.5, "place": 0.6, "edge": 0.8, '
+                '"smallest": 10}.',
+            ) from error
+
+    def describe(self) -> dict[str, float]:
+        """Return the settings as an entry of sidecars."""
+        return {
+            "Deviations": self.deviations,
+            "Contrast": self.contrast,
+            "Place": self.place,
+            "Edge": self.edge,
+            "SmallestInCubicMillimetres": self.smallest,
+        }
+
+
+@dataclass(frozen=True)
 class Intensities:
     """How a network's probabilities follow the intensities of the scan.
 
@@ -117,6 +177,8 @@ class Intensities:
     rounds
         How often the Gaussians are estimated: first one per class, by the network's own
         probabilities, then two of each.
+    outliers
+        When white matter counts as a lesion; None leaves that to the network.
     """
 
     weight: float
@@ -125,6 +187,7 @@ class Intensities:
     neighbours: float
     temperature: float
     rounds: int
+    outliers: Outliers | None = None
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Intensities:
@@ -139,7 +202,8 @@ class Intensities:
         try:
             weight, reach, spread, neighbours, heat = (_number(entry[name]) for name in names)
             rounds = _number(entry["rounds"], most=100)
-            return cls(weight, reach, spread, neighbours, heat, int(rounds))
+            outliers = Outliers.of(entry["outliers"]) if "outliers" in entry else None
+            return cls(weight, reach, spread, neighbours, heat, int(rounds), outliers)
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The intensities of a model cannot be read ({error!r}).",
@@ -156,6 +220,7 @@ class Intensities:
             "Neighbours": self.neighbours,
             "Temperature": self.temperature,
             "Rounds": self.rounds,
+            **({"WhiteMatterOutliers": self.outliers.describe()} if self.outliers else {}),
         }
 
 
