@@ -71,7 +71,7 @@ def test_unknown_models_and_incomplete_folders(tmp_path):
 @pytest.mark.parametrize(
     ("name", "checksum"),
     [
-        ("compact", "4f9b0db5c4ce916f1974d64eaf8bf0b99dd989947eed9914dab223bcb2fcf969"),
+        ("compact", "f70d51cfe783b520033ff402b6feaa3c920e03e830f6ff7fecee0847159ce8fc"),
         ("compact-2mm", "30ae089dc386dd4b83409bc539df46464e0b456fdb0ea5e6214ad7b4018236cf"),
         ("compact-1mm", "20a62504543d1600f084174682675c582952339da1bf6fa56798ac1a49adf265"),
     ],

@@ -336,7 +336,7 @@ def test_the_sidecar_records_every_file_of_the_scan(config):
     found = checksums(config.output_dir / "sub-01")
     found.pop(sidecar(names.segmentation).relative_to(config.output_dir / "sub-01").as_posix())
     assert recorded == {f"sub-01/{name}": f"sha256:{value}" for name, value in found.items()}
-    assert len(recorded) == 13
+    assert len(recorded) == 15
 
 
 def test_two_models_at_once_are_not_mixed(raw, models, tmp_path, monkeypatch):

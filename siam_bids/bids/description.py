@@ -30,7 +30,7 @@ DESCRIPTION = "dataset_description.json"
 
 _IGNORED = (
     "*.html", "figures", "seg-*.txt", "group_*", "*_volumes.tsv", "*_volumes.json",
-    "*_qc.tsv", "*_qc.json",
+    "*_lesions.tsv", "*_lesions.json", "*_qc.tsv", "*_qc.json",
 )  # fmt: skip
 
 ABOUT_LABELS = {
@@ -123,7 +123,8 @@ def begin_dataset(
         write_text(
             readme,
             f"{first}{__version__}.\n"
-            "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Quality: *_qc.tsv.\n"
+            "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Lesions: *_lesions.tsv.\n"
+            "Quality: *_qc.tsv.\n"
             "Pages: sub-*.html and group.html.\n",
         )
     tables = {"siam": (labels, ABOUT_LABELS)}

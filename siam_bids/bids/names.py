@@ -108,6 +108,11 @@ class ScanNames:
         return self._image("", "volumes.tsv")
 
     @property
+    def lesions(self) -> Path:
+        """Table of the lesions, one row each; only of models that have a lesion label."""
+        return self._image("", "lesions.tsv")
+
+    @property
     def quality(self) -> Path:
         """Quality metrics, one row."""
         return self._image("", "qc.tsv")
@@ -158,7 +163,7 @@ def stray_results(root: Path) -> Iterator[Path]:
 
 _OUTPUT = re.compile(
     r"(?P<stem>sub-.+?)_((seg-(siam|siamhemi|aseg)|label-brain|seg-siam_label-[^_]+)_)?desc-(?P<desc>[^_]+)_"
-    r"(dseg\.nii\.gz|mask\.nii\.gz|probseg\.nii\.gz|volumes\.tsv|qc\.tsv)"
+    r"(dseg\.nii\.gz|mask\.nii\.gz|probseg\.nii\.gz|volumes\.tsv|lesions\.tsv|qc\.tsv)"
 )
 
 

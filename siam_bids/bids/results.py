@@ -17,6 +17,8 @@ from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.status import OUTPUTS
 from siam_bids.errors import DatasetError
 from siam_bids.image.labels import LabelTable
+from siam_bids.measures.hemispheres import HEMISPHERES
+from siam_bids.measures.lesions import DICTIONARY as LESION_COLUMNS
 from siam_bids.measures.quality import dictionary as quality_dictionary
 from siam_bids.measures.volumes import INTRACRANIAL, SIDE_COLUMNS
 from siam_bids.support.atomic_files import sha256
@@ -62,6 +64,9 @@ class ScanResult:
         Rows of the volume table: index (None for sums), name, voxels, volume_mL, and if the table
         has them `SIDE_COLUMNS` (None where there is no value). There is one for each label of the
         dataset, and one of the total intracranial volume where it is known.
+    lesions
+        Rows of the table of lesions, the columns of `measures.lesions.DICTIONARY`; what is unknown
+        is None.
     quality
         Metrics by name, those that could be measured; empty for results of versions without them.
     """
@@ -70,6 +75,7 @@ class ScanResult:
     about: dict[str, Any]
     volumes: tuple[dict[str, Any], ...]
     quality: dict[str, float]
+    lesions: tuple[dict[str, Any], ...] = ()
 
     @property
     def millilitres(self) -> dict[str, float]:
@@ -188,14 +194,15 @@ def _read(names: ScanNames, labels: LabelTable) -> ScanResult:
         raise ValueError(f"{path.name} names no source within the dataset")
     recorded = {
         table: about.get(OUTPUTS, {}).get(table.relative_to(names.root).as_posix(), "")
-        for table in (names.volumes, names.quality)
+        for table in (names.volumes, names.lesions, names.quality)
     }
     volumes = tuple(_volumes(names.volumes, labels))
     quality = _quality(names.quality, recorded=bool(recorded[names.quality]))
+    lesions = tuple(_lesions(names.lesions, labels)) if recorded[names.lesions] else ()
     for table, checksum in recorded.items():
         if checksum and checksum != f"sha256:{sha256(table)}":
             raise ValueError(f"{table.name} does not match the checksum in the sidecar")
-    return ScanResult(names=names, about=about, volumes=volumes, quality=quality)
+    return ScanResult(names=names, about=about, volumes=volumes, lesions=lesions, quality=quality)
 
 
 def _stays_below(place: str) -> bool:
@@ -233,6 +240,24 @@ def _volumes(path: Path, labels: LabelTable) -> Iterable[dict[str, Any]]:
                 for column in SIDE_COLUMNS
                 if column in row
             },
+        }
+
+
+def _lesions(path: Path, labels: LabelTable) -> Iterable[dict[str, Any]]:
+    texts = {"place": {*labels.by_name}, "hemisphere": {*HEMISPHERES.values()}}
+    for row in _rows(path):
+        if missing := [column for column in LESION_COLUMNS if column not in row]:
+            raise ValueError(f"{path.name} has no column {missing[0]}")
+        for column, known in texts.items():
+            if row[column] not in {*known, "n/a"}:
+                raise ValueError(f"{column} in {path.name} is '{row[column]}', no such {column}")
+        yield {
+            column: None
+            if row[column] == "n/a"
+            else row[column]
+            if column in texts
+            else _number(path, row, column, whole=column in ("number", "voxels"))
+            for column in LESION_COLUMNS
         }
 
 

@@ -13,6 +13,7 @@ from siam_bids.bids.writers import Written, save_mask
 from siam_bids.errors import DatasetError
 from siam_bids.export.head import Head
 from siam_bids.export.target import Options, Target, anat
+from siam_bids.measures.lesions import connected_lesions, lesion_names
 
 
 def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Written]:
@@ -26,14 +27,14 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     DatasetError
         No label is a lesion, or there is no probability map though certainty is asked for.
     """
-    names = [label.name for label in head.labels.of_role("lesion")]
+    names = lesion_names(head.labels)
     if not names:
         raise DatasetError(
             "No label of this model is a lesion.", "Segment with a model that has one: compact."
         )
     segmentation = head.segmentation
     grid = segmentation.grid
-    parts, number = ndimage.label(segmentation.mask(names), structure=np.ones((3, 3, 3)))
+    parts, number = connected_lesions(segmentation)
     every = np.arange(1, number + 1)
     voxels = np.bincount(parts.ravel(), minlength=number + 1)[1:]
     sizes = (voxels * grid.voxel_volume).round(6)
@@ -52,7 +53,7 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     return {
         "Type": "Lesion",
         "Description": "Lesions, 1 inside.",
-        "From": names,
+        "From": [*names],
         "LesionCount": int(kept.sum()),
         "LesionVolume": round(float(sizes[kept].sum()), 1),
         "LesionsLeftOut": int(number - kept.sum()),

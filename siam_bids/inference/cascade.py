@@ -327,4 +327,16 @@ def _joined(
         {**coarse.confidence, **finer.confidence},
         coarse.entropy,
         coarse.pose,
+        _joined_lesions(coarse, finer, mask, box),
     )
+
+
+def _joined_lesions(
+    coarse: Prediction, finer: Prediction, mask: npt.NDArray[np.bool_], box: Box
+) -> npt.NDArray[np.float16] | None:
+    """Return the probability of lesions (I, J, K): inside the mask the finer prediction's."""
+    if coarse.lesions is None and finer.lesions is None:
+        return None
+    whole = np.zeros(mask.shape, np.float16) if coarse.lesions is None else coarse.lesions.copy()
+    whole[mask] = 0 if finer.lesions is None else finer.lesions[mask[box]]
+    return whole

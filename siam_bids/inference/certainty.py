@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from siam_bids.image.labels import LabelTable
 
 _LOG2_E = math.log2(math.e)
 
@@ -73,3 +76,28 @@ class Certainty:
         """Return the mean normalised entropy over all labelled voxels; None without any."""
         total = int(self._voxels.sum())
         return self._entropy / total if total else None
+
+
+class LesionChances:
+    """The probability of the lesion labels in the voxels that get one, plane by plane.
+
+    Attributes
+    ----------
+    indices
+        Of the labels that stand for lesions.
+    chances
+        (I, J, K) float16, 0 outside of lesions.
+    """
+
+    def __init__(self, shape: Sequence[int], table: LabelTable) -> None:
+        self.indices = [label.index for label in table.of_role("lesion")]
+        self.chances = np.zeros(tuple(shape) if self.indices else (0, 0, 0), np.float16)
+        self._place = 0
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take the next plane: (classes, J, K) logits and the (J, K) classes chosen from them."""
+        place, self._place = self._place, self._place + 1
+        for index in self.indices:
+            if (chosen := labels == index).any():
+                chances = logits[:, chosen].float().softmax(0)[index]
+                self.chances[place][chosen.numpy()] = chances.numpy()

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from siam_bids.image.grid import Crop, Segmentation
 from siam_bids.image.labels import LabelTable
-from siam_bids.inference.certainty import Certainty
-from siam_bids.inference.resampling import Prior, Scores, labels_of
+from siam_bids.inference.certainty import Certainty, LesionChances
+from siam_bids.inference.resampling import Observer, Prior, Scores, labels_of
 from siam_bids.inference.white_matter_outliers import OutlierRule
 from siam_bids.measures.pose import Pose
 
@@ -66,6 +66,9 @@ class Prediction:
         Mean normalised entropy over all labelled voxels, 0 sure to 1 clueless; None if unknown.
     pose
         Head pose, if the head was segmented again because of it.
+    lesions
+        (I, J, K) float16, the probability of a lesion in the voxels of lesions; 0 elsewhere. None
+        if no label is a lesion.
     """
 
     segmentation: Segmentation
@@ -73,6 +76,7 @@ class Prediction:
     confidence: dict[str, float] = field(default_factory=dict)
     entropy: float | None = None
     pose: Pose | None = None
+    lesions: npt.NDArray[np.float16] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +122,14 @@ def prediction_of(
     """
     certainty = Certainty(scores.classes)
     rivals = outliers.rivals(scores.shape, table) if outliers else None
-    observers = (certainty, rivals) if rivals else (certainty,)
+    lesions = LesionChances(scores.shape, table)
+    observers: list[Observer] = [certainty, lesions, *([rivals] if rivals else [])]
     found = labels_of(scores, inside=inside, observers=observers)
     revision = outliers.revise(rivals, found, table) if outliers and rivals else None
     if revision:
         certainty.move(*revision.moved())
         found[revision.where] = revision.labels
+        lesions.chances[revision.where] = revision.lesion_chances
     wanted = {name: table.by_name[name].index for name in probabilities}
 
     def probability(name: str) -> npt.NDArray[np.float32]:
@@ -138,4 +144,5 @@ def prediction_of(
         ProbabilityMaps(probabilities, probability) if probabilities else {},
         confidence={table.labels[i].name: p for i, p in certainty.confidence().items()},
         entropy=certainty.entropy(),
+        lesions=crop.undo(lesions.chances) if lesions.indices else None,
     )

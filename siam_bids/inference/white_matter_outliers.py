@@ -52,7 +52,7 @@ _LEAST_CONTRAST = 0.5
 _UNLIKE = 3.0
 """Standard deviations from which the network's lesions are unlike white matter, at the least."""
 _COMMON, _RAREST = 0.05, 0.0005
-"""Shares of patients with a lesion at a place: beside the ventricles, and the lowest used."""
+"""Shares of patients with a lesion beside the ventricles; and where an outlier may be one."""
 _LEAST_CHANCE = 1e-6
 """A probability that counts as 0, where its logarithm is taken."""
 _NOWHERE = 255
@@ -133,26 +133,31 @@ class Revision:
         """(n,) new labels."""
         return np.where(self.shift > 0, self.lesion, self.others).astype(np.uint8)
 
+    @property
+    def lesion_chances(self) -> Map:
+        """(n,) new probabilities of a lesion, 0 where there is none any more."""
+        return np.where(self.shift > 0, self._revised(self.chances[0], lesion=True), 0)
+
     def moved(self) -> tuple[tuple[Labels, Labels], tuple[Map, Map]]:
         """Return the labels before and after, and the probability of each; all (n,)."""
         added = self.shift > 0
         before = np.where(added, self.others, self.lesion).astype(np.uint8)
-        lesion, other = (
-            self._revised(chance, index)
-            for chance, index in zip(self.chances, (True, False), strict=True)
+        new, other = (
+            self._revised(chance, lesion=lesion)
+            for chance, lesion in zip(self.chances, (True, False), strict=True)
         )
         return (before, self.labels), (
             np.where(added, self.chances[1], self.chances[0]),
-            np.where(added, lesion, other),
+            np.where(added, new, other),
         )
 
     def revised(self, probability: Map, index: int) -> Map:
         """Return the probabilities (I, J, K) of a class after it."""
         revised = probability.copy()
-        revised[self.where] = self._revised(revised[self.where], index == self.lesion)
+        revised[self.where] = self._revised(revised[self.where], lesion=index == self.lesion)
         return revised
 
-    def _revised(self, chance: Map, lesion: bool) -> Map:
+    def _revised(self, chance: Map, *, lesion: bool) -> Map:
         """Return probabilities (n,) of lesions, or of another class, after it."""
         factor = np.exp(self.shift)
         whole = 1 + self.chances[0] * (factor - 1)
@@ -285,7 +290,8 @@ def _decide(
     above = tissue.mixtures + np.float32(_MARGIN) + np.maximum(extra, 0)
     least[mixed] = np.maximum(least, above)[mixed]
     smallest = how.smallest / math.prod(voxel_size)
-    outliers = _larger(tissue.inside & (tissue.deviation > least), smallest)
+    outliers = tissue.inside & (places >= _RAREST) & (tissue.deviation > least)
+    outliers = _larger(outliers, smallest)
     edge = tissue.inside & (tissue.deviation > how.edge * ordinary)
     steps = max(1, round(_CLOSE / max(voxel_size)))
     outliers = ndimage.binary_dilation(outliers, _FACES, iterations=steps, mask=edge) | outliers

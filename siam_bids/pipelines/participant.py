@@ -53,6 +53,11 @@ from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.aseg import DICTIONARY as ASEG_DICTIONARY, aseg_values, aseg_volumes
 from siam_bids.measures.hemispheres import find_sides, sided_values
+from siam_bids.measures.lesions import (
+    DICTIONARY as LESIONS_DICTIONARY,
+    lesion_names,
+    lesion_table,
+)
 from siam_bids.measures.quality import scan_quality
 from siam_bids.measures.volumes import tissue_volumes
 from siam_bids.pipelines.failures import (
@@ -600,6 +605,9 @@ def _write_results(task: Task, prediction: Prediction, names: ScanNames) -> Writ
             written |= save_values(path, sided, volume.grid)
     table = tissue_volumes(segmentation, sides)
     written |= save_volumes(names.volumes, table, segmentation.labels)
+    if lesion_names(segmentation.labels):
+        lesions = lesion_table(segmentation, prediction.lesions, sides)
+        written |= save_described(names.lesions, lesions, LESIONS_DICTIONARY)
     quality = scan_quality(
         volume,
         segmentation,

@@ -24,6 +24,7 @@ from siam_bids.image.loading import read_grid
 from siam_bids.inference.cascade import Cascade
 from siam_bids.measures.aseg import NEEDED, can_be_aseg
 from siam_bids.measures.hemispheres import PAIRED, paired_labels
+from siam_bids.measures.lesions import lesion_names
 from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.failures import reason_of
@@ -166,6 +167,8 @@ class Checklist:
         pictures = [names.figure(kind) for kind in FIGURES]
         maps = [names.probability(tissue) for tissue in self.config.probabilities]
         tables = [names.volumes, names.quality]
+        if lesion_names(self.cascade.labels):
+            tables.append(names.lesions)
         masks = [names.brain_mask] if self.cascade.labels.brain else []
         kinds = self.config.segmentations
         more = [names.further_segmentation(kind) for kind in kinds]

@@ -51,6 +51,20 @@ class TissueVolume:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """One lesion: volume in mm3, where it lies in words, centre in mm; None is unknown."""
+
+    number: int
+    volume_mm3: float
+    place: str | None
+    hemisphere: str | None
+    x: float
+    y: float
+    z: float
+    confidence: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """One quality metric of one scan, in words: value with unit, and its flag."""
 
@@ -86,6 +100,7 @@ class ScanReport:
     image: str = ""
     labels: str = ""
     volumes: tuple[TissueVolume, ...] = ()
+    lesions: tuple[Lesion, ...] = ()
     intracranial_ml: float | None = None
     flag: str = ""
     reasons: tuple[str, ...] = ()

@@ -24,7 +24,14 @@ from siam_bids.reports.build import (
     raw_dataset,
     typeset,
 )
-from siam_bids.reports.content import Reading, ScanReport, Spread, SubjectReport, TissueVolume
+from siam_bids.reports.content import (
+    Lesion,
+    Reading,
+    ScanReport,
+    Spread,
+    SubjectReport,
+    TissueVolume,
+)
 from siam_bids.reports.render import render_subject
 from siam_bids.reports.visits import visits_of
 from siam_bids.support.atomic_files import read_json, write_text
@@ -137,6 +144,10 @@ def _scan_report(
             )
             for label in labels.foreground
         ),
+        lesions=tuple(
+            Lesion(**{key: value for key, value in row.items() if key != "voxels"})
+            for row in result.lesions
+        ),
         intracranial_ml=rows.get(INTRACRANIAL, {}).get("volume_mL"),
         flag=flag,
         reasons=tuple(map(typeset, reasons)),
@@ -155,7 +166,13 @@ def _kind(names: ScanNames) -> str:
 
 def _files(names: ScanNames) -> Iterable[Path]:
     """Yield what people open of a scan."""
-    yield from (names.segmentation, names.brain_mask, names.volumes, names.quality)
+    yield from (
+        names.segmentation,
+        names.brain_mask,
+        names.volumes,
+        names.lesions,
+        names.quality,
+    )
 
 
 def _readings(quality: Mapping[str, float]) -> Iterable[Reading]:
