@@ -4,8 +4,9 @@ Lesions of white matter hold more water than white matter does, and so are outli
 intensities on the side of grey matter: bright on T2w and FLAIR, dark on T1w. The intensities
 of sure white matter are a Gaussian whose mean varies slowly with the bias field; mean and standard
 deviation are estimated robustly. A voxel is a lesion if it differs by more than such a Gaussian,
-the noise of the scan and mixtures with the tissues close by explain; the further it is from where
-lesions are common, the more it must differ. This is the outlier class of SAMSEG (Cerri et al.,
+the noise of the scan and mixtures with the tissues close by explain; the rarer lesions are in its
+place, the more it must differ, and where less than 1 % of patients have one (brain stem,
+cerebellum) the network decides alone. This is the outlier class of SAMSEG (Cerri et al.,
 NeuroImage 2021) and of the lesion growth algorithm (Schmidt et al., NeuroImage 2012), with a
 network in the place of the atlas of tissues. The share of 24 patients with multiple sclerosis that
 have a lesion at each place (Lesjak et al., Neuroinformatics 2018) is
@@ -51,7 +52,7 @@ _LEAST_CONTRAST = 0.5
 """Standard deviations between white matter and cortex; with less, their order is not known."""
 _UNLIKE = 3.0
 """Standard deviations from which the network's lesions are unlike white matter, at the least."""
-_COMMON, _RAREST = 0.05, 0.0005
+_COMMON, _RAREST = 0.05, 0.01
 """Shares of patients with a lesion beside the ventricles; and where an outlier may be one."""
 _LEAST_CHANCE = 1e-6
 """A probability that counts as 0, where its logarithm is taken."""
@@ -290,15 +291,15 @@ def _decide(
     above = tissue.mixtures + np.float32(_MARGIN) + np.maximum(extra, 0)
     least[mixed] = np.maximum(least, above)[mixed]
     smallest = how.smallest / math.prod(voxel_size)
-    outliers = tissue.inside & (places >= _RAREST) & (tissue.deviation > least)
-    outliers = _larger(outliers, smallest)
+    known = places >= _RAREST
+    outliers = _larger(tissue.inside & known & (tissue.deviation > least), smallest)
     edge = tissue.inside & (tissue.deviation > how.edge * ordinary)
     steps = max(1, round(_CLOSE / max(voxel_size)))
     outliers = ndimage.binary_dilation(outliers, _FACES, iterations=steps, mask=edge) | outliers
     unlike = found & (np.abs(tissue.deviation) > max(_UNLIKE, how.edge * ordinary))
     thick = ndimage.binary_erosion(unlike, _EVERYWHERE)
     thick = ndimage.binary_dilation(thick, _EVERYWHERE, iterations=2, mask=unlike) | thick
-    decided = _larger(outliers | thick, smallest)
+    decided = np.where(known, _larger(outliers | thick, smallest), found)
     evidence = np.clip(np.abs(tissue.deviation - least), 0.2, _SUREST)
     return decided, np.where(decided, evidence, -evidence).astype(np.float32)
 
@@ -388,14 +389,14 @@ def _larger(mask: Mask, smallest: float) -> Mask:
 
 
 def _lesion_places(labels: Labels, box: Box, voxel_size: Sequence[float], table: LabelTable) -> Map:
-    """Return the share of patients with a lesion at each voxel of a box; 1 % if not known."""
+    """Return the share of patients with a lesion at each voxel of a box; low if not known."""
     every = [max(1, round(2 / size)) for size in voxel_size]
     few = labels[tuple(slice(None, None, step) for step in every)]
     size = [edge * step for edge, step in zip(voxel_size, every, strict=True)]
     pose = pose_of(tissue_moments(few, size, table, upright_head()))
     shape = [part.stop - part.start for part in box]
     if pose is None:
-        return np.full(shape, 0.01, np.float32)
+        return np.full(shape, _RAREST, np.float32)
     shares, affine = _atlas()
     corner = [part.start * edge for part, edge in zip(box, voxel_size, strict=True)]
     matrix = np.linalg.inv(affine) @ pose.affine @ centres(voxel_size, corner)
