@@ -123,8 +123,8 @@ def begin_dataset(
         write_text(
             readme,
             f"{first}{__version__}.\n"
-            "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. Lesions: *_lesions.tsv.\n"
-            "Quality: *_qc.tsv.\n"
+            "Labels: seg-siam_dseg.tsv. Volumes: *_volumes.tsv. "
+            "Lesions: *_lesions.tsv. Quality: *_qc.tsv.\n"
             "Pages: sub-*.html and group.html.\n",
         )
     tables = {"siam": (labels, ABOUT_LABELS)}
