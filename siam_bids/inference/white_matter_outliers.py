@@ -5,7 +5,7 @@ intensities on the side of grey matter: bright on T2w and FLAIR, dark on T1w. Th
 of sure white matter are a Gaussian whose mean varies slowly with the bias field; mean and standard
 deviation are estimated robustly. A voxel is a lesion if it differs by more than such a Gaussian,
 the noise of the scan and mixtures with the tissues close by explain; the rarer lesions are in its
-place, the more it must differ, and where less than 1 % of patients have one (brain stem,
+place, the more it must differ, and where less than 1.5 % of patients have one (brain stem,
 cerebellum) the network decides alone. This is the outlier class of SAMSEG (Cerri et al.,
 NeuroImage 2021) and of the lesion growth algorithm (Schmidt et al., NeuroImage 2012), with a
 network in the place of the atlas of tissues. The share of 24 patients with multiple sclerosis that
@@ -52,7 +52,7 @@ _LEAST_CONTRAST = 0.5
 """Standard deviations between white matter and cortex; with less, their order is not known."""
 _UNLIKE = 3.0
 """Standard deviations from which the network's lesions are unlike white matter, at the least."""
-_COMMON, _RAREST = 0.05, 0.01
+_COMMON, _RAREST = 0.05, 0.015
 """Shares of patients with a lesion beside the ventricles; and where an outlier may be one."""
 _LEAST_CHANCE = 1e-6
 """A probability that counts as 0, where its logarithm is taken."""
