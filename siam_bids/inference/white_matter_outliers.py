@@ -292,7 +292,8 @@ def _decide(
     least[mixed] = np.maximum(least, above)[mixed]
     smallest = how.smallest / math.prod(voxel_size)
     known = places >= _RAREST
-    outliers = _larger(tissue.inside & known & (tissue.deviation > least), smallest)
+    outliers = _larger(tissue.inside & (tissue.deviation > least), smallest)
+    outliers = _mostly(outliers, known)
     edge = tissue.inside & (tissue.deviation > how.edge * ordinary)
     steps = max(1, round(_CLOSE / max(voxel_size)))
     outliers = ndimage.binary_dilation(outliers, _FACES, iterations=steps, mask=edge) | outliers
@@ -386,6 +387,17 @@ def _larger(mask: Mask, smallest: float) -> Mask:
     kept[0] = False
     larger: Mask = kept[parts]
     return larger
+
+
+def _mostly(mask: Mask, region: Mask) -> Mask:
+    """Keep the connected parts that lie in a region with half of their voxels or more."""
+    parts, count = ndimage.label(mask, _EVERYWHERE)
+    voxels = np.bincount(parts.ravel(), minlength=count + 1)
+    inside = np.bincount(parts[region], minlength=count + 1)
+    kept = inside >= 0.5 * voxels
+    kept[0] = False
+    mostly: Mask = kept[parts]
+    return mostly
 
 
 def _lesion_places(labels: Labels, box: Box, voxel_size: Sequence[float], table: LabelTable) -> Map:
