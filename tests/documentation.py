@@ -11,7 +11,7 @@ PAGES = tuple(
 )
 
 _PROGRAMS = (
-    r"siam-bids[\w-]*|antsApplyTransforms|apptainer|buildah|docker|make|nextflow|nipoppy|pip|pytest|python"
+    r"siam-bids[\w-]*|apptainer|buildah|docker|make|nextflow|nipoppy|pip|pytest|python"
     r"|OUTPUT_DIR/\S+\.sh|\.venv/bin/\w+"
 )
 _COMMAND = re.compile(rf"(?:[A-Z_]+=\S+ )?(?:{_PROGRAMS})(?: |$)")
