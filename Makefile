@@ -29,7 +29,7 @@ test: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --maxprocesses 2 \
-		--dist loadfile --no-loadscope-reorder --cov=siam_bids
+		--dist loadfile --no-loadscope-reorder --cov=siam_bids --cov-report=
 
 # Programs of others that some tests drive; without them these tests skip. Needs Python 3.11.
 tools: $(TOOLS)/ready
