@@ -64,6 +64,12 @@ def test_a_known_motion_is_found_to_half_a_millimetre_and_half_a_degree(degrees,
     assert found.refusal == ""
 
 
+def test_alignment_is_the_same_each_time():
+    one, other = brain(rigid((3, -5, 4), (9, -6, 4)), noise=0.05), brain()
+    first, second = align(one, other), align(one, other)
+    assert (first.matrix == second.matrix).all()
+
+
 def test_another_persons_head_is_refused():
     found = align(brain(rigid((3, 2, 1), (4, 0, 0)), person=1), brain(person=2))
     assert found.likeness < 0.5

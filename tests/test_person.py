@@ -1,6 +1,7 @@
 """One prior for the scans of a person, and what the participant level makes of it."""
 
 import logging
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from conftest import describe, run_config, write_scan
 
 from siam_bids.bids.names import ScanNames, sidecar
-from siam_bids.bids.results import read_results
+from siam_bids.bids.results import ScanResult, read_results
 from siam_bids.bids.scan import BidsName, Scan
 from siam_bids.bids.status import to_do
 from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation
@@ -27,6 +28,7 @@ from siam_bids.inference.person import (
 )
 from siam_bids.inference.prediction import NetworkScores
 from siam_bids.inference.resampling import Logits
+from siam_bids.pipelines.group import mixed_combinations
 from siam_bids.pipelines.participant import run_participant
 from siam_bids.pipelines.todo import combinations
 from siam_bids.support.atomic_files import read_json
@@ -132,6 +134,22 @@ def test_scans_of_which_none_agrees_are_all_done_alone():
     found = align_scans([ball(), None])
     assert found.motions == (None, None)
     assert found.refusals == ("no other scan could be aligned with it", "no brain was found")
+
+
+def test_a_scan_of_another_head_does_not_discredit_the_others(monkeypatch):
+    """Of three scans the third is another head: only that one disagrees."""
+    scans = [ball(), ball(), ball()]
+    number = {id(scan.appearance): place for place, scan in enumerate(scans)}
+
+    def found(one, other):
+        odd = 2 in (number[id(one)], number[id(other)])
+        return Alignment(np.eye(4), 0.58 if odd else 0.89, 0.1)
+
+    monkeypatch.setattr("siam_bids.inference.person.align", found)
+    together = align_scans(scans)
+    assert together.likeness == (0.89, 0.89, 0.58)
+    assert together.refusals[:2] == ("", "")
+    assert together.refusals[2].startswith("their tissues correlate by 0.58")
 
 
 def test_labels_of_a_session_vote_and_a_lesion_counts_twice():
@@ -289,6 +307,33 @@ def test_swapped_scans_are_done_alone_and_flagged(tmp_path, head, tiny_model, al
     quality = names.quality.read_text()
     assert "disagrees with the participant's other scans (0.60)" in quality
     assert run_participant(run_config(bids, together, tiny_model, combine="contrasts")).done == []
+
+
+def result_of(stem, *, combined=None, weight=None, sources=("a",)):
+    about = {"Sources": [f"bids:raw:{source}" for source in sources]}
+    about |= {"Combined": combined} if combined else {}
+    about |= {"CombinedAs": {"Weight": weight}} if weight else {}
+    names = ScanNames(Path(), BidsName.parse(stem))
+    return ScanResult(names=names, about=about, volumes=(), quality={})
+
+
+def test_the_group_level_names_what_combinations_make_incomparable():
+    both = {"By": "all", "Inputs": {"a": "1", "b": "2"}}
+    one = result_of("sub-1_T1w", combined=both, weight=0.9)
+    two = result_of("sub-1_T2w", combined=both, weight=0.8, sources=("b",))
+    whole = result_of("sub-1_consensus", combined=both, sources=("a", "b"))
+    assert mixed_combinations([one, two, whole]) == []
+    alone = result_of("sub-1_T2w", sources=("b",))
+    assert mixed_combinations([one, alone, whole]) == [
+        (
+            "1 of 2 scans share a prior with other scans of their participant (--combine), the "
+            "others do not: do not compare their volumes."
+        ),
+        (
+            "sub-1_consensus is older than the scans that it was made of: run the participant "
+            "level with --combine again, or delete its files."
+        ),
+    ]
 
 
 def image_of(path):

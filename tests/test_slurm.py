@@ -83,6 +83,15 @@ def test_options_for_the_tasks_decide_what_is_done(study, tmp_path, tiny_model, 
     assert "--no-such-option" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("combine", ["sessions", "all"])
+def test_sessions_that_are_combined_are_not_split(study, tmp_path, tiny_model, capsys, combine):
+    words = [str(study), str(tmp_path / "out"), "--model", str(tiny_model), "--sessions"]
+    assert slurm_command.main([*words, "--", "--combine", combine]) == 2
+    said = f"--combine {combine} needs all sessions of a participant in one task. Leave --sessions"
+    assert said in capsys.readouterr().err
+    assert slurm_command.main([*words, "--", "--combine", "contrasts"]) == 0
+
+
 def test_sessions_gpu_container_and_own_options(study, tmp_path, tiny_model, capsys):
     folder = write(
         study, tmp_path / "out", tiny_model, "--sessions", "--gpu", "--container", "/images/s.sif",

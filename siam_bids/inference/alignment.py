@@ -225,7 +225,7 @@ def _registered(
     method.SetMetricAsCorrelation()
     method.SetInterpolator(sitk.sitkLinear)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentagePerLevel([share for _, _, share in levels])
+    method.SetMetricSamplingPercentagePerLevel([share for _, _, share in levels], seed=1)
     smallest = min(_sizes(fixed.affine))
     method.SetShrinkFactorsPerLevel([max(1, round(size / smallest)) for size, _, _ in levels])
     method.SetSmoothingSigmasPerLevel([sigma for _, sigma, _ in levels])

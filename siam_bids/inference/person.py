@@ -289,7 +289,8 @@ class Together:
         From each scan to the space in the middle of all; None for a scan that is done alone.
     likeness
         See `alignment.likeness`, with the scan that all were aligned to; for that scan the median
-        over the others. NaN where there was nothing to align.
+        over those that were aligned to it, or over all if none was. NaN where there was nothing
+        to align.
     refusals
         Why a scan is done alone; empty if it is not.
     """
@@ -330,7 +331,8 @@ def align_scans(scans: Sequence[Coarse | None]) -> Together:
             motions[place] = motion
     alike = [best[place].likeness if place in best else np.nan for place in range(len(scans))]
     if best:
-        alike[first] = float(np.median([each.likeness for each in best.values()]))
+        agreeing = [each for each in best.values() if not each.refusal] or [*best.values()]
+        alike[first] = float(np.median([each.likeness for each in agreeing]))
     refusals = []
     for place, scan in enumerate(scans):
         if not scan:

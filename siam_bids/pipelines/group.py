@@ -18,7 +18,7 @@ from siam_bids.bids.metadata import SCANNER, scanner_metadata
 from siam_bids.bids.names import stray_results, undeclared_results
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import Results, ScanResult, misplaced, read_results, undeclared
-from siam_bids.bids.status import sweep_root
+from siam_bids.bids.status import COMBINED, sweep_root
 from siam_bids.bids.writers import (
     RESOURCES,
     remove_table,
@@ -55,6 +55,7 @@ from siam_bids.measures.ratings import combined, rating_files, read_ratings
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.pipelines.failures import write_page
+from siam_bids.pipelines.person import COMBINED_AS, CONSENSUS
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.support.atomic_files import Batch, read_json, together
@@ -133,6 +134,8 @@ def run_group(config: RunConfig) -> GroupSummary:
             f"{root} holds no segmentations{several}.", "Run the participant level on it first."
         )
     labels = read_label_table(root)
+    for said in mixed_combinations(results):
+        logger.warning("%s", said)
     group = _gather(results, labels, config)
     seen = {result.names.identity.subject for result in results}
     missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
@@ -167,6 +170,37 @@ def run_group(config: RunConfig) -> GroupSummary:
         page = f"sub-{subject}.html"
         pages |= write_page(page, write_subject_page, root, subject, config.command)
     return GroupSummary(wide=group.wide, left_out=left_out, pages=pages)
+
+
+def mixed_combinations(results: Sequence[ScanResult]) -> list[str]:
+    """Return warnings of what cannot be compared because of `--combine`, one sentence each.
+
+    These are scans with a prior that several share beside scans without, and the consensus of a
+    session whose scans were segmented anew with another combination.
+    """
+    scans = [result for result in results if result.names.identity.suffix != CONSENSUS]
+    shared = sum("Weight" in _entry(result, COMBINED_AS) for result in scans)
+    said = []
+    if 0 < shared < len(scans):
+        said.append(
+            f"{shared} of {len(scans)} scans share a prior with other scans of their participant "
+            "(--combine), the others do not: do not compare their volumes."
+        )
+    now = {result.source: _entry(result, COMBINED) for result in scans}
+    for result in results:
+        if result.names.identity.suffix == CONSENSUS:
+            sources = [str(each).removeprefix("bids:raw:") for each in result.about["Sources"]]
+            if any(now.get(source) != _entry(result, COMBINED) for source in sources):
+                said.append(
+                    f"{result.names.name} is older than the scans that it was made of: run the "
+                    "participant level with --combine again, or delete its files."
+                )
+    return said
+
+
+def _entry(result: ScanResult, key: str) -> Mapping[str, Any]:
+    found = result.about.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _left_out(root: Path, found: Results) -> dict[str, str]:

@@ -68,6 +68,7 @@ from siam_bids.pipelines.failures import (
     write_page,
 )
 from siam_bids.pipelines.person import (
+    COMBINED_AS,
     CONSENSUS,
     Kept,
     Person,
@@ -519,7 +520,7 @@ def consensus_missing(checklist: Checklist, session: Sequence[Scan]) -> str:
     names = checklist.names(consensus_scan(session))
     with suppress(SiamError, OSError):
         if any(
-            "Alone" in read_json(sidecar(checklist.names(scan).segmentation)).get("CombinedAs", {})
+            "Alone" in read_json(sidecar(checklist.names(scan).segmentation)).get(COMBINED_AS, {})
             for scan in session
         ):
             return ""

@@ -36,6 +36,10 @@ CONSENSUS = "consensus"
 """What takes the place of the contrast in the names of the results of a whole session."""
 
 
+COMBINED_AS = "CombinedAs"
+"""Entry of sidecars: the weight of a scan in its combination, or why it was segmented alone."""
+
+
 class Kept:
     """What the networks said of the scans of one participant, on disk; in memory on a coarse grid.
 
@@ -134,7 +138,7 @@ class Person:
         """Return the entry of sidecars on how a scan was combined."""
         why = self.together.refusals[self._places[scan]]
         return {
-            "CombinedAs": {"Alone": why} if why else {"Weight": round(self.weight(scan), 4)},
+            COMBINED_AS: {"Alone": why} if why else {"Weight": round(self.weight(scan), 4)},
         }
 
 

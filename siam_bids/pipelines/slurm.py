@@ -123,6 +123,11 @@ def write_scripts(config: ArrayConfig) -> Scripts:
 def render_scripts(config: ArrayConfig) -> Scripts:
     """Return what `write_scripts` writes."""
     _check_place(config)
+    if config.sessions and config.run.combine in ("sessions", "all"):
+        raise UsageError(
+            f"--combine {config.run.combine} needs all sessions of a participant in one task.",
+            "Leave --sessions out.",
+        )
     cascade, found = unfinished(config.run)
     scans = found.scans
     if not scans and found.refused:
