@@ -1,5 +1,7 @@
 """Labels follow the scan's own intensities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from scipy import ndimage
 
 from siam_bids.errors import ModelError
 from siam_bids.image.grid import Crop, Grid, Volume
+from siam_bids.inference.averaging import MeanScores
 from siam_bids.inference.intensity_refinement import Posterior, following
 from siam_bids.inference.local_gaussians import estimate_gaussians
 from siam_bids.inference.resampling import Logits, labels_of
@@ -126,6 +129,23 @@ def test_probabilities_are_those_that_the_labels_come_from():
     maps = np.stack([followed.probability(index) for index in range(4)])
     assert planes.sum(0) == pytest.approx(1, abs=1e-5)
     assert np.abs(maps - planes).max() < 2e-3  # the network's logits are float16
+
+
+@pytest.mark.parametrize("sharp", [3, 8])
+@pytest.mark.parametrize("heat", [1, 2.3])
+def test_probabilities_sum_to_one_where_the_intensities_contradict_a_sure_network(sharp, heat):
+    """The network's probabilities below 1e-12 count too; the sum of all was up to 1.14."""
+    soft = unsure(truth())
+    sure = Logits(torch.stack(list(soft.planes()), 1).float() * sharp, SHAPE)
+    labels = truth()
+    labels[2:6, 2:6, 2:6], labels[2:6, 30:34, 30:34] = 1, 2
+    how = replace(HOW, spread=0.02, temperature=heat)
+    for prior in (sure, MeanScores(sure, [sure])):
+        followed = Posterior(prior, scan(labels, noise=4), (1, 1, 1), how)
+        planes = torch.stack(list(followed.planes()), 1).exp().numpy()
+        maps = np.stack([followed.probability(index) for index in range(4)])
+        assert np.abs(maps - planes).max() < 1e-3
+        assert np.abs(maps.sum(0) - 1).max() < 2e-3
 
 
 def test_the_result_does_not_depend_on_the_units_of_the_scan():

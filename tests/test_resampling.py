@@ -6,6 +6,7 @@ from skimage.transform import resize
 from siam_bids.inference.averaging import MeanScores
 from siam_bids.inference.certainty import Certainty
 from siam_bids.inference.intensity_refinement import Posterior
+from siam_bids.inference.person import PersonPrior
 from siam_bids.inference.resampling import Logits, labels_of, softmax
 from siam_bids.inference.rotated_resampling import RotatedLogits
 from siam_bids.models.settings import Intensities
@@ -131,13 +132,16 @@ def test_impossible_classes_do_not_upset_the_mean():
     assert certainty.entropy() == pytest.approx(0.0, abs=1e-6)
 
 
-def all_kinds_of_scores():
-    """Scores of every kind, not yet asked for anything, on a grid of (9, 8, 10) voxels or a box."""
+def all_kinds_of_scores(height=3):
+    """Scores of every kind, not yet asked for anything, on a grid of (9, 8, 10) voxels or a box.
+
+    The networks' logits have a standard deviation of `height`.
+    """
     rng = np.random.default_rng(6)
     shape, box = (9, 8, 10), (slice(2, 9), slice(0, 5), slice(1, 8))
 
     def logits(size=(5, 4, 6)):
-        return torch.from_numpy(3 * rng.normal(size=(4, *size))).half()
+        return torch.from_numpy(height * rng.normal(size=(4, *size))).half()
 
     sure = torch.tensor([0.0, -6e4, -6e4, -6e4])
     how = Intensities(weight=0.7, reach=20, spread=0.2, neighbours=4, temperature=2.3, rounds=2)
@@ -145,6 +149,18 @@ def all_kinds_of_scores():
     turned = RotatedLogits(logits(), np.diag([2, 2, 2, 1.0]), np.eye(4), shape, sure)
     first = Logits(logits(), shape)
     mean = MeanScores(Logits(logits(), shape), [Logits(logits(), (7, 5, 7))], box, 0.4)
+    unknown = torch.full((4,), torch.nan)
+    partly = RotatedLogits(logits(), np.diag([1, 1, 1, 1.0]), np.eye(4), shape, unknown)
+    three = MeanScores(first, [partly, Logits(logits((9, 8, 10)), shape)])
+    share = torch.from_numpy(rng.random((1, 5, 4, 6))).half()
+    of_all = torch.cat([logits().log_softmax(0), share])
+    of_all[:4, :2] = torch.nan
+    person = PersonPrior(first, Logits(of_all, (7, 5, 7), ends_meet=True), box)
+
+    def refined(scores):
+        some = image[tuple(slice(length) for length in scores.shape)]
+        return Posterior(scores, some, (1, 1.5, 3), how)
+
     return {
         "logits": first,
         "thick slices": Logits(logits(), shape, nearest_axis=1),
@@ -154,24 +170,36 @@ def all_kinds_of_scores():
         "every other": first.subsample((2, 1, 2)),
         "every other of the mean": mean.subsample((2, 1, 2)),
         "every other of turned": turned.subsample((1, 2, 3)),
-        "refined": Posterior(mean, image, (1, 1.5, 3), how),
+        "mean of three": three,
+        "of a person": person,
+        "every other of a person": person.subsample((2, 2, 1)),
+        "refined": refined(first),
+        "refined turned": refined(turned),
+        "refined mean": refined(mean),
+        "refined mean of three": refined(three),
+        "refined of a person": refined(person),
     }
 
 
 @pytest.mark.parametrize("kind", all_kinds_of_scores())
 @pytest.mark.parametrize("order", ["asked first", "after one plane", "after all planes"])
-def test_probabilities_can_be_asked_for_at_any_time(kind, order):
-    """It once answered from uninitialised memory before `planes`: sums of 1.65 to 2.78."""
-    scores = all_kinds_of_scores()[kind]
+@pytest.mark.parametrize("height", [3, 15, 60])
+def test_probabilities_can_be_asked_for_at_any_time(kind, order, height):
+    """They are the softmax of `planes`, however sure the networks are.
+
+    It once answered from uninitialised memory before `planes`: sums of 1.65 to 2.78. And once
+    refinement took the network's probabilities for at least 1e-12 here, but not in `planes`.
+    """
+    scores = all_kinds_of_scores(height)[kind]
     if order == "after one plane":
         next(iter(scores.planes()))
     elif order == "after all planes":
         labels_of(scores)
     maps = np.stack([scores.probability(index) for index in range(4)])
     assert maps.shape == (4, *scores.shape)
-    np.testing.assert_allclose(maps.sum(0), 1, atol=2e-3)  # interpolated logits are float16
+    np.testing.assert_allclose(maps.sum(0), 1, atol=1e-4)
     planes = torch.stack(list(scores.planes()), 1).float().softmax(0).numpy()
-    np.testing.assert_allclose(maps, planes, atol=2e-3)
+    np.testing.assert_allclose(maps, planes, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 3), (2, 2, 2)])

@@ -93,7 +93,7 @@ def segment(
     volume = Volume(np.ascontiguousarray(image.T), Grid(SHAPE, np.eye(4)))
     crop = Crop.around(np.ones(SHAPE, np.bool_), volume.grid)
     rule = outlier_rule(volume, crop, how)
-    return prediction_of(Known(labels, **options), crop, TABLE, ("WM", "Anomalies"), outliers=rule)
+    return prediction_of(Known(labels, **options), crop, TABLE, tuple(INDEX), outliers=rule)
 
 
 def found(prediction: Prediction) -> np.ndarray:
@@ -174,6 +174,20 @@ def test_probabilities_and_confidence_are_those_of_the_labels() -> None:
     assert prediction.confidence["WM"] == pytest.approx(matter[white].mean(), abs=1e-3)
     assert (chance + matter).max() < 1 + 1e-5
     assert (chance + matter)[lesion].min() > 0.9
+
+
+@pytest.mark.parametrize("doubt", [0.1, 1e-4, 2e-6, 4e-7])
+@pytest.mark.parametrize("missed", [True, False])
+def test_probabilities_of_all_labels_sum_to_one(doubt: float, missed: bool) -> None:
+    """Also where the network was sure that there is no lesion, or nothing else."""
+    labels = head()
+    if not missed:
+        labels[lesions()] = LESION
+    image = painted(head(), "FLAIR", lesions() if missed else None)
+    prediction = segment(image, labels, doubt=doubt)
+    assert found(prediction).any() == missed
+    total = sum(prediction.probabilities[name] for name in INDEX)
+    np.testing.assert_allclose(total, 1, atol=1e-4)
 
 
 @pytest.mark.parametrize("entry", [{}, {"deviations": "x"}, {"deviations": 0}, {"edge": 2}])

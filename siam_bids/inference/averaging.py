@@ -79,6 +79,12 @@ class MeanScores:
             inner += np.float32(self._share / len(self._others)) * known
         return total
 
+    def log_probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the logarithm (I, J, K) of the mean probability of one class."""
+        found = self.probability(index)
+        np.maximum(found, LEAST_PROBABILITY, out=found)
+        return np.log(found, out=found)
+
 
 def fill_unknown(probabilities: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
     """Replace unknown probabilities (NaN) by those of the first network."""

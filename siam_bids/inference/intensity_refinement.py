@@ -30,8 +30,6 @@ from siam_bids.models.settings import Intensities
 
 _APART = 2.0
 """Distance in mm of the voxels that Gaussians are estimated from: every other one at 1 mm."""
-_SMALLEST_PROBABILITY = 1e-12
-"""A probability that counts as 0."""
 _LOWEST = -40.0
 """Log probabilities are clipped here: exp is 50 times slower below -87."""
 
@@ -82,18 +80,18 @@ class Posterior:
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the probability (I, J, K) of a class, float32 in [0, 1]."""
         before, after = self._normalisers
-        found = self._scores.probability(index)
-        np.log(np.maximum(found, _SMALLEST_PROBABILITY, out=found), out=found)
+        found = self._scores.log_probability(index)
         for place in range(len(found)):
             found[place] += self._rule.likelihood(place, slice(index, index + 1))[0].numpy()
-        votes = np.exp(found - before)
+        votes = np.subtract(found, before)
+        np.exp(np.maximum(votes, _LOWEST, out=votes), out=votes)
         for axis, side in enumerate(self._rule.sides):
             kernel = [side, 1 - 2 * side, side]
             votes = ndimage.correlate1d(votes, kernel, axis=axis, mode="nearest")
         found += np.float32(self._how.neighbours) * votes
         found /= np.float32(self._how.temperature)
         found -= after
-        np.exp(found, out=found)
+        np.exp(np.maximum(found, _LOWEST, out=found), out=found)
         return np.minimum(found, 1, out=found)
 
     @cached_property

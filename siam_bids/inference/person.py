@@ -239,9 +239,14 @@ class PersonPrior:
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the probability (I, J, K) of a class, float32 in [0, 1]."""
+        found = self.log_probability(index)
+        return np.exp(found, out=found)
+
+    def log_probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the logarithm (I, J, K) of the probability of a class."""
         found = np.empty(self.shape, np.float32)
         for place, plane in enumerate(self.planes()):
-            found[place] = plane[index].exp().numpy()
+            found[place] = plane[index].numpy()
         return found
 
 

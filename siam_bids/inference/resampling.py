@@ -104,7 +104,11 @@ class Scores(Protocol):
 
 
 class Prior(Scores, Protocol):
-    """Scores that can be had for a part of the voxels alone."""
+    """Scores that can be had for a part of the voxels alone, and as logarithms."""
+
+    def log_probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the logarithm (I, J, K) of the probability of a class, as in `planes`."""
+        ...
 
     def subsample(self, stride: Sequence[int]) -> Prior:
         """Return the scores of every n-th voxel along each axis."""
@@ -147,10 +151,16 @@ class Interpolated(ABC):
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the softmax (I, J, K) of one class; NaN where nothing is known."""
+        found = self.log_probability(index)
+        np.exp(found, out=found)
+        return np.minimum(found, 1, out=found)
+
+    def log_probability(self, index: int) -> npt.NDArray[np.float32]:
+        """Return the log softmax (I, J, K) of one class; NaN where nothing is known."""
         found = np.empty_like(self._normaliser)
         for place, plane in enumerate(self._interpolated(slice(index, index + 1))):
-            np.exp(plane[0].float().numpy() - self._normaliser[place], out=found[place])
-        return np.minimum(found, 1, out=found)
+            np.subtract(plane[0].float().numpy(), self._normaliser[place], out=found[place])
+        return found
 
     @cached_property
     def _normaliser(self) -> npt.NDArray[np.float32]:

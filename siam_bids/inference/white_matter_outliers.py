@@ -78,20 +78,19 @@ class Rivals:
     ----------
     others
         (I, J, K) uint8, the likeliest class apart from lesions.
-    chances
-        (2, I, J, K) float16 probabilities of lesions and of the likeliest other class, where that
-        is white matter or a lesion is likelier than it; 0 elsewhere.
+    contested
+        (I, J, K) bool, where the chosen class is white matter or a lesion.
     """
 
     def __init__(self, shape: Sequence[int], lesion: int, white_matter: int) -> None:
         self.lesion, self.white_matter = lesion, white_matter
         self.others = np.empty(tuple(shape), np.uint8)
-        self.chances = np.zeros((2, *shape), np.float16)
-        self._place = 0
+        self.contested = np.zeros(tuple(shape), np.bool_)
+        self._chances: list[npt.NDArray[np.float32]] = []
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Take the next plane: (classes, J, K) logits and the (J, K) classes chosen from them."""
-        place, self._place = self._place, self._place + 1
+        place = len(self._chances)
         lesions = labels == self.lesion
         others = labels.clone()
         if lesions.any():
@@ -102,8 +101,20 @@ class Rivals:
         contested = lesions | (labels == self.white_matter)
         chances = logits[:, contested].float().softmax(0)
         row = others[contested].long()[None]
-        both = torch.stack((chances[self.lesion], chances.gather(0, row)[0]))
-        self.chances[:, place][:, contested.numpy()] = both.numpy()
+        lesion, other = chances[self.lesion].clone(), chances.gather(0, row)[0]
+        chances[self.lesion] = 0
+        self.contested[place] = contested.numpy()
+        self._chances.append(torch.stack((lesion, other, chances.sum(0))).numpy())
+
+    def chances(self, where: Mask) -> npt.NDArray[np.float32]:
+        """Return the probabilities (3, n) of lesions, the likeliest other class and all others.
+
+        Parameters
+        ----------
+        where
+            (I, J, K), n contested voxels.
+        """
+        return np.concatenate(self._chances, 1)[:, where[self.contested]]
 
 
 @dataclass(frozen=True)
@@ -117,7 +128,8 @@ class Revision:
     where
         (I, J, K) bool, those voxels.
     others, chances
-        (n,) likeliest class apart from lesions; (2, n) probabilities of lesions and of it before.
+        (n,) likeliest class apart from lesions; (3, n) probabilities of lesions, of it and of all
+        classes but lesions before.
     shift
         (n,) change of the log odds of a lesion against every other class; positive where the voxel
         becomes one.
@@ -145,7 +157,7 @@ class Revision:
         before = np.where(added, self.others, self.lesion).astype(np.uint8)
         new, other = (
             self._revised(chance, lesion=lesion)
-            for chance, lesion in zip(self.chances, (True, False), strict=True)
+            for chance, lesion in zip(self.chances[:2], (True, False), strict=True)
         )
         return (before, self.labels), (
             np.where(added, self.chances[1], self.chances[0]),
@@ -161,7 +173,7 @@ class Revision:
     def _revised(self, chance: Map, *, lesion: bool) -> Map:
         """Return probabilities (n,) of lesions, or of another class, after it."""
         factor = np.exp(self.shift)
-        whole = 1 + self.chances[0] * (factor - 1)
+        whole = self.chances[2] + self.chances[0] * factor
         return np.asarray(chance * (factor if lesion else 1) / whole, np.float32)
 
 
@@ -194,10 +206,9 @@ class OutlierRule:
         None if the intensities of white matter are not known, or are those of the cortex.
         """
         found = labels == rivals.lesion
-        contested = found | (labels == rivals.white_matter)
-        if not contested.any():
+        if not rivals.contested.any():
             return None
-        box = _box_around(contested, self.voxel_size)
+        box = _box_around(rivals.contested, self.voxel_size)
         tissues = np.where(found[box], np.uint8(_NOWHERE), rivals.others[box])
         tissue = _measured(self.image[box], tissues, self.voxel_size, rivals, table)
         if tissue is None:
@@ -206,8 +217,8 @@ class OutlierRule:
         decided, evidence = _decide(tissue, found[box], places, self.voxel_size, self.how)
         changed = np.zeros(labels.shape, np.bool_)
         changed[box] = decided != found[box]
-        chances = rivals.chances[:, changed].astype(np.float32)
-        lesion, other = np.log(np.maximum(chances, _LEAST_CHANCE))
+        chances = rivals.chances(changed)
+        lesion, other = np.log(np.maximum(chances[:2], _LEAST_CHANCE))
         return Revision(
             lesion=rivals.lesion,
             where=changed,
