@@ -393,7 +393,24 @@ def test_an_image_that_smriprep_does_not_take_is_not_corrected(tmp_path, capsys)
     write_result(tmp_path / "raw", tmp_path / "out", "sub-01_FLAIR")
     assert run(tmp_path, "fmriprep", "--bias-corrected") == 1
     assert "sub-01_FLAIR is not a T1w or T2w: sMRIPrep accepts no other" in capsys.readouterr().err
+    assert not list((tmp_path / "fmriprep").rglob("*.nii.gz"))
     assert run(tmp_path, "fmriprep") == 0
+
+
+def test_an_export_that_fails_writes_nothing_and_leaves_an_earlier_one(place, capsys):
+    scan = place / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    image = nib.load(scan)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), scan)
+    folder = place / "fmriprep"
+    common = {folder / "README", folder / "dataset_description.json"}
+    assert run(place, "fmriprep", "--bias-corrected") == 1
+    assert "is not the image that was segmented." in capsys.readouterr().err
+    assert {path for path in folder.rglob("*") if path.is_file()} == common
+    assert run(place, "fmriprep") == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert run(place, "fmriprep", "--bias-corrected") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert told(folder / "sub-01/anat/sub-01_dseg.json")["Outputs"]
 
 
 def test_smriprep_builds_a_workflow_that_segments_nothing_anew(smriprep, tmp_path):
@@ -433,6 +450,77 @@ def test_lesions_above_a_confidence(tmp_path, least, voxels):
     assert run(tmp_path, "lesions", "--min-confidence", least) == 0
     path = tmp_path / "lesions/sub-01/anat/sub-01_label-lesion_roi.nii.gz"
     assert load(path).sum() == voxels
+
+
+def write_consensus(place: Path, *, source="T1w", other="T2w", data=None) -> ScanNames:
+    """Write the consensus of two scans, as `--combine` does, on the grid of `source`."""
+    raw, out = place / "raw", place / "out"
+    names = {each: write_result(raw, out, f"sub-01_{each}", data=data) for each in (source, other)}
+    scans = [f"sub-01/anat/sub-01_{each}.nii.gz" for each in names]
+    about = told(sidecar(names[source].segmentation))
+    inputs = {scan: sha256(raw / scan) for scan in scans}
+    about |= {
+        "Sources": [f"bids:raw:{scan}" for scan in scans],
+        "InputSHA256": "c" * 64,
+        "Combined": {"By": "all", "Inputs": inputs},
+    }
+    both = ScanNames(out, BidsName.parse("sub-01_consensus"))
+    segmentation = Segmentation(
+        load(names[source].segmentation),
+        Grid((40, 48, 44), np.diag([4.0, 4.0, 4.0, 1.0])),
+        LABELS,
+    )
+    written = save_segmentation(both.segmentation, segmentation)
+    written |= save_volumes(both.volumes, tissue_volumes(segmentation), LABELS)
+    written |= save_quality(both.quality, {"snr_WM": 8.0})
+    del about["Outputs"]
+    finish_scan(both, about, written)
+    return both
+
+
+CONSENSUS = ("--reference", "consensus")
+
+
+@pytest.mark.parametrize("target", ["fmriprep", "freesurfer", "lesions", "mne", "simnibs"])
+def test_a_consensus_is_exported_with_the_image_of_its_best_scan(tmp_path, target):
+    write_consensus(tmp_path, data=np.pad(anatomy_with_lesions()[1:-1, 1:-1, 1:-1], 1))
+    more = ("--bias-corrected",) if target == "fmriprep" else ()
+    assert run(tmp_path, target, *CONSENSUS, *more) == 0
+    (about,) = (
+        each for path in (tmp_path / target).rglob("*.json") if "Outputs" in (each := told(path))
+    )
+    assert about["Sources"][1:] == [
+        f"bids:raw:sub-01/anat/sub-01_{each}.nii.gz" for each in ("T1w", "T2w")
+    ]
+    if more:
+        assert "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz" in about["Outputs"]
+
+
+def test_a_consensus_has_no_confidence(tmp_path, capsys):
+    write_consensus(tmp_path)
+    assert run(tmp_path, "lesions", *CONSENSUS, "--min-confidence", "0.3") == 1
+    assert capsys.readouterr().err.endswith(
+        "FAILED sub-01_consensus: sub-01_consensus is a consensus of several scans: it has no "
+        "probability maps. Choose a scan with --reference, or leave --min-confidence out.\n"
+    )
+
+
+def test_a_consensus_whose_best_scan_changed_or_lies_elsewhere_is_told(tmp_path, capsys):
+    names = write_consensus(tmp_path)
+    scan = tmp_path / "raw/sub-01/anat/sub-01_T1w.nii.gz"
+    image = nib.load(scan)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.diag([4.0, 4.0, 5.0, 1.0])), scan)
+    assert run(tmp_path, "mne", *CONSENSUS) == 1
+    assert "sub-01_T1w.nii.gz is not the image that was segmented." in capsys.readouterr().err
+    path = sidecar(names.segmentation)
+    about = told(path)
+    about["Combined"]["Inputs"]["sub-01/anat/sub-01_T1w.nii.gz"] = sha256(scan)
+    path.write_text(json.dumps(about))
+    assert run(tmp_path, "mne", *CONSENSUS) == 1
+    assert (
+        "The labels of sub-01_consensus are not on the grid of sub-01_T1w.nii.gz. Choose another "
+        "scan with --reference." in capsys.readouterr().err
+    )
 
 
 def test_confidence_needs_a_probability_map(place, capsys):
@@ -533,6 +621,18 @@ def test_freesurfers_files_share_a_grid_and_sides_are_those_of_the_world(tmp_pat
     assert not norm[aseg == 0].any()
     assert norm[aseg == 24].any()
     assert np.median(norm[np.isin(aseg, (2, 41))]) == 110
+
+
+def test_half_a_head_makes_no_aseg(tmp_path, capsys):
+    data = anatomy_with_lesions()[:18]
+    write_result(tmp_path / "raw", tmp_path / "out", "sub-01_T1w", data=data)
+    assert run(tmp_path, "freesurfer") == 1
+    assert (
+        "FAILED sub-01_T1w: The hemispheres of sub-01_T1w cannot be told. Choose another scan"
+        in capsys.readouterr().err
+    )
+    assert run(tmp_path, "fmriprep") == 0
+    assert not list((tmp_path / "fmriprep").rglob("*aseg*"))
 
 
 def test_aseg_stats_has_the_lines_and_columns_of_mri_segstats(place):
@@ -637,6 +737,22 @@ def test_a_head_that_the_image_cuts_above_is_refused(tmp_path, capsys, axis, cut
     assert run(tmp_path, "mne") == 1
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "mne").rglob("*.surf"))
+
+
+@pytest.mark.parametrize("target", ["mne", "simnibs"])
+@pytest.mark.parametrize("bone", [False, True])
+def test_a_skull_stripped_head_is_refused(tmp_path, capsys, target, bone):
+    """Some voxels of the missing tissues are left, as networks find them at the edge."""
+    data = np.pad(head_labels().astype(np.uint8), 2)
+    bare = [LABELS.by_name[name].index for name in (("Head",) if bone else ("Head", "Skull"))]
+    data[np.isin(data, bare) & (np.random.default_rng(0).random(data.shape) > 0.0002)] = 0
+    grid = Grid(data.shape, affine_of("LAS", (3.0, 3.0, 3.0)))
+    write_result(tmp_path / "raw", tmp_path / "out", "sub-01_T1w", data=data, grid=grid)
+    assert run(tmp_path, target) == 1
+    err = capsys.readouterr().err
+    assert ("FAILED sub-01_T1w: Bone covers 100% and scalp " in err) == bone
+    assert "of the upper brain: was the image skull-stripped or cut? Choose another scan" in err
+    assert not [*(tmp_path / target).rglob("*.nii.gz"), *(tmp_path / target).rglob("*.surf")]
 
 
 def test_an_image_that_changed_is_not_laid_under_surfaces(place, capsys):

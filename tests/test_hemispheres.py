@@ -140,6 +140,31 @@ def test_sides_of_a_brain_without_its_surroundings_and_of_a_slab():
     assert right_share(found_on(slab, turn @ affine), known) > 0.985
 
 
+@pytest.mark.parametrize("away", [-20, -10, -3, 3, 10])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_half_a_head_has_no_sides(away, sign):
+    """The image ends some mm short of the middle or beyond it; the other side is not there."""
+    labels, _, affine = two_hemispheres()
+    edge = int(np.rint((sign * away - affine[0, 3]) / STEP)) + 1
+    part = slice(None, edge) if sign > 0 else slice(edge, None)
+    start = affine.copy()
+    start[0, 3] += STEP * (part.start or 0)
+    segmentation = Segmentation(labels[part], Grid(labels[part].shape, start), LABELS)
+    assert mid_surface(segmentation) is None
+    assert find_sides(segmentation) is None
+    assert tissue_volumes(segmentation, None)["left_mL"].isna().all()
+
+
+@pytest.mark.parametrize("half", [20, 30])
+def test_a_sagittal_slab_around_the_middle_has_sides(half):
+    labels, truth, affine = two_hemispheres()
+    x = affine[0, 3] + STEP * np.arange(len(labels))
+    kept = np.abs(x) < half
+    start = affine.copy()
+    start[0, 3] = x[kept][0]
+    assert right_share(found_on(labels[kept], start), truth[kept]) > 0.98
+
+
 def test_a_nucleus_is_of_one_side_wherever_the_surface_runs():
     labels, truth, affine = two_hemispheres()
     found = found_on(labels, affine)
@@ -258,6 +283,10 @@ def test_sides_of_a_map_that_tells_them():
     found = sides.measure(head)
     assert found["all"] >= 99.5
     assert found["volume"] < 1
+    for name in ("one_sided", "cavity", "turned_front"):
+        assert sides.measure(getattr(sides, name)(head, np.random.default_rng(1)))["all"] >= 98.5
+    left = head.where(head.points[0] > head.middle[0] - 3)
+    assert find_sides(left.segmentation) is None
     pushed = sides.measure(sides.shifted(head, np.random.default_rng(1)))
     assert pushed["all"] >= 99
 

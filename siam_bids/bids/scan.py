@@ -14,6 +14,9 @@ CT = ("ct", "CT")
 FOLDERS = ("anat", *CT)
 """Folders of head images: those of BIDS, and for CT those of BIDS extension proposal 24."""
 
+CONSENSUS = "consensus"
+"""What takes the place of the contrast in the names of the results of a whole session."""
+
 NO_ANATOMY = ("phase", "real", "imag")
 
 ENTITIES = (

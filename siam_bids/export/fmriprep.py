@@ -82,6 +82,11 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     labels, names = head.labels, head.names
     if not labels.brain or not labels.intracranial:
         raise DatasetError(f"{names.name} cannot be exported for fMRIPrep. {labels.limits}")
+    if options.bias_corrected and head.suffix not in CORRECTED:
+        raise DatasetError(
+            f"{names.name} is not a {' or '.join(CORRECTED)}: sMRIPrep accepts no other image.",
+            "Leave --bias-corrected out.",
+        )
     segmentation = head.segmentation
     grid = segmentation.grid
     mask = _brain(segmentation)
@@ -112,18 +117,13 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     written |= save_segmentation(
         anat(root, names, "dseg.nii.gz"), Segmentation(data, grid, _CLASS_TABLE)
     )
-    if can_be_aseg(labels):
+    if can_be_aseg(labels) and (values := aseg_values(segmentation)).any():
         path = anat(root, names, "desc-aseg_dseg.nii.gz")
-        written |= save_values(path, aseg_values(segmentation), grid)
+        written |= save_values(path, values, grid)
         made = "Brain and CSF with FreeSurfer's values (aseg)."
         written |= save_sidecar(path, {"Description": made, **about})
     if options.bias_corrected:
-        path = anat(root, names, f"desc-preproc_{names.identity.suffix}.nii.gz")
-        if names.identity.suffix not in CORRECTED:
-            raise DatasetError(
-                f"{names.name} is not a {' or '.join(CORRECTED)}: sMRIPrep accepts no other image.",
-                "Leave --bias-corrected out.",
-            )
+        path = anat(root, names, f"desc-preproc_{head.suffix}.nii.gz")
         written |= save_image(path, bias_corrected(head.scan(), mask), grid)
         made = "Corrected for intensity non-uniformity by N4 (SimpleITK) within the brain mask."
         written |= save_sidecar(path, {"Description": made, "SkullStripped": False, **about})

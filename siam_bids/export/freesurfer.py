@@ -65,7 +65,10 @@ def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
     image = as_mgh(head.scan(), grid)
     native = aseg_values(segmentation)
     if not native.any():
-        raise DatasetError(f"The hemispheres of {head.names.name} cannot be told.")
+        raise DatasetError(
+            f"The hemispheres of {head.names.name} cannot be told.",
+            "Choose another scan with --reference.",
+        )
     values = np.asarray(resampled(native, segmentation.grid, grid, order=0), np.uint8)
     norm = _normalised(np.asarray(image.dataobj), values)
     written = save_image(folder / "mri" / "orig.mgz", image)

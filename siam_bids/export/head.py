@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from siam_bids.bids.names import ScanNames, sidecar
 from siam_bids.bids.results import ScanResult, read_results
-from siam_bids.bids.scan import BidsName
-from siam_bids.bids.status import OUTPUTS
+from siam_bids.bids.scan import CONSENSUS, BidsName
+from siam_bids.bids.status import COMBINED, OUTPUTS
 from siam_bids.errors import DatasetError, ImageError
 from siam_bids.image.grid import Reorientation, Segmentation, Volume
 from siam_bids.image.image_file import ImageFile, image_checksum
@@ -73,14 +73,25 @@ class Head:
 
     @property
     def sources(self) -> list[str]:
-        """BIDS URIs of the label map and the scan."""
+        """BIDS URIs of the label map and the scan; of a consensus the scans, the best one first."""
         place = self.names.segmentation.relative_to(self.names.root).as_posix()
-        return [f"bids:siam:{place}", f"bids:raw:{self.result.source}"]
+        scans = (str(each).removeprefix("bids:raw:") for each in self.result.about["Sources"])
+        return [f"bids:siam:{place}", *(f"bids:raw:{scan}" for scan in scans)]
 
     @cached_property
     def identity(self) -> str:
         """SHA-256 of the sidecar, which names every file of the result."""
         return sha256(sidecar(self.names.segmentation))
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the image, which is not that of a consensus' results: `T1w`."""
+        return Path(self.result.source).name.partition(".")[0].rpartition("_")[2]
+
+    @property
+    def is_consensus(self) -> bool:
+        """Tell whether the labels are a consensus of several scans, which has no probabilities."""
+        return self.names.identity.suffix == CONSENSUS
 
     def has_probabilities(self, tissues: Collection[str]) -> bool:
         """Tell whether there is a probability map of each of these labels."""
@@ -106,30 +117,39 @@ class Head:
         return np.clip(total, 0, 1)
 
     def scan(self) -> Volume:
-        """Return the image that was segmented.
+        """Return the image that was segmented; for a consensus that whose grid it has.
 
         Raises
         ------
         DatasetError
-            It is not where the results say, or has changed since.
+            It is not where the results say, has changed since, or is not on the grid of the labels.
         """
         if self.raw is None:
             raise DatasetError(
                 "The results do not record where the images are.", "Name their dataset: --bids-dir."
             )
+        about = self.result.about
         path = self.raw / self.result.source
+        known = about.get(COMBINED, {}).get("Inputs", {}).get(self.result.source)
         try:
             checksum = image_checksum(path)
         except (OSError, ImageError) as error:
             raise DatasetError(
                 f"The image {path} cannot be read.", "Name the dataset: --bids-dir."
             ) from error
-        if checksum != self.result.about["InputSHA256"].removeprefix("sha256:"):
+        if checksum != (known or about["InputSHA256"]).removeprefix("sha256:"):
             raise DatasetError(
                 f"{path.name} is not the image that was segmented.",
                 "Run siam-bids again, or name the right dataset: --bids-dir.",
             )
-        return load_volume(path, index=self.result.about.get("Options", {}).get("volume"))
+        scan = load_volume(path, index=about.get("Options", {}).get("volume"))
+        grid = Reorientation.to_ras(scan.grid).target
+        if not grid.same_as(self.segmentation.grid):
+            raise DatasetError(
+                f"The labels of {self.names.name} are not on the grid of {path.name}.",
+                "Choose another scan with --reference.",
+            )
+        return scan
 
     def _recorded(self, path: Path) -> Path:
         """Return a file of the result, unless it was changed."""

@@ -40,6 +40,11 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     sizes = (voxels * grid.voxel_volume).round(6)
     kept = sizes >= options.smallest
     if options.confidence:
+        if head.is_consensus:
+            raise DatasetError(
+                f"{head.names.name} is a consensus of several scans: it has no probability maps.",
+                "Choose a scan with --reference, or leave --min-confidence out.",
+            )
         if not head.has_probabilities(names):
             raise DatasetError(
                 f"There is no probability map of {', '.join(names)} for the confidence.",

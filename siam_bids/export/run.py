@@ -22,7 +22,7 @@ from siam_bids.export.mne import MNE
 from siam_bids.export.simnibs import SIMNIBS
 from siam_bids.export.summaries import SUMMARIES
 from siam_bids.export.target import Options, Target
-from siam_bids.support.atomic_files import read_json, sweep, write_json, write_text
+from siam_bids.support.atomic_files import read_json, staging, sweep, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,10 @@ def export(config: ExportConfig) -> Exported:
 
 
 def _export(head: Head, target: Target, config: ExportConfig) -> bool:
-    """Export one scan; return False if that is done already."""
+    """Export one scan; return False if that is done already.
+
+    Its files take their places together: what fails leaves an earlier export as it was.
+    """
     path = target.declares(config.folder, head.names)
     identity = {
         "Target": config.target,
@@ -129,12 +132,17 @@ def _export(head: Head, target: Target, config: ExportConfig) -> bool:
     same = all(known.get(key) == value for key, value in identity.items())
     if same and known.get(OUTPUTS) and not missing_outputs(config.folder, known):
         return False
-    path.unlink(missing_ok=True)
-    about, written = target.write(head, config.folder, config.options)
-    if Head(result=head.result, labels=head.labels).identity != head.identity:
-        raise DatasetError(
-            f"{head.names.name} was segmented again in the meantime.", "Export it again."
-        )
+    with staging(config.folder) as place:
+        about, made = target.write(head, place, config.options)
+        if Head(result=head.result, labels=head.labels).identity != head.identity:
+            raise DatasetError(
+                f"{head.names.name} was segmented again in the meantime.", "Export it again."
+            )
+        path.unlink(missing_ok=True)
+        written = {config.folder / file.relative_to(place): made[file] for file in made}
+        for file, final in zip(made, written, strict=True):
+            final.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(final)
     declare(path, config.folder, {**about, **identity}, written)
     return True
 

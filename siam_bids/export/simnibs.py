@@ -18,6 +18,7 @@ from siam_bids.bids.writers import Written, save_segmentation
 from siam_bids.errors import DatasetError
 from siam_bids.export.head import Head
 from siam_bids.export.shapes import Mask, largest
+from siam_bids.export.surfaces import check_cover
 from siam_bids.export.target import Options, Target, person
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import Label, LabelTable
@@ -69,7 +70,8 @@ def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
     Raises
     ------
     DatasetError
-        The labels do not tell brain, CSF, bone and the rest of the head.
+        The labels do not tell brain, CSF, bone and the rest of the head, or bone and scalp do not
+        cover the brain.
     """
     labels = head.labels
     present = {tissue_of(label) for label in labels.foreground}
@@ -87,6 +89,7 @@ def write(head: Head, root: Path, _: Options) -> tuple[dict[str, Any], Written]:
             f"{head.names.name} has sheared voxels, which a qform cannot represent.",
             "Choose another scan with --reference.",
         )
+    check_cover(segmentation)
     lookup = np.zeros(256, np.uint8)
     for label in labels.foreground:
         lookup[label.index] = tissue_of(label)

@@ -57,6 +57,12 @@ MOST_CUT = 0.05
 The cap of a sphere of radius r that holds the share s of a hemisphere is s r deep: here some 5 mm.
 """
 
+LEAST_COVER = 0.8
+"""Share of the directions upwards in which there must be bone, and scalp.
+
+Whole heads have 1.0; skull-stripped ones have up to 0.2 of bone and no scalp.
+"""
+
 MOST_BRAIN_CUT = 0.02
 """Share of the directions above `BRAIN_STEM` that may leave the image within the brain's space."""
 
@@ -158,7 +164,8 @@ def head_surfaces(segmentation: Segmentation, thickness: float) -> HeadSurfaces:
     Raises
     ------
     DatasetError
-        The labels do not tell brain, CSF and bone, or the image cuts brain or the upper head.
+        The labels do not tell brain, CSF and bone, the image cuts brain or the upper head, or bone
+        and scalp do not cover the brain.
     """
     labels = segmentation.labels
     if not labels.intracranial or not labels.of_role("skull"):
@@ -183,6 +190,7 @@ def head_surfaces(segmentation: Segmentation, thickness: float) -> HeadSurfaces:
             f"The field of view cuts the upper head ({share:.0%} of it): its skin stays open.",
             "Choose another scan with --reference.",
         )
+    check_cover(even)
     for below, name, mask in (
         ("inner_skull", "outer_skull", bone),
         ("outer_skull", "outer_skin", head),
@@ -193,6 +201,33 @@ def head_surfaces(segmentation: Segmentation, thickness: float) -> HeadSurfaces:
         _smooth(rays.last_inside(brain & inner)), radii["inner_skull"] - UNDER_SKULL
     )
     return HeadSurfaces(center=center, radii=radii, closed_by_edge=float(np.mean(edge)))
+
+
+def check_cover(segmentation: Segmentation) -> None:
+    """Refuse a head whose skull or scalp is not there, as after skull stripping.
+
+    Raises
+    ------
+    DatasetError
+        There is no brain, or bone or scalp lie in too few directions upwards: see `LEAST_COVER`.
+    """
+    labels, grid = segmentation.labels, segmentation.grid
+    inside = segmentation.mask(labels.names(*INTRACRANIAL))
+    if not inside.any():
+        raise DatasetError("There is no brain in the label map.")
+    center = (grid.affine @ [*ndimage.center_of_mass(inside), 1])[:3]
+    upwards = sphere().directions[:, 2] > 0
+    rays = _Rays(grid, center)
+    bone, scalp = (
+        float(rays.meet(segmentation.mask(labels.names(role)))[upwards].mean())
+        for role in ("skull", "head")
+    )
+    if min(bone, scalp) < LEAST_COVER:
+        raise DatasetError(
+            f"Bone covers {bone:.0%} and scalp {scalp:.0%} of the upper brain: was the image "
+            "skull-stripped or cut?",
+            "Choose another scan with --reference.",
+        )
 
 
 def _masks(segmentation: Segmentation, thickness: float) -> tuple[Mask, Mask, Mask]:
@@ -241,6 +276,18 @@ class _Rays:
         inner, outer = values[rows, last], values[rows, np.minimum(last + 1, len(steps) - 1)]
         found: Points = steps[last] + STEP * (inner - 0.5) / np.maximum(inner - outer, 1e-6)
         return found
+
+    def meet(self, mask: Mask) -> Mask:
+        """Tell along which directions a mask lies."""
+        reach = np.linalg.norm(np.multiply(self.grid.shape, self.grid.voxel_size))
+        values = ndimage.map_coordinates(
+            mask.astype(np.uint8),
+            self._voxels(np.arange(0, reach, STEP)[None]),
+            order=0,
+            mode="constant",
+        )
+        met: Mask = values.any(axis=1)
+        return met
 
     def leave(self, seen: npt.NDArray[np.generic], radii: Points) -> Mask:
         """Tell along which directions the image ends within 2 mm of a radius."""

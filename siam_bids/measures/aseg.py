@@ -66,7 +66,7 @@ def aseg_values(segmentation: Segmentation) -> npt.NDArray[np.uint8]:
     """Return FreeSurfer's values (I, J, K), 0 outside brain and CSF.
 
     Lesions are 25 and 57. Without cerebellar cortex all white matter is cerebral, and all
-    ventricles are lateral ones. Where the hemispheres cannot be told, for lack of brain, all is 0.
+    ventricles are lateral ones. Where the hemispheres cannot be told all is 0.
 
     Raises
     ------
@@ -75,9 +75,8 @@ def aseg_values(segmentation: Segmentation) -> npt.NDArray[np.uint8]:
     """
     labels = segmentation.labels
     surface = mid_surface(segmentation)
-    sides = find_sides(segmentation, surface)
     found = np.zeros(segmentation.data.shape, np.uint8)
-    if surface is None or sides is None:
+    if surface is None or (sides := find_sides(segmentation, surface)) is None:
         return found
     for label in labels:
         if label.name in SINGLE:

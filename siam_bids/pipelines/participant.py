@@ -19,7 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from siam_bids.bids.description import DESCRIPTION, FURTHER, begin_dataset
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.ownership import check_output_folder
-from siam_bids.bids.scan import CT, Scan
+from siam_bids.bids.scan import CONSENSUS, CT, Scan
 from siam_bids.bids.status import (
     check_unknown,
     failed_scans,
@@ -69,7 +69,6 @@ from siam_bids.pipelines.failures import (
 )
 from siam_bids.pipelines.person import (
     COMBINED_AS,
-    CONSENSUS,
     Kept,
     Person,
     best_first,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from siam_bids.bids.names import ScanNames
-from siam_bids.bids.scan import BidsName, Scan
+from siam_bids.bids.scan import CONSENSUS, BidsName, Scan
 from siam_bids.image.grid import Segmentation
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.transforms import Affine
@@ -31,9 +31,6 @@ from siam_bids.inference.person import (
 from siam_bids.inference.prediction import NetworkScores
 
 logger = logging.getLogger(__name__)
-
-CONSENSUS = "consensus"
-"""What takes the place of the contrast in the names of the results of a whole session."""
 
 
 COMBINED_AS = "CombinedAs"
