@@ -18,6 +18,7 @@ from siam_bids.bids.metadata import SCANNER, scanner_metadata
 from siam_bids.bids.names import stray_results, undeclared_results
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import Results, ScanResult, misplaced, read_results, undeclared
+from siam_bids.bids.scan import CONSENSUS
 from siam_bids.bids.status import COMBINED, sweep_root
 from siam_bids.bids.writers import (
     RESOURCES,
@@ -55,7 +56,7 @@ from siam_bids.measures.ratings import combined, rating_files, read_ratings
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.pipelines.failures import write_page
-from siam_bids.pipelines.person import COMBINED_AS, CONSENSUS
+from siam_bids.pipelines.person import COMBINED_AS
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.support.atomic_files import Batch, read_json, together
