@@ -297,6 +297,7 @@ def test_rating_by_mouse_and_keyboard_survives_reload_and_goes_out_and_in(tab, o
     tab.check("[data-tag=ringing]")
     tab.keyboard.press("Escape")
     tab.wait_for_selector("#detail", state="hidden")
+    tab.wait_for_function("!location.hash.includes('scan=')")  # told by an event of the dialog
     tab.reload()
     tab.wait_for_selector("html[data-ready]")
     pressed = "[aria-pressed=true][data-rate]"

@@ -182,6 +182,20 @@ def all_kinds_of_scores(height=3):
 
 
 @pytest.mark.parametrize("kind", all_kinds_of_scores())
+def test_scores_are_the_same_with_logits_put_aside_and_brought_back(kind):
+    scores = all_kinds_of_scores()[kind]
+    if not hasattr(scores, "tensors"):
+        pytest.skip("refined scores are not put aside")
+    wanted = [plane.clone() for plane in scores.planes()]
+    tensors = scores.tensors()
+    without = scores.with_tensors(torch.empty(0) for _ in tensors)
+    assert all(each.numel() == 0 for each in without.tensors())
+    found = without.with_tensors(iter(tensors))
+    for one, other in zip(wanted, found.planes(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", all_kinds_of_scores())
 @pytest.mark.parametrize("order", ["asked first", "after one plane", "after all planes"])
 @pytest.mark.parametrize("height", [3, 15, 60])
 def test_probabilities_can_be_asked_for_at_any_time(kind, order, height):

@@ -339,7 +339,7 @@ def test_bfloat16_is_for_cpus_that_have_it(monkeypatch, fast):
 
 
 def test_processes_share_no_gpu(tmp_path, label_map):
-    with pytest.raises(UsageError, match="for CPUs"):
+    with pytest.raises(UsageError, match="on CPUs only"):
         train(config(tmp_path, label_map, minutes=1, processes=2, device="cuda"))
 
 

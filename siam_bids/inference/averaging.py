@@ -43,6 +43,15 @@ class MeanScores:
         self._share = len(others) / (1 + len(others)) if share is None else share
         self._box = tuple(box or (slice(0, length) for length in self.shape))
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the logits of all networks."""
+        return [each for part in (self._first, *self._others) for each in part.tensors()]
+
+    def with_tensors(self, tensors: Iterator[torch.Tensor]) -> MeanScores:
+        """Return the same scores of other logits, see `Prior`."""
+        first, *others = (part.with_tensors(tensors) for part in (self._first, *self._others))
+        return MeanScores(first, others, self._box, self._share)
+
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) logarithms of the mean probabilities of each plane, float32."""
         rows, *window = self._box

@@ -213,6 +213,15 @@ class PersonPrior:
         self.shape, self.classes = own.shape, own.classes
         self._own, self._others, self._box = own, others, tuple(box)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the scan's own logits, then those of all scans."""
+        return [*self._own.tensors(), *self._others.tensors()]
+
+    def with_tensors(self, tensors: Iterator[torch.Tensor]) -> PersonPrior:
+        """Return the same scores of other logits, see `Prior`."""
+        own = self._own.with_tensors(tensors)
+        return PersonPrior(own, self._others.with_tensors(tensors), self._box)
+
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) logarithms of the probabilities of each plane, float32."""
         rows, *window = self._box

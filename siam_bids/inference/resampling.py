@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11
 
 LEAST_PROBABILITY = 1e-9
 """A probability that counts as 0, where its logarithm is taken."""
@@ -114,6 +118,14 @@ class Prior(Scores, Protocol):
         """Return the scores of every n-th voxel along each axis."""
         ...
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the logits that all is computed from, which take most of the memory."""
+        ...
+
+    def with_tensors(self, tensors: Iterator[torch.Tensor]) -> Prior:
+        """Return the same scores of other logits, which are taken in the order of `tensors`."""
+        ...
+
 
 class Observer(Protocol):
     """What looks at each plane on its way."""
@@ -130,6 +142,10 @@ class Part(Prior, Protocol):
         """Return the scores of every n-th voxel along each axis, starting at `offset`."""
         ...
 
+    def with_tensors(self, tensors: Iterator[torch.Tensor]) -> Part:
+        """Return the same scores of other logits, see `Prior`."""
+        ...
+
 
 class Interpolated(ABC):
     """Logits of a network, interpolated plane by plane to the voxels of another grid.
@@ -142,8 +158,21 @@ class Interpolated(ABC):
         (I, J, K) of the wanted grid.
     """
 
+    _logits: torch.Tensor
+
     def __init__(self, classes: int, shape: Sequence[int]) -> None:
         self.classes, self.shape = classes, tuple(shape)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the logits, on the voxels of the network."""
+        return [self._logits]
+
+    def with_tensors(self, tensors: Iterator[torch.Tensor]) -> Self:
+        """Return the same scores of other logits, the next of `tensors`."""
+        found = copy.copy(self)
+        found.__dict__.pop("_normaliser", None)
+        found._logits = next(tensors)  # noqa: SLF001 (its own kind)
+        return found
 
     def planes(self) -> Iterator[torch.Tensor]:
         """Return an iterator over (classes, J, K) float16 logits of planes along the first axis."""

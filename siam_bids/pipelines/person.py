@@ -38,7 +38,9 @@ COMBINED_AS = "CombinedAs"
 
 
 class Kept:
-    """What the networks said of the scans of one participant, on disk; in memory on a coarse grid.
+    """What the networks said of the scans of one participant.
+
+    The logits are on disk; in memory are those of a coarse grid.
 
     Parameters
     ----------
@@ -49,21 +51,26 @@ class Kept:
     def __init__(self, scratch: Callable[[], Path], labels: LabelTable) -> None:
         self._scratch, self._labels = scratch, labels
         self.coarse: dict[Scan, Coarse | None] = {}
+        self._without: dict[Scan, NetworkScores] = {}
 
     def add(self, scan: Scan, seen: NetworkScores) -> None:
         """Keep the scores of a scan."""
-        torch.save(seen, self._path(scan))
+        tensors = seen.prior.tensors()
+        torch.save(tensors, self._path(scan))
         self.coarse[scan] = coarse_scores(seen, self._labels)
+        nothing = (torch.empty(0) for _ in tensors)
+        self._without[scan] = replace(seen, prior=seen.prior.with_tensors(nothing))
 
     def scores(self, scan: Scan) -> NetworkScores:
         """Return the scores of a scan."""
-        seen: NetworkScores = torch.load(self._path(scan), weights_only=False)
-        return seen
+        seen = self._without[scan]
+        tensors = torch.load(self._path(scan), weights_only=True)
+        return replace(seen, prior=seen.prior.with_tensors(iter(tensors)))
 
     def remove(self, scan: Scan) -> None:
         """Forget a scan."""
         self._path(scan).unlink()
-        del self.coarse[scan]
+        del self.coarse[scan], self._without[scan]
 
     @cached_property
     def _folder(self) -> Path:
