@@ -7,6 +7,7 @@ order, as sMRIPrep turns the scan itself (niworkflows' `Conform`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,7 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     segmentation = head.segmentation
     grid = segmentation.grid
     mask = _brain(segmentation)
-    members = {
-        kind: [each.name for each in labels.foreground if class_of(each) == kind]
-        for kind in CLASSES
-    }
+    members = {kind: [each.name for each in labels if class_of(each) == kind] for kind in CLASSES}
     data = np.zeros(grid.shape, np.uint8)
     for value, kind in enumerate(CLASSES, start=1):
         data[mask & segmentation.mask(members[kind])] = value
@@ -102,14 +100,11 @@ def write(head: Head, root: Path, options: Options) -> tuple[dict[str, Any], Wri
     made = f"Brain, closed over sulci of up to {2 * SULCI:g} mm, without what is no brain or CSF."
     written = save_mask(path, mask, grid)
     written |= save_sidecar(path, {"Type": "Brain", "Description": made, **about})
-    own = head.has_probabilities([name for each in members.values() for name in each])
+    own = head.has_probabilities(list(chain(*members.values())))
     how = "the networks' probabilities" if own else "the label map, 0 or 1"
     for value, kind in enumerate(CLASSES, start=1):
-        inside = (
-            np.where(mask, head.probability(members[kind]), np.float32(0))
-            if own
-            else (data == value).astype(np.float32)
-        )
+        here = (data == value).astype(np.float32)
+        inside = head.probability(members[kind]) * mask if own else here
         path = anat(root, names, f"label-{kind}_probseg.nii.gz")
         written |= save_probability(path, inside, grid)
         description = f"Probability of {CLASSES[kind]} within the brain mask, from {how}."

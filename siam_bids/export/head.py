@@ -6,6 +6,7 @@ import glob
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
@@ -203,25 +204,29 @@ def choose_references(
     read = [read_results(root, subject) for subject in people]
     usable = [result for each in read for result in each.usable]
     unusable = {names: reason for each in read for names, reason in each.unusable.items()}
-    by_session: dict[str, list[ScanResult]] = {}
-    without = {}
-    for names, reason in unusable.items():
-        if not sessions or names.identity.session in sessions:
-            without[names.name] = reason
-    for result in usable:
-        if not sessions or result.names.identity.session in sessions:
-            session = result.names.anat.parent.relative_to(root).as_posix()
-            by_session.setdefault(session, []).append(result)
+    known = {names.identity.subject for names in (*unusable, *(result.names for result in usable))}
+    without = {f"sub-{name}": "No finished scan." for name in participants if name not in known}
+    without |= {
+        names.name: reason for names, reason in unusable.items() if _within(names, sessions)
+    }
     chosen = []
-    for session, results in by_session.items():
+    asked = [result for result in usable if _within(result.names, sessions)]
+    for session, results in groupby(sorted(asked, key=_session), key=_session):
         fitting = [result for result in results if _has(result.names.identity, wanted)]
         if fitting:
             chosen.append(min(fitting, key=_rank))
         else:
-            without[session] = f"No finished scan is called {wanted} (--reference)."
-    known = {names.identity.subject for names in (*unusable, *(result.names for result in usable))}
-    without |= {f"sub-{name}": "No finished scan." for name in participants if name not in known}
+            place = session.relative_to(root).as_posix()
+            without[place] = f"No finished scan is called {wanted} (--reference)."
     return Choice(tuple(chosen), without)
+
+
+def _session(result: ScanResult) -> Path:
+    return result.names.anat.parent
+
+
+def _within(names: ScanNames, sessions: Collection[str]) -> bool:
+    return not sessions or names.identity.session in sessions
 
 
 def _has(identity: BidsName, wanted: str) -> bool:
