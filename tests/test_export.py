@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import affine_of, head_labels, write_raw
 
-from siam_bids.bids.description import begin_dataset
+from siam_bids.bids.description import begin_dataset, raw_dataset
 from siam_bids.bids.names import ScanNames, sidecar
 from siam_bids.bids.scan import BidsName
 from siam_bids.bids.status import finish_scan
@@ -167,6 +167,12 @@ def test_sidecars_say_where_an_export_comes_from(place, target):
         assert checksum == f"sha256:{sha256(place / target / name)}"
     links = told(place / target / "dataset_description.json")["DatasetLinks"]
     assert links == {"siam": (place / "out").as_uri(), "raw": (place / "raw").as_uri()}
+
+
+@pytest.mark.parametrize("name", ["raw", "my data", "50%25 done", "über%20all"])
+def test_the_raw_dataset_is_found_whatever_its_name(tmp_path, name):
+    begin_dataset(tmp_path / "out", tmp_path / name, LABELS)
+    assert raw_dataset(tmp_path / "out") == tmp_path / name
 
 
 def test_a_folder_of_others_is_refused_and_left_alone(place, capsys):

@@ -68,9 +68,8 @@ def test_only_the_store_can_reach_the_network():
     talkers = {"urllib", "http", "socket", "ssl", "ftplib", "requests", "httpx", "aiohttp"}
     found = {named(module): imported(module) & talkers for module in MODULES}
     assert {name: used for name, used in found.items() if used} == {
-        "export/head": {"urllib"},  # takes file:// addresses apart
+        "bids/description": {"urllib"},  # takes file:// addresses apart
         "models/download": {"http", "urllib"},
-        "reports/build": {"urllib"},  # likewise
         "support/signals": {"socket"},  # a pair within the process, to hear of signals
     }
 

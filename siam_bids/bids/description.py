@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from siam_bids import __version__
 from siam_bids.bids.label_tables import (
@@ -146,3 +148,10 @@ def _add_lines(path: Path, lines: Sequence[str]) -> None:
 def _values(labels: LabelTable) -> dict[int, str]:
     """Return what the values of label maps mean."""
     return {label.index: label.name for label in labels}
+
+
+def raw_dataset(root: Path) -> Path | None:
+    """Return the dataset that was segmented, as the description of its results links it."""
+    links = read_json(root / DESCRIPTION).get("DatasetLinks")
+    link = urlsplit(str(links.get("raw", "")) if isinstance(links, dict) else "")
+    return Path(url2pathname(link.path)) if link.scheme == "file" else None

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +21,7 @@ from siam_bids.image.grid import Reorientation, Segmentation, Volume
 from siam_bids.image.image_file import ImageFile, image_checksum
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.loading import load_labels, load_volume, read_grid
-from siam_bids.support.atomic_files import read_json, sha256
+from siam_bids.support.atomic_files import sha256
 
 PREFERRED = ("T1w", "UNIT1", "T2w")
 """Suffixes that make an anatomical reference, best first; all others come after them."""
@@ -163,13 +161,6 @@ class Head:
                 f"{path.name} is not the file that its sidecar records.", "Run siam-bids again."
             )
         return path
-
-
-def raw_dataset(root: Path) -> Path | None:
-    """Return the dataset that was segmented, as the results' description links it."""
-    links = read_json(root / "dataset_description.json").get("DatasetLinks")
-    parts = urlsplit(str(links.get("raw", "")) if isinstance(links, dict) else "")
-    return Path(url2pathname(unquote(parts.path))) if parts.scheme == "file" else None
 
 
 @dataclass(frozen=True)

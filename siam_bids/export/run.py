@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from siam_bids import __version__
-from siam_bids.bids.description import BIDS_VERSION
+from siam_bids.bids.description import BIDS_VERSION, raw_dataset
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.ownership import PIPELINE, check_output_folder
 from siam_bids.bids.status import OUTPUTS, declare, missing_outputs
 from siam_bids.errors import DatasetError, SiamError, UsageError, out_of_memory
 from siam_bids.export.fmriprep import FMRIPREP
 from siam_bids.export.freesurfer import FREESURFER
-from siam_bids.export.head import Head, choose_references, raw_dataset
+from siam_bids.export.head import Head, choose_references
 from siam_bids.export.lesions import LESIONS
 from siam_bids.export.mne import MNE
 from siam_bids.export.simnibs import SIMNIBS

@@ -72,7 +72,6 @@ from siam_bids.pipelines.person import (
     Kept,
     Person,
     best_first,
-    consensus_outputs,
     consensus_provenance,
     consensus_scan,
     keeping,
@@ -448,10 +447,7 @@ class _ScanLoop:
         now = read_json(sidecar(task.names.segmentation))
         if not now or now == task.seen:
             return False
-        outputs = self.checklist.outputs(task.names)
-        if task.scan.identity.suffix == CONSENSUS:
-            outputs = consensus_outputs(outputs, task.names, self.config.probabilities)
-        return not to_do(task.names, now, task.provenance, outputs)
+        return not to_do(task.names, now, task.provenance, self.checklist.outputs(task.names))
 
     def _write_page(self, subject: str) -> None:
         page = f"sub-{subject}.html"
@@ -525,9 +521,8 @@ def consensus_missing(checklist: Checklist, session: Sequence[Scan]) -> str:
             return ""
         own = checklist.provenance(session[0], image_checksum(session[0].path))
         made = consensus_provenance(own, session)
-        outputs = checklist.outputs(names)
-        outputs = consensus_outputs(outputs, names, checklist.config.probabilities)
-        return to_do(names, read_json(sidecar(names.segmentation)), made, outputs)
+        known = read_json(sidecar(names.segmentation))
+        return to_do(names, known, made, checklist.outputs(names))
     return ""
 
 
@@ -549,7 +544,7 @@ def consensus_task(checklist: Checklist, scans: Sequence[Scan], order: Order) ->
     scan = consensus_scan(scans)
     names = checklist.names(scan)
     made = consensus_provenance(order.provenance, scans)
-    outputs = consensus_outputs(checklist.outputs(names), names, checklist.config.probabilities)
+    outputs = checklist.outputs(names)
     seen = read_json(sidecar(names.segmentation))
     if not (why := to_do(names, seen, made, outputs)) and not checklist.config.overwrite:
         return None

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from siam_bids.bids.names import ScanNames
 from siam_bids.bids.scan import CONSENSUS, BidsName, Scan
 from siam_bids.image.grid import Segmentation
 from siam_bids.image.labels import LabelTable
@@ -184,11 +183,3 @@ def vote(scans: Mapping[Scan, Segmentation], order: Sequence[Scan], person: Pers
     motions = [motion for scan in order if (motion := person.motion(scan)) is not None]
     weights = [person.weight(scan) for scan in order]
     return consensus([scans[scan] for scan in order], motions, weights, 0)
-
-
-def consensus_outputs(
-    every: Sequence[Path], names: ScanNames, tissues: Sequence[str]
-) -> list[Path]:
-    """Return the outputs of a consensus: those of a scan but for probability maps."""
-    maps = {names.probability(tissue) for tissue in tissues}
-    return [path for path in every if path not in maps]

@@ -13,7 +13,7 @@ from siam_bids.bids.description import ABOUT_LABELS
 from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import read_result
-from siam_bids.bids.scan import CT, Scan
+from siam_bids.bids.scan import CONSENSUS, CT, Scan
 from siam_bids.bids.status import COMBINED, changed_outputs, check_unknown, to_do
 from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
@@ -163,9 +163,13 @@ class Checklist:
         return output_names(self.config.output_dir, scan)
 
     def outputs(self, names: ScanNames) -> list[Path]:
-        """Return all files that a finished scan has, but for sidecars and data dictionaries."""
+        """Return all files that a finished scan has, but for sidecars and data dictionaries.
+
+        A consensus has no probability maps.
+        """
         pictures = [names.figure(kind) for kind in FIGURES]
-        maps = [names.probability(tissue) for tissue in self.config.probabilities]
+        tissues = () if names.identity.suffix == CONSENSUS else self.config.probabilities
+        maps = [names.probability(tissue) for tissue in tissues]
         tables = [names.volumes, names.quality]
         if lesion_names(self.cascade.labels):
             tables.append(names.lesions)

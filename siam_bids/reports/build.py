@@ -8,13 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
-from siam_bids.bids.description import DESCRIPTION
+from siam_bids.bids.description import raw_dataset
 from siam_bids.image.labels import LabelTable
 from siam_bids.reports.methods_text import agreed, distinct, methods_text, model_line
-from siam_bids.support.atomic_files import read_json
 
 REFERENCE = "group_reference.json"
 """Distribution of every tissue by contrast, for the subjects' pages."""
@@ -37,17 +34,15 @@ def as_base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode() if path.is_file() else ""
 
 
-def raw_dataset(root: Path) -> str:
+def path_to_raw(root: Path) -> str:
     """Return the path from an output folder to its raw dataset; `BIDS_DIR` if that is not known."""
-    links = read_json(root / DESCRIPTION).get("DatasetLinks")
-    link = urlsplit(str(links.get("raw", "")) if isinstance(links, dict) else "")
-    if link.scheme != "file":
+    raw = raw_dataset(root)
+    if not raw:
         return "BIDS_DIR"
-    raw = url2pathname(link.path)
     try:
         return Path(os.path.relpath(raw, root.resolve())).as_posix()
     except ValueError:  # on another drive
-        return Path(raw).as_posix()
+        return raw.as_posix()
 
 
 def typeset(text: str) -> str:

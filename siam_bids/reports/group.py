@@ -32,7 +32,7 @@ from siam_bids.reports.build import (
     data_url,
     if_there,
     origin_of,
-    raw_dataset,
+    path_to_raw,
     typeset,
 )
 from siam_bids.reports.content import GroupReport
@@ -143,7 +143,7 @@ def _group_data(
     return {
         "id": hashlib.sha256(f"{title}\n{where}".encode(errors="surrogatepass")).hexdigest()[:16],
         "scans": {**_described(tables), **_files_of_scans(root, results, pages)},
-        "raw": raw_dataset(root),
+        "raw": path_to_raw(root),
         "labels": [
             {"name": label.name, "title": label.long_name, "color": label.color}
             for label in labels.foreground

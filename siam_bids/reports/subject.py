@@ -21,7 +21,7 @@ from siam_bids.reports.build import (
     data_url,
     if_there,
     origin_of,
-    raw_dataset,
+    path_to_raw,
     typeset,
 )
 from siam_bids.reports.content import (
@@ -64,7 +64,7 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
             scans=tuple(sorted(scans, key=lambda scan: scan.name)),
             command="\n".join(commands) or command,
             group=bool(reference),
-            raw=raw_dataset(root),
+            raw=path_to_raw(root),
             visits=visits_of(done, labels) if labels else (),
             **origin_of([result.about for result in done], labels),
         )
