@@ -563,8 +563,13 @@ def test_paper_has_all_plots_in_light_colours(tab, rated):
 def test_volumes_are_shown_by_site_before_and_after_harmonization(tab, rated):
     opened(tab, rated)
     assert tab.input_value("#colour") == "center"
-    tab.locator("#after").scroll_into_view_if_needed()
-    tab.locator("#after canvas").first.wait_for()
+    for place in ("before", "after"):  # drawn when they come into sight
+        tab.locator(f"#{place}").scroll_into_view_if_needed()
+        tab.wait_for_function(
+            """id => echarts.getInstanceByDom(document.getElementById(id))
+              ?.getOption()?.series?.some(s => s.id.startsWith("of "))""",
+            arg=place,
+        )
     data = tab.evaluate("JSON.parse(document.getElementById('data').textContent)")
     script = """id => echarts.getInstanceByDom(document.getElementById(id)).getOption().series
       .filter(s => s.id.startsWith("of "))
