@@ -588,7 +588,8 @@ def test_volumes_are_shown_by_site_before_and_after_harmonization(tab, rated):
     tab.wait_for_selector("html[data-ready]")
     assert tab.input_value("#harmonized-tissue") == "Hippo"
     tab.set_viewport_size({"width": 390, "height": 800})
-    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    # the plots follow the window when it tells them
+    tab.wait_for_function("document.documentElement.scrollWidth === 390")
 
 
 def test_every_link_leads_to_a_file(tab, rated):
