@@ -19,6 +19,8 @@ from siam_bids.models.folder import CHECKPOINT
 from siam_bids.nnunet.checkpoints import convert_checkpoints, load_weights, mirror_axes
 from siam_bids.nnunet.model import NnunetModel
 from siam_bids.synthesis.label_maps import source_table
+from siam_bids.synthesis.render import Rendering
+from siam_bids.training import patches
 from siam_bids.training.config import TrainingConfig
 from siam_bids.training.loop import train
 from siam_bids.training.loss import TargetGroups, marginal_loss, mixed_precision
@@ -30,7 +32,7 @@ from siam_bids.training.trainer import Trainer
 from siam_bids.training.validation import Validation
 
 GROUPS = TargetGroups.of([source_table("synthseg"), source_table("siam")])
-AIR, SKULL, CSF, GM, HEAD, LESION = 0, 15, 3, 1, 16, 17
+AIR, SKULL, CSF, GM, THAL, HEAD, LESION = 0, 15, 3, 1, 6, 16, 17
 
 
 def one_voxel(group: int) -> torch.Tensor:
@@ -158,6 +160,50 @@ def test_patches_for_lesions_lie_in_the_brain_and_hold_lesions_of_patients(tmp_p
     shares = torch.cat(targets).mean((2, 3, 4))
     assert (shares[:, LESION] > 0.01).sum() >= 3
     assert float(shares[:, HEAD].mean()) < 0.1  # cropped
+
+
+def test_patches_for_nuclei_lie_around_them_without_a_trace_of_the_cut(
+    tmp_path, label_map, monkeypatch
+):
+    """The head is cropped before it is deformed, the image after that."""
+    shapes, images = [], []
+    drawn = patches.render
+
+    def watched(anatomy, recipe, **options):
+        rendering = drawn(anatomy, recipe, **options)
+        shapes.append(rendering.image.shape)
+        return rendering
+
+    def boxed(image):
+        images.append(image)
+        return z_score(image)
+
+    monkeypatch.setattr(patches, "render", watched)
+    monkeypatch.setattr(patches, "z_score", boxed)
+    one = config(tmp_path, label_map, minutes=1, voxel=1, task=TASKS["nuclei"])
+    source = PatchSource(load_anatomies(one.maps, tmp_path / "cache"), GROUPS, one)
+    rng = np.random.default_rng(1)
+    _, target = source.patch(rng, 0.5)
+    image = images[-1]
+    assert all(inner < outer for inner, outer in zip(image.shape, shapes[-1], strict=True))
+    assert float((image == 0).float().mean()) < 0.05
+    assert float(target[0, THAL].sum()) > 100
+    assert float(target[0, HEAD].sum()) == 0
+    stripped = Rendering(image, torch.zeros_like(image, dtype=torch.uint8))
+    assert source._boxed(stripped, source._anatomies[0]) is stripped
+
+
+def test_hippocampi_shrink_in_half_of_the_heads_for_nuclei(tmp_path, label_map, monkeypatch):
+    shrunk = []
+    monkeypatch.setattr(patches, "shrink_temporal", lambda one, rng: shrunk.append(one) or one)
+    one = replace(
+        config(tmp_path, label_map, minutes=1, voxel=1, task=TASKS["nuclei"]), fresh_every=1
+    )
+    source = PatchSource(load_anatomies(one.maps, tmp_path / "cache"), GROUPS, one)
+    rng = np.random.default_rng(1)
+    for _ in range(12):
+        source.patch(rng, 0.0)
+    assert 3 <= len(shrunk) <= 9
 
 
 def test_the_log_tells_the_dice_on_maps_held_out(tmp_path, label_map):

@@ -199,9 +199,10 @@ def parser() -> CommandLine:
     )
     top.add_argument(
         "--task",
-        choices=("head", "lesions"),
+        choices=("head", "lesions", "nuclei"),
         default="head",
-        help="lesions: train a network that looks for lesions, in a box around the brain",
+        help="lesions: train a network that looks for lesions, in a box around the brain; nuclei: "
+        "for hippocampi, amygdalae and deep grey matter, in a box around these",
     )
     top.add_argument(
         "--lesions",

@@ -14,6 +14,8 @@ from torch.nn import functional
 
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.loading import load_labels
+from siam_bids.synthesis.anatomy_changes import lookup
+from siam_bids.synthesis.atrophy import shrink_temporal
 from siam_bids.synthesis.label_maps import Anatomy, prepare_anatomy, source_table
 from siam_bids.synthesis.lesions import (
     LesionMask,
@@ -22,7 +24,7 @@ from siam_bids.synthesis.lesions import (
     crop_anatomy,
 )
 from siam_bids.synthesis.recipe import Recipe, draw_recipe
-from siam_bids.synthesis.render import render
+from siam_bids.synthesis.render import Rendering, render
 from siam_bids.training.config import CLASSES, TrainingConfig
 from siam_bids.training.loss import TargetGroups
 
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 PATIENTS = 0.8
 """Share of heads with the lesions of patients among those without lesions by their recipe."""
+
+ROOM = 25.0
+"""Kept around the box of a task while the head is deformed, in mm: no cut may show in the box."""
 
 
 def z_score(image: torch.Tensor) -> torch.Tensor:
@@ -73,7 +78,7 @@ class PatchSource:
     ) -> None:
         task = config.task
         self._anatomies = [
-            crop_anatomy(anatomy, task.box, task.margin) if task.box else anatomy
+            crop_anatomy(anatomy, task.box, task.margin + ROOM) if task.box else anatomy
             for anatomy in anatomies
         ]
         self._groups = groups
@@ -136,6 +141,21 @@ class PatchSource:
             recipe, margin_low=(2.0,) * 3, margin_high=(2.0,) * 3, strip=strip, objects=0
         )
 
+    def _boxed(self, rendering: Rendering, anatomy: Anatomy) -> Rendering:
+        """Crop an image to the box of the task; the whole image if that shows nothing of it."""
+        task, voxel = self._config.task, self._config.voxel
+        mask = lookup(rendering.codes, anatomy.table.codes_of(*task.box))
+        if not mask.any():
+            return rendering
+        image, codes = rendering.image, rendering.codes
+        for axis in range(3):
+            places = torch.nonzero(mask.amax([other for other in range(3) if other != axis]))
+            start = max(0, int(places[0] - task.margin)) // voxel
+            stop = min(image.shape[axis], -(-int(places[-1] + 1 + task.margin) // voxel))
+            image = image.narrow(axis, start, stop - start)
+            codes = codes.narrow(axis, voxel * start, voxel * (stop - start))
+        return Rendering(image.contiguous(), codes.contiguous())
+
     def _sample(self, rng: np.random.Generator, difficulty: float) -> _Sample:
         anatomy = self._anatomies[rng.choice(len(self._anatomies), p=self._weight)]
         recipe = self._in_box(self.recipe(rng, difficulty), rng)
@@ -145,9 +165,12 @@ class PatchSource:
                 anatomy = self._painter.paint(anatomy, rng)
                 recipe = replace(recipe, heal_lesions=False)
             anatomy = add_lookalikes(anatomy, rng)
+        if rng.random() < config.task.shrunken:
+            anatomy = shrink_temporal(anatomy, rng)
         rendering = render(anatomy, recipe, voxel=config.voxel, device=config.device)
-        lookup = torch.from_numpy(self._groups.of_codes(anatomy.table).astype(np.uint8))
-        groups = lookup.to(rendering.codes.device)[rendering.codes.int()]
+        if config.task.box:
+            rendering = self._boxed(rendering, anatomy)
+        groups = lookup(rendering.codes, self._groups.of_codes(anatomy.table).astype(np.uint8))
         coarse = groups[::2, ::2, ::2].cpu()
         centers = {}
         flat = coarse.flatten().numpy()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from siam_bids.synthesis.anatomy_changes import NUCLEI
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -13,7 +15,7 @@ class Task:
     Attributes
     ----------
     box
-        Labels around which heads are cropped; none for whole heads.
+        Labels around which images are cropped; none for whole heads.
     margin
         By which the box is wider at each end, in mm.
     centres
@@ -22,6 +24,8 @@ class Task:
         Labels of the Dice term of the loss; none for all but the background.
     stripped
         Share of the heads that are skull-stripped whatever their recipe says.
+    shrunken
+        Share of the heads in which hippocampi and amygdalae shrink, see `synthesis.atrophy`.
     """
 
     box: tuple[str, ...] = ()
@@ -29,6 +33,7 @@ class Task:
     centres: tuple[str, ...] = ()
     scored: tuple[str, ...] = ()
     stripped: float = 0.0
+    shrunken: float = 0.0
 
 
 TASKS: Mapping[str, Task] = {
@@ -39,5 +44,12 @@ TASKS: Mapping[str, Task] = {
         centres=("WM", "Anomalies"),
         scored=("WM", "Anomalies"),
         stripped=0.4,
+    ),
+    "nuclei": Task(
+        box=NUCLEI,
+        margin=8.0,
+        centres=NUCLEI,
+        scored=("WM", "CSFv", *NUCLEI),
+        shrunken=0.5,
     ),
 }
