@@ -73,3 +73,22 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     lowered = {name.lower(): name for name in known}
     close = get_close_matches(word.lower(), lowered, 1, 0.7)
     return f"Did you mean {lowered[close[0]]}?" if close else ""
+
+
+def known_names(word: str, known: Iterable[str], kind: str, most: int = 12) -> str:
+    """Return a hint on an unknown name: the known ones, or where these are many the closest.
+
+    Parameters
+    ----------
+    kind
+        What they are, in the plural.
+    """
+    names = [*known]
+    if len(names) <= most:
+        return f"There are: {', '.join(names)}."
+    lowered = {name.lower(): name for name in names}
+    close = [lowered[name] for name in get_close_matches(word.lower(), lowered, 3, 0.6)]
+    if close:
+        return f"Did you mean {' or '.join(close)}? There are {len(names)} {kind}."
+    first = ", ".join(names[: most // 2])
+    return f"There are {len(names)} {kind}: {first} and {len(names) - most // 2} more."

@@ -175,11 +175,44 @@ def test_ratings_are_joined_and_go_back_to_the_page(config):
         path.write_text("scan\trating\tnote\nsub-02_T1w\twarn\tGrüße\n", encoding=encoding)
         wide = run_group(config).wide.set_index("scan")
         assert wide.loc["sub-02_T1w", ["rating", "rating_note"]].tolist() == ["warn", "Grüße"]
-    path.write_text("scan\trating\nsub-02_T1w\tugly\n")
-    with pytest.raises(UsageError, match="hold 'ugly'"):
-        run_group(config)
     with pytest.raises(UsageError, match="do not exist"):
         run_group(replace(config, ratings=(config.output_dir / "none.tsv",)))
+
+
+def test_one_invalid_rating_stops_nothing_and_the_exit_code_tells(config, capsys):
+    """Also a file without ratings, a line that is too long, and a time that is none."""
+    out = config.output_dir
+    (out / "group_ratings_a.tsv").write_text(
+        "scan\trating\nsub-02_T1w\tugly\nsub-03_T1w\tFAIL\nsub-04_T1w\tpass\tand\tmore\n"
+    )
+    (out / "group_ratings_b.tsv").write_text("scan,rating\nsub-05_T1w,pass\n")
+    assert cli.main([str(config.bids_dir), str(out), "group", "--exclude", "rating=fail"]) == 1
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        (
+            "LEFT OUT group_ratings_a.tsv holds what is not a rating: 'ugly' of sub-02_T1w, "
+            "line 4 with more cells than columns."
+        ),
+        (
+            f"LEFT OUT The ratings {out / 'group_ratings_b.tsv'} lack the columns scan and rating. "
+            "Export them from the group page."
+        ),
+    ]
+    wide = read(config, "group_desc-wide_volumes").set_index("scan")
+    assert wide.index[wide["rating"].notna()].tolist() == ["sub-03_T1w"]
+    assert wide.loc["sub-03_T1w", "excluded_because"] == "rating = fail"
+    words = [str(config.bids_dir), str(out), "group", "--ratings"]
+    assert cli.main([*words, str(out / "group_ratings_b.tsv")]) == 2
+
+
+def test_times_that_are_none_are_named(visits, caplog):
+    folder = visits.bids_dir / "sub-02" / "ses-b"
+    folder.mkdir()
+    (folder / "sub-02_ses-b_scans.tsv").write_text(
+        "filename\tacq_time\nanat/sub-02_ses-b_T1w.nii.gz\tyesterday\n"
+    )
+    run_group(visits)
+    said = "acq_time: values that are not times are left out: yesterday of sub-02_ses-b_T1w."
+    assert said in caplog.text
 
 
 def test_reports_only_writes_the_page_and_leaves_the_tables(config):

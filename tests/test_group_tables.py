@@ -21,7 +21,7 @@ from siam_bids.config import RunConfig
 from siam_bids.errors import UsageError
 from siam_bids.measures.group_tables import changes, head_size_adjusted
 from siam_bids.measures.inclusion import Exclusion, exclusions, protocols
-from siam_bids.measures.outliers import find_outliers
+from siam_bids.measures.outliers import check_columns, find_outliers
 from siam_bids.measures.regression import fit_tissues
 from siam_bids.pipelines.group import run_group
 from siam_bids.support.atomic_files import together
@@ -178,6 +178,22 @@ class TestExclusion:
     def test_rules_that_cannot_be_followed_are_refused(self, rule, message):
         with pytest.raises(UsageError, match=re.escape(message)):
             exclusions(self.TABLE, [rule])
+
+    def test_an_unknown_column_names_the_closest_and_how_many_there_are(self):
+        columns = [f"{tissue}_{side}_mL" for tissue in ("GM", "WM", "Thal", "Put", "Caud")
+                   for side in ("left", "right", "mean")]  # fmt: skip
+        table = pd.DataFrame([range(15)], columns=columns)
+        with pytest.raises(UsageError) as refused:
+            check_columns(table, ["gm_left_ml"], "--adjust-for")
+        assert refused.value.hint.startswith("Did you mean GM_left_mL or ")
+        assert refused.value.hint.endswith("? There are 15 columns.")
+        with pytest.raises(UsageError) as refused:
+            check_columns(table, ["height"], "--adjust-for")
+        assert refused.value.hint.startswith("There are 15 columns: GM_left_mL, GM_right_mL, ")
+        assert refused.value.hint.endswith("WM_mean_mL and 9 more.")
+        with pytest.raises(UsageError) as refused:
+            check_columns(table[["GM_left_mL"]], ["height"], "--adjust-for")
+        assert refused.value.hint == "There are: GM_left_mL."
 
     def test_rules_read_back_as_they_are_told(self):
         assert Exclusion.parse(str(Exclusion.parse("a=b<c"))) == Exclusion.parse("a=b<c")

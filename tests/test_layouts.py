@@ -4,13 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import layouts
+import numpy as np
 import pytest
-from conftest import checksums, run_config, write_scan
+from conftest import checksums, run_config, write_raw, write_scan
 from layouts import LAYOUTS, UNSEEN
 
 from siam_bids import cli
 from siam_bids.config import Query
 from siam_bids.image.grid import Volume
+from siam_bids.inference.alignment import Alignment
 from siam_bids.inference.cost import Cost
 from siam_bids.pipelines.dry_run import HEADER, Step, plan, summary
 from siam_bids.pipelines.participant import run_participant
@@ -74,6 +76,43 @@ def test_a_plan_is_what_a_run_then_does(bids, tmp_path, tiny_model, head, capsys
     )
     assert {step.action for step in plan(config)} == {"done", "fail"}
     assert all(step.action != "done" for step in plan(replace(config, overwrite=True)))
+
+
+def test_a_plan_has_the_consensus_of_each_session_and_what_it_needs(
+    tmp_path, tiny_model, head, monkeypatch
+):
+    """Before a run, after it, and without the labels of the consensus; one scan is damaged."""
+    monkeypatch.setattr(
+        "siam_bids.inference.person.align", lambda *_: Alignment(np.eye(4), 0.95, 0.1)
+    )
+    names = ("sub-1_ses-a_FLAIR", "sub-1_ses-a_T1w", "sub-1_ses-b_T1w", "sub-1_ses-b_T2w")
+    bids, out = write_raw(tmp_path / "bids", head, *names), tmp_path / "out"
+    (bids / "sub-1/ses-b/anat/sub-1_ses-b_T2w.nii.gz").write_bytes(b"\x1f\x8bno gzip stream")
+    config = run_config(bids, out, tiny_model, combine="all")
+
+    def planned():
+        steps = {Path(step.path).name.split(".")[0]: step for step in plan(config)}
+        return steps, {name: (step.action, step.why) for name, step in steps.items()}
+
+    steps, said = planned()
+    assert [*said] == [*names[:2], "sub-1_ses-a_consensus", *names[2:]]
+    assert said["sub-1_ses-a_consensus"] == ("combine", "not segmented yet")
+    assert summary([*steps.values()]).startswith(
+        "3 to segment, 1 consensus to make, 0 already done, 1 cannot be read, 0 skipped."
+    )
+    done = run_participant(config).done
+    assert sorted(done) == [name for name, (action, _) in said.items()
+                            if action in ("segment", "combine")]  # fmt: skip
+    _, said = planned()
+    assert {name for name, (action, why) in said.items() if (action, why) == ("done", "")} == {
+        *names[:3], "sub-1_ses-a_consensus",
+    }  # fmt: skip
+    gone = "sub-1_ses-a_seg-siam_desc-consensus_dseg.nii.gz"
+    (out / "sub-1/ses-a/anat" / gone).unlink()
+    steps, said = planned()
+    assert said["sub-1_ses-a_consensus"] == ("combine", f"{gone} is missing")
+    assert said["sub-1_ses-b_T1w"] == ("done", "needed for the scans that it is combined with")
+    assert steps["sub-1_ses-b_T1w"].cost.seconds > 0
 
 
 def test_a_plan_without_scans_tells_what_is_there_and_fails_as_the_run_does(

@@ -18,6 +18,7 @@ from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.transforms import move
 from siam_bids.inference.alignment import Alignment, Appearance
+from siam_bids.inference.cascade import CascadeSegmenter
 from siam_bids.inference.person import (
     Coarse,
     PersonMean,
@@ -30,7 +31,8 @@ from siam_bids.inference.prediction import NetworkScores
 from siam_bids.inference.resampling import Logits
 from siam_bids.pipelines.group import mixed_combinations
 from siam_bids.pipelines.participant import run_participant
-from siam_bids.pipelines.todo import combinations
+from siam_bids.pipelines.person import Kept
+from siam_bids.pipelines.todo import combinations, unfinished
 from siam_bids.support.atomic_files import read_json
 
 TABLE = siam_labels()
@@ -340,12 +342,99 @@ def image_of(path):
     return np.asarray(nib.load(path).dataobj)
 
 
-def test_a_damaged_scan_does_not_stop_those_it_is_combined_with(
-    tmp_path, head, tiny_model, aligned
+@pytest.fixture
+def networks(monkeypatch):
+    """Shapes of the scans that the networks have seen, one entry for each time they ran."""
+    seen = []
+    network = CascadeSegmenter.network
+
+    def counted(self, volume, **more):
+        seen.append(volume.grid.shape)
+        return network(self, volume, **more)
+
+    monkeypatch.setattr(CascadeSegmenter, "network", counted)
+    return seen
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8bno gzip stream", b""], ids=["damaged", "empty"])
+def test_a_damaged_scan_costs_those_it_is_combined_with_nothing(
+    tmp_path, head, tiny_model, aligned, networks, content
 ):
     bids, out = two_people(tmp_path / "bids", head), tmp_path / "out"
-    (bids / "sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii.gz").write_bytes(b"\x1f\x8bno gzip stream")
-    summary = run_participant(run_config(bids, out, tiny_model, combine="all"))
+    write_named(bids, "sub-1_ses-a_T2w", head)
+    flair = bids / "sub-1/ses-a/anat/sub-1_ses-a_FLAIR.nii.gz"
+    flair.write_bytes(content)
+    config = run_config(bids, out, tiny_model, combine="all")
+    summary = run_participant(config)
     assert [*summary.failed] == ["sub-1_ses-a_FLAIR"]
-    assert sorted(summary.done) == ["sub-1_ses-a_T1w", "sub-1_ses-b_T1w", "sub-2_T1w"]
-    assert run_participant(run_config(bids, out, tiny_model, combine="all")).done == []
+    assert sorted(summary.done) == [
+        "sub-1_ses-a_T1w", "sub-1_ses-a_T2w", "sub-1_ses-a_consensus", "sub-1_ses-b_T1w",
+        "sub-2_T1w",
+    ]  # fmt: skip
+    relative = flair.relative_to(bids).as_posix()
+    assert about(out, "sub-1_ses-a_T1w")["CombinedAs"]["Without"] == [relative]
+    assert about(out, "sub-1_ses-a_consensus")["CombinedAs"] == {"Without": [relative]}
+    networks.clear()
+    for _ in range(2):
+        again = run_participant(config)
+        assert (again.done, [*again.failed]) == ([], ["sub-1_ses-a_FLAIR"])
+        assert len(again.skipped) == 4
+    assert networks == []
+    write_named(bids, "sub-1_ses-a_FLAIR", head)  # mended
+    mended = run_participant(config)
+    assert mended.failed == {}
+    assert len(mended.done) == 5
+    assert mended.skipped == ["sub-2_T1w"]
+    assert "Without" not in about(out, "sub-1_ses-b_T1w")["CombinedAs"]
+    assert len(networks) == 4
+
+
+def test_results_made_without_a_scan_whose_networks_failed_are_made_with_it(
+    tmp_path, head, tiny_model, aligned, networks, monkeypatch, caplog
+):
+    """Its file never changed: that it failed is known from the sidecars of the others."""
+    bids, out = two_people(tmp_path / "bids", head), tmp_path / "out"
+    config = run_config(bids, out, tiny_model, combine="all")
+    works = Kept.add
+
+    def add(self, scan, seen):
+        if scan.name == "sub-1_ses-b_T1w":
+            raise MemoryError
+        works(self, scan, seen)
+
+    monkeypatch.setattr(Kept, "add", add)
+    assert [*run_participant(config).failed] == ["sub-1_ses-b_T1w"]
+    first = len(networks)
+    assert run_participant(config).done == []
+    assert len(networks) - first == 1  # those of the scan that fails
+    monkeypatch.setattr(Kept, "add", works)
+    with caplog.at_level(logging.INFO):
+        done = run_participant(config).done
+    assert sorted(done) == [
+        "sub-1_ses-a_FLAIR", "sub-1_ses-a_T1w", "sub-1_ses-a_consensus", "sub-1_ses-b_T1w",
+    ]  # fmt: skip
+    assert "sub-1_ses-a_consensus: sub-1_ses-b_T1w.nii.gz failed before" in caplog.text
+    assert run_participant(config).done == []
+
+
+def test_a_consensus_that_is_gone_is_made_again_and_one_that_was_edited_is_kept(
+    tmp_path, head, tiny_model, aligned, networks
+):
+    bids, out = two_people(tmp_path / "bids", head), tmp_path / "out"
+    config = run_config(bids, out, tiny_model, combine="all")
+    run_participant(config)
+    names = ScanNames(out, BidsName.parse("sub-1_ses-a_consensus"))
+    names.segmentation.unlink()
+    assert [scan.name for scan in unfinished(config)[1].scans] == [
+        "sub-1_ses-a_FLAIR", "sub-1_ses-a_T1w",
+    ]  # fmt: skip
+    assert run_participant(config).done == ["sub-1_ses-a_consensus"]
+    assert unfinished(config)[1].scans == []
+    networks.clear()
+    image = nib.load(names.segmentation)
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), names.segmentation)
+    edited = run_participant(config)
+    assert [*edited.failed] == ["sub-1_ses-a_consensus"]
+    assert "was changed since its scan was segmented" in edited.failed["sub-1_ses-a_consensus"]
+    assert networks == []
+    assert (image_of(names.segmentation) == 0).all()

@@ -71,15 +71,29 @@ def test_without_files_there_are_no_ratings(tmp_path):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("head", "row", "said"),
-    [
-        ("scan\trating", "a_T1w\tgood", "hold 'good'. A rating is one of pass, warn, fail."),
-        ("scan\tvote", "a_T1w\tpass", "lack the columns scan and rating. Export them"),
-    ],
-)
-def test_what_is_no_rating_is_refused(tmp_path, head, row, said):
-    path = written(tmp_path, "group_ratings.tsv", row, head=head)
+def test_what_is_no_rating_is_left_out_and_named_and_the_others_count(tmp_path):
+    head = "scan\trating"
+    files = [
+        written(tmp_path, "group_ratings_a.tsv", "a_T1w\tgood", "b_T1w\tFail", head=head),
+        written(tmp_path, "group_ratings_b.tsv", "a_T1w\tpass\tmore", "b_T1w\twarn", head=head),
+        written(tmp_path, "group_ratings_c.tsv", "a_T1w\tpass", head="scan\tvote"),
+        tmp_path / "group_ratings_d.tsv",
+    ]
+    (tmp_path / "group_ratings_d.tsv").write_bytes(b"\xff\xfe\x00")
+    unusable = []
+    found = read_ratings(files, unusable, strict=False)
+    assert found[["rater", "scan", "rating"]].to_numpy().tolist() == [
+        ["a", "b_T1w", "fail"], ["b", "b_T1w", "warn"],
+    ]  # fmt: skip
+    assert unusable[0] == "group_ratings_a.tsv holds what is not a rating: 'good' of a_T1w."
+    assert unusable[1].endswith("not a rating: line 2 with more cells than columns.")
+    assert "lack the columns scan and rating" in unusable[2]
+    assert "cannot be read as a table" in unusable[3]
+    assert len(unusable) == 4
+
+
+def test_a_given_file_without_ratings_is_refused(tmp_path):
+    path = written(tmp_path, "group_ratings.tsv", "a_T1w\tpass", head="scan\tvote")
     with pytest.raises(UsageError) as refused:
         read_ratings([path])
-    assert said in f"{refused.value} {refused.value.hint}"
+    assert "lack the columns scan and rating. Export them" in str(refused.value)

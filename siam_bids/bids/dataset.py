@@ -16,6 +16,7 @@ from siam_bids.bids.names import ScanNames
 from siam_bids.bids.scan import CT, EXTENSIONS, FOLDERS, NO_ANATOMY, Scan, printable, stem_of
 from siam_bids.config import Query
 from siam_bids.errors import DatasetError
+from siam_bids.support.tsv import some
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def find_scans(root: Path, query: Query) -> Selection:
     check_description(root, derivative=query.derivative)
     missing = sorted({f"sub-{label}" for label in query.participants} - {*folders})
     if missing:
-        raise DatasetError(f"No folder for participant {', '.join(missing)} in {root}.")
+        raise DatasetError(f"No folder for participant {some(missing)} in {root}.")
     if (root / ".bidsignore").exists():
         logger.warning(
             "%s is not read: images that it lists are segmented too. Leave them out with --suffix, "

@@ -13,7 +13,7 @@ from bids.layout import Config, Query as Match
 
 from siam_bids.bids.scan import EXTENSIONS, printable
 from siam_bids.config import Query
-from siam_bids.errors import DatasetError
+from siam_bids.errors import DatasetError, known_names
 from siam_bids.support.input_files import load_json
 
 _ANY = ("Query.ANY", "*")
@@ -68,7 +68,7 @@ def _check_entity(kind: str, name: str) -> None:
         raise DatasetError(
             f"The filter {printable(kind)!r} names {printable(name)!r}, which is not an entity of "
             "pybids.",
-            f"Did you mean {meant[0]}?" if meant else f"It has: {', '.join(known)}.",
+            f"Did you mean {meant[0]}?" if meant else known_names(name, known, "entities"),
         )
 
 

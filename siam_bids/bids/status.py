@@ -33,6 +33,10 @@ RESULTS_VERSION = 3
 COMBINED = "Combined"
 """Sidecar entry that holds the choice of `--combine` and the checksum of every scan combined."""
 
+COMBINED_AS = "CombinedAs"
+"""Sidecar entry on what came of it: `Weight` of the scan, or why it was segmented `Alone`, and the
+scans of the combination that it had to do `Without`, because they failed."""
+
 IDENTITY = {
     "InputSHA256": "the input changed",
     "Model": "it was made with another model",

@@ -16,7 +16,7 @@ from siam_bids.measures.inclusion import SHARED
 from siam_bids.measures.outliers import LIMIT as OUTLIER_LIMIT
 from siam_bids.measures.regression import Statistics
 from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL, SIDE_COLUMNS, SIDES_DICTIONARY
-from siam_bids.support.tsv import as_numbers_or_words
+from siam_bids.support.tsv import as_numbers_or_words, some
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +142,8 @@ class GroupTables:
         The column of --harmonize, empty without.
     ratings
         Every rating of every rater, see `siam_bids.measures.ratings.read_ratings`.
+    unusable
+        What was left out of the files of ratings, in a sentence each.
     site_effects
         What --harmonize took away, empty without.
     excluded
@@ -160,6 +162,7 @@ class GroupTables:
     site: str = ""
     harmonized: str = ""
     ratings: pd.DataFrame = field(default_factory=pd.DataFrame)
+    unusable: tuple[str, ...] = ()
     site_effects: pd.DataFrame = field(default_factory=lambda: NO_EFFECTS)
     excluded: Mapping[str, str] = field(default_factory=dict)
 
@@ -337,6 +340,10 @@ def _years(table: pd.DataFrame) -> pd.Series[float]:
     date, age = missing, missing
     if "acq_time" in table:
         when = pd.to_datetime(table["acq_time"], errors="coerce", format="ISO8601", utc=True)
+        odd = table.loc[when.isna() & table["acq_time"].notna()]
+        if len(odd):
+            cells = [f"{row.acq_time} of {row.scan}" for row in odd.itertuples()]
+            logger.warning("acq_time: values that are not times are left out: %s.", some(cells, 5))
         # Differences only: BIDS shifts dates to before 1925 for privacy.
         date = (when - pd.Timestamp("1900-01-01", tz="UTC")).dt.total_seconds() / 31557600.0
     if "age" in table:

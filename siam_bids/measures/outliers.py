@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from siam_bids.errors import UsageError
+from siam_bids.errors import UsageError, known_names
 from siam_bids.support.tsv import some
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def check_columns(
     if absent:
         raise UsageError(
             f"{where} names {', '.join(absent)}, but no table has such a column.",
-            f"There are: {', '.join(map(str, table))}.",
+            known_names(absent[0], map(str, table), "columns"),
         )
     without = [name for name in names if table[name].isna().all()]
     if without and not empty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from siam_bids.errors import UsageError
 from siam_bids.measures.quality import FLAGS
 from siam_bids.support.input_files import is_listed
-from siam_bids.support.tsv import MISSING, read_rows
+from siam_bids.support.tsv import MISSING, read_rows, some
 
 COLUMNS = ("rater", "scan", "rating", "note", "tags", "time")
 """Of every rating; `scan` and `rating` are needed in a file, the others may be absent."""
@@ -26,8 +27,17 @@ def rating_files(root: Path) -> list[Path]:
     return sorted(path for path in root.glob(f"{PREFIX}*.tsv") if is_listed(path))
 
 
-def read_ratings(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read ratings that the group page exported.
+def read_ratings(
+    paths: Sequence[Path], unusable: list[str] | None = None, *, strict: bool = True
+) -> pd.DataFrame:
+    """Read ratings that the group page exported, in small or capital letters.
+
+    Parameters
+    ----------
+    unusable
+        Takes a sentence on each file with something that is not a rating, which is left out.
+    strict
+        Refuse files that hold no ratings at all, instead of leaving them out.
 
     Returns
     -------
@@ -37,32 +47,56 @@ def read_ratings(paths: Sequence[Path]) -> pd.DataFrame:
     Raises
     ------
     UsageError
-        A file is absent, cannot be read, lacks a column, or holds something else than ratings.
+        A file is absent, cannot be read or lacks a column, and `strict`.
     """
-    rows = [row for path in paths for row in _read(path)]
+    rows: list[dict[str, str]] = []
+    said = unusable if unusable is not None else []
+    for path in paths:
+        try:
+            own = _Ratings.read(path)
+        except UsageError as error:
+            if strict:
+                raise
+            said.append(str(error))
+            continue
+        rows += own.rows
+        if own.odd:
+            said.append(f"{path.name} holds what is not a rating: {some(own.odd, 5)}.")
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype="str")
     table = table.loc[table["scan"] != ""].sort_values("time", kind="stable")
     return table.drop_duplicates(["rater", "scan"], keep="last").sort_index(ignore_index=True)
 
 
-def _read(path: Path) -> Iterator[dict[str, str]]:
-    of_file = path.stem.removeprefix(PREFIX).strip("_") if path.stem.startswith(PREFIX) else ""
-    for row in _rows(path):
-        cells = {name: row.get(name, "") for name in COLUMNS}
-        cells = {name: "" if cell in MISSING else cell for name, cell in cells.items()}
-        if cells["rating"] and cells["rating"] not in FLAGS:
-            raise UsageError(
-                f"The ratings {path} hold {cells['rating']!r}.",
-                f"A rating is one of {', '.join(FLAGS)}.",
-            )
-        yield {**cells, "rater": cells["rater"] or of_file}
+@dataclass(frozen=True)
+class _Ratings:
+    """The ratings of a file, and what is not one."""
+
+    rows: list[dict[str, str]]
+    odd: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> _Ratings:
+        of_file = path.stem.removeprefix(PREFIX).strip("_") if path.stem.startswith(PREFIX) else ""
+        lines: list[int] = []
+        found = []
+        odd = []
+        for row in _rows(path, lines):
+            cells = {name: row.get(name, "") for name in COLUMNS}
+            cells = {name: "" if cell in MISSING else cell for name, cell in cells.items()}
+            rating = cells["rating"].lower()
+            if rating and rating not in FLAGS:
+                odd.append(f"{cells['rating']!r} of {cells['scan'] or 'no scan'}")
+            else:
+                found.append({**cells, "rating": rating, "rater": cells["rater"] or of_file})
+        odd += [f"line {line} with more cells than columns" for line in lines]
+        return cls(found, odd)
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, skipped: list[int]) -> list[dict[str, str]]:
     if not is_listed(path):
         raise UsageError(f"The ratings {path} do not exist.", _HOW)
     try:
-        rows = read_rows(path)
+        rows = read_rows(path, skipped)
     except ValueError as error:
         raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
     if rows and not {"scan", "rating"} <= {*rows[0]}:

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import torch
 
+from siam_bids.bids.names import sidecar
+from siam_bids.bids.scan import Scan
 from siam_bids.config import RunConfig
+from siam_bids.errors import SiamError
 from siam_bids.image.grid import Grid
 from siam_bids.inference.cascade import Cascade
 from siam_bids.inference.cost import Cost
 from siam_bids.inference.device import choose_device
-from siam_bids.pipelines.todo import Prospect, survey
+from siam_bids.pipelines.failures import reason_of
+from siam_bids.pipelines.person import consensus_scan
+from siam_bids.pipelines.todo import Checklist, Combination, Prospect, prepare
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """What would become of one file.
+    """What would become of one file, or of the consensus of a session.
 
     Attributes
     ----------
     path
-        From the root of the dataset.
+        From the root of the dataset; of a consensus its name in place of a scan's.
     action
-        `segment`, `done`, `fail` (judging by its header) or `skip`.
+        `segment`, `combine` (a consensus), `done`, `fail` (judging by its header) or `skip`.
     why
-        The reason; empty where it is done.
+        The reason; empty where it is done, unless its networks are to run again for others.
     cost
-        Of a scan that would be segmented.
+        Of a scan that the networks would see.
     """
 
     path: str
@@ -49,6 +56,8 @@ HEADER = "action\tscan\tseconds\tmemory_GB\twhy"
 def plan(config: RunConfig) -> list[Step]:
     """Return what a run would do with every image in the `anat` folders of the query, by path.
 
+    With `--combine`, also what it would do with the consensus of each session.
+
     Contents of finished scans are compared by checksum, of the others only headers are read.
 
     Raises
@@ -56,9 +65,13 @@ def plan(config: RunConfig) -> list[Step]:
     SiamError
         The dataset, the model or the options are unusable.
     """
-    cascade, prospects, found = survey(config)
-    cost = _estimator(cascade, config)
-    steps = [_step(prospect, cost) for prospect in prospects]
+    checklist, found = prepare(config)
+    prospects = {scan: checklist.prospect(scan) for scan in found.scans}
+    cost = _estimator(checklist.cascade, config)
+    steps: list[Step] = []
+    for combination in dict.fromkeys(checklist.combinations.values()):
+        steps += _combined(checklist, combination, prospects)
+    steps += [_step(prospect, cost) for prospect in prospects.values()]
     steps += [Step(path=path, action="fail", why=why) for path, why in found.refused.items()]
     steps += [Step(path=path, action="skip", why=why) for path, why in found.skipped.items()]
     return sorted(steps, key=lambda step: step.path)
@@ -66,11 +79,10 @@ def plan(config: RunConfig) -> list[Step]:
 
 def summary(steps: list[Step]) -> str:
     """Return one line on what a run would do, its time and its memory."""
-    count = dict.fromkeys(("segment", "done", "fail", "skip"), 0)
-    for step in steps:
-        count[step.action] += 1
+    count = Counter(step.action for step in steps)
+    agreed = f"{count['combine']} consensus to make, " if count["combine"] else ""
     text = (
-        f"{count['segment']} to segment, {count['done']} already done, "
+        f"{count['segment']} to segment, {agreed}{count['done']} already done, "
         f"{count['fail']} cannot be read, {count['skip']} skipped."
     )
     costs = [step.cost for step in steps if step.cost]
@@ -81,11 +93,54 @@ def summary(steps: list[Step]) -> str:
     return text
 
 
+def _combined(
+    checklist: Checklist, combination: Combination, prospects: dict[Scan, Prospect]
+) -> list[Step]:
+    """Return what would become of each consensus; say which finished scans are needed for others.
+
+    Parameters
+    ----------
+    prospects
+        Of all scans; those of the combination are replaced where others change them.
+    """
+    seen = [scan for scan in combination.scans if not prospects[scan].error]
+    done = [scan for scan in seen if not prospects[scan].why]
+    for scan in done:
+        if why := checklist.lacked(scan, seen):
+            prospects[scan] = checklist.needed(scan, why)
+    new = [scan for scan in seen if prospects[scan].why]
+    planned = [_consensus(checklist, session, new) for session in combination.sessions]
+    steps = [step for step in planned if step]
+    if new or any(step.action == "combine" for step in steps):
+        prospects |= {scan: checklist.needed(scan, "") for scan in done if not prospects[scan].why}
+    return steps
+
+
+def _consensus(checklist: Checklist, session: Sequence[Scan], new: Sequence[Scan]) -> Step | None:
+    scan = consensus_scan(session)
+    path = (PurePosixPath(scan.relative).parent / scan.name).as_posix()
+    try:
+        why = checklist.consensus_why(session, new)
+    except (SiamError, OSError) as error:
+        return Step(path=path, action="fail", why=reason_of(error))
+    if why:
+        return Step(path=path, action="combine", why=why)
+    there = sidecar(checklist.names(scan).segmentation).is_file()
+    return Step(path=path, action="done") if there else None
+
+
 def _step(prospect: Prospect, cost: Callable[[Grid], Cost]) -> Step:
     path = prospect.scan.relative
-    if prospect.grid:
-        return Step(path=path, action="segment", why=prospect.why, cost=cost(prospect.grid))
-    return Step(path=path, action="fail" if prospect.error else "done", why=prospect.error)
+    if prospect.error:
+        return Step(path=path, action="fail", why=prospect.error)
+    if not prospect.grid:
+        return Step(path=path, action="done")
+    return Step(
+        path=path,
+        action="segment" if prospect.why else "done",
+        why=prospect.why or "needed for the scans that it is combined with",
+        cost=cost(prospect.grid),
+    )
 
 
 def _estimator(cascade: Cascade, config: RunConfig) -> Callable[[Grid], Cost]:

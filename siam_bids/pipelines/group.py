@@ -19,7 +19,7 @@ from siam_bids.bids.names import stray_results, undeclared_results
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import Results, ScanResult, misplaced, read_results, undeclared
 from siam_bids.bids.scan import CONSENSUS
-from siam_bids.bids.status import COMBINED, sweep_root
+from siam_bids.bids.status import COMBINED, COMBINED_AS, sweep_root
 from siam_bids.bids.writers import (
     RESOURCES,
     remove_table,
@@ -56,7 +56,6 @@ from siam_bids.measures.ratings import combined, rating_files, read_ratings
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
 from siam_bids.measures.volumes import INTRACRANIAL, describe_total
 from siam_bids.pipelines.failures import write_page
-from siam_bids.pipelines.person import COMBINED_AS
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
 from siam_bids.support.atomic_files import Batch, read_json, together
@@ -94,20 +93,23 @@ class GroupSummary:
         Results that are in no table, with the reason of each in one line.
     pages
         Subjects' pages that could not be written, with the reason of each.
+    unusable
+        What files of ratings hold besides ratings, in a sentence each.
     """
 
     wide: pd.DataFrame
     left_out: dict[str, str]
     pages: dict[str, str]
+    unusable: tuple[str, ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether nothing was left out."""
-        return not self.left_out and not self.pages
+        return not self.left_out and not self.pages and not self.unusable
 
     def lines(self) -> list[str]:
         """Return the summary in words."""
-        lines = [f"LEFT OUT {reason}" for reason in self.left_out.values()]
+        lines = [f"LEFT OUT {reason}" for reason in (*self.left_out.values(), *self.unusable)]
         return lines + [f"FAILED {name}: {reason}" for name, reason in self.pages.items()]
 
 
@@ -170,7 +172,7 @@ def run_group(config: RunConfig) -> GroupSummary:
     for subject in paged:
         page = f"sub-{subject}.html"
         pages |= write_page(page, write_subject_page, root, subject, config.command)
-    return GroupSummary(wide=group.wide, left_out=left_out, pages=pages)
+    return GroupSummary(wide=group.wide, left_out=left_out, pages=pages, unusable=group.unusable)
 
 
 def mixed_combinations(results: Sequence[ScanResult]) -> list[str]:
@@ -235,7 +237,7 @@ def check_options(config: RunConfig) -> None:
     Raises
     ------
     UsageError
-        The formula or a rule of exclusion cannot be read, or the ratings.
+        The formula, a rule of exclusion or a file of ratings cannot be read.
     """
     if config.formula:
         parse(config.formula)
@@ -248,7 +250,11 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
     """Make every table from the results of all scans."""
     keys = _keys(results)
     quality = _quality_table(keys, results)
-    ratings = read_ratings(config.ratings or rating_files(config.output_dir))
+    unusable: list[str] = []
+    files = config.ratings or rating_files(config.output_dir)
+    ratings = read_ratings(files, unusable, strict=bool(config.ratings))
+    for said in unusable:
+        logger.warning("%s", said)
     unknown = sorted({*ratings["scan"]} - {*keys["scan"]})
     if unknown:
         logger.warning("The ratings name scans without results: %s.", some(unknown))
@@ -299,6 +305,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         harmonized=harmonized,
         site_effects=effects,
         ratings=ratings,
+        unusable=tuple(unusable),
         scanners=tuple(name for name in SCANNER if name in quality),
         excluded=excluded,
     )

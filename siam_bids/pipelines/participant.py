@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from itertools import groupby
@@ -21,7 +21,7 @@ from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.scan import CONSENSUS, CT, Scan
 from siam_bids.bids.status import (
-    check_unknown,
+    COMBINED_AS,
     failed_scans,
     finish_scan,
     place_results,
@@ -68,7 +68,6 @@ from siam_bids.pipelines.failures import (
     write_page,
 )
 from siam_bids.pipelines.person import (
-    COMBINED_AS,
     Kept,
     Person,
     best_first,
@@ -78,7 +77,13 @@ from siam_bids.pipelines.person import (
     vote,
 )
 from siam_bids.pipelines.provenance import found_in
-from siam_bids.pipelines.todo import Checklist, model_of, nothing_matches, prepare
+from siam_bids.pipelines.todo import (
+    Checklist,
+    Combination,
+    model_of,
+    nothing_matches,
+    prepare,
+)
 from siam_bids.reports.methods_text import methods_text, model_line
 from siam_bids.reports.mosaics import draw
 from siam_bids.reports.subject import write_subject_page
@@ -250,12 +255,16 @@ class _ScanLoop:
                 sweep_subject(self.config.output_dir, subject)
                 with keeping(self.checklist.cascade.labels) as kept:
                     orders: dict[Scan, Order] = {}
+                    done: list[Scan] = []
                     for scan, reading in own:
                         with _shown(bar, scan.name) as progress:
                             if scan not in self.checklist.combinations:
                                 self._process(scan, reading, writer, progress)
                             elif order := self._look(scan, reading, kept, progress):
                                 orders[scan] = order
+                            elif scan.name not in self.summary.failed:
+                                done.append(scan)
+                    orders |= self._look_again(orders, done, kept, bar)
                     self._finish_combined(orders, kept, writer)
                     self._warn_of_old_consensus(subject)
                 writer.submit(self._write_page, subject)
@@ -287,7 +296,7 @@ class _ScanLoop:
     def _look(
         self, scan: Scan, reading: Future[Task | None], kept: Kept, progress: Progress
     ) -> Order | None:
-        """Run the networks over a scan that is combined with others; None if that is not needed."""
+        """Run the networks over a scan that is combined with others; None if done or failed."""
         try:
             task = reading.result()
             if task:
@@ -298,9 +307,42 @@ class _ScanLoop:
         except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
             self._fail(scan, error)
             return None
-        self.summary.skipped.append(scan.name)
         forget_failure(self.checklist.names(scan))
         return None
+
+    def _look_again(
+        self, orders: Mapping[Scan, Order], done: Sequence[Scan], kept: Kept, bar: tqdm[Any]
+    ) -> dict[Scan, Order]:
+        """Run the networks over finished scans that those combined with them need.
+
+        A scan that failed needs none.
+        """
+        of = self.checklist.combinations
+        needed = {of[scan] for scan in orders}
+        needed |= {each for each in {of[scan] for scan in done} - needed if self._lacks(each, done)}
+        again = [scan for scan in done if of[scan] in needed]
+        self.summary.skipped += [scan.name for scan in done if of[scan] not in needed]
+        bar.total = (bar.total or 0) + len(again)
+        found = {}
+        for scan, reading in read_ahead(partial(read_scan, self.checklist, again=True), again):
+            with _shown(bar, scan.name) as progress:
+                if order := self._look(scan, reading, kept, progress):
+                    found[scan] = order
+        return found
+
+    def _lacks(self, combination: Combination, done: Sequence[Scan]) -> bool:
+        """Tell whether finished scans must be combined anew."""
+        seen = [scan for scan in combination.scans if scan in done]
+        return any(self.checklist.lacked(scan, seen) for scan in seen) or any(
+            self._lacks_consensus(session) for session in combination.sessions
+        )
+
+    def _lacks_consensus(self, session: Sequence[Scan]) -> bool:
+        try:
+            return bool(self.checklist.consensus_why(session))
+        except (SiamError, OSError) as error:
+            self._fail(consensus_scan(session), error)
+            return False
 
     def _finish_combined(
         self, orders: Mapping[Scan, Order], kept: Kept, writer: WriteBehind
@@ -308,21 +350,31 @@ class _ScanLoop:
         """Finish the scans of a participant whose networks have run, by their combinations."""
         for each in dict.fromkeys(self.checklist.combinations[scan] for scan in orders):
             scans = [scan for scan in each.scans if scan in orders]
+            own = {scan: self._or_anew(orders[scan], scans) for scan in scans}
             try:
-                person = Person(scans, kept)
+                person = Person(scans, kept, [scan for scan in each.scans if scan not in orders])
             except Exception as error:  # noqa: BLE001 (one bad person stops no other)
                 for scan in scans:
                     self._fail(scan, error)
                 continue
-            sessions = [own for session in each.sessions if len(own := person.aligned(session)) > 1]
+            sessions = [
+                used for session in each.sessions if len(used := person.aligned(session)) > 1
+            ]
             for session in sessions:
-                self._finish_session(session, orders, person, writer)
+                self._finish_session(session, own, person, writer)
             rest = {*scans} - {scan for session in sessions for scan in session}
             for scan in scans:
                 if scan in rest:
-                    self._finish_one(orders[scan], person, writer)
+                    self._finish_one(own[scan], person, writer)
             for scan in scans:
                 kept.remove(scan)
+
+    def _or_anew(self, order: Order, seen: Sequence[Scan]) -> Order:
+        """Return an order to write results anew that lack a scan which failed before."""
+        if not order.done or not (why := self.checklist.lacked(order.scan, seen)):
+            return order
+        logger.info("%s: %s", order.scan.name, why)
+        return replace(order, done=False)
 
     def _warn_of_old_consensus(self, subject: str) -> None:
         """Name results of sessions that this run would not make."""
@@ -389,7 +441,7 @@ class _ScanLoop:
         order = best_first(found, person)
         scan = consensus_scan(order)
         try:
-            task = consensus_task(self.checklist, order, orders[order[0]])
+            task = consensus_task(self.checklist, {scan: orders[scan] for scan in order}, person)
             if task:
                 self._submit(task, Prediction(vote(found, order, person), {}), writer)
             else:
@@ -464,8 +516,13 @@ class _ScanLoop:
         )
 
 
-def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
+def read_scan(checklist: Checklist, scan: Scan, *, again: bool = False) -> Task | None:
     """Load a scan; None if it is done already.
+
+    Parameters
+    ----------
+    again
+        Load it all the same.
 
     Raises
     ------
@@ -482,7 +539,7 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
         seen = read_json(sidecar(names.segmentation))
         provenance = checklist.provenance(scan, image_checksum(scan.path))
         why = checklist.compare(names, seen, provenance)
-        if not why and not _others_need(checklist, scan):
+        if not why and not again:
             return None
         volume = load_volume(scan.path, index=checklist.config.inference.volume)
     logger.info("%s: %s", scan.name, why or "needed for the scans that it is combined with")
@@ -499,65 +556,36 @@ def read_scan(checklist: Checklist, scan: Scan) -> Task | None:
     )
 
 
-def _others_need(checklist: Checklist, scan: Scan) -> bool:
-    """Tell whether another scan of the combination, or the consensus of a session, is not done."""
-    if not (own := checklist.combinations.get(scan)):
-        return False
-    for other in own.scans:
-        with suppress(SiamError, OSError):  # its own turn tells what is wrong with it
-            if other != scan and checklist.why(other):
-                return True
-    return any(consensus_missing(checklist, session) for session in own.sessions)
-
-
-def consensus_missing(checklist: Checklist, session: Sequence[Scan]) -> str:
-    """Return why a session needs a new consensus; empty if it has one, or if it cannot have one."""
-    names = checklist.names(consensus_scan(session))
-    with suppress(SiamError, OSError):
-        if any(
-            "Alone" in read_json(sidecar(checklist.names(scan).segmentation)).get(COMBINED_AS, {})
-            for scan in session
-        ):
-            return ""
-        own = checklist.provenance(session[0], image_checksum(session[0].path))
-        made = consensus_provenance(own, session)
-        known = read_json(sidecar(names.segmentation))
-        return to_do(names, known, made, checklist.outputs(names))
-    return ""
-
-
-def consensus_task(checklist: Checklist, scans: Sequence[Scan], order: Order) -> Task | None:
+def consensus_task(
+    checklist: Checklist, orders: Mapping[Scan, Order], person: Person
+) -> Task | None:
     """Return what the results of a session are written by; None if they are there.
 
     Parameters
     ----------
-    scans
-        Of the session, the best first.
-    order
-        That of the best one.
+    orders
+        Of the scans of the session, the best first.
 
     Raises
     ------
     DatasetError
         One of its outputs was changed since, or is not known.
     """
-    scan = consensus_scan(scans)
+    scan = consensus_scan([*orders])
     names = checklist.names(scan)
-    made = consensus_provenance(order.provenance, scans)
-    outputs = checklist.outputs(names)
+    made = consensus_provenance({each: order.provenance for each, order in orders.items()})
     seen = read_json(sidecar(names.segmentation))
-    if not (why := to_do(names, seen, made, outputs)) and not checklist.config.overwrite:
+    why = checklist.compare(names, seen, made) or checklist.lacked(scan, person.scans)
+    if not why:
         return None
-    if not checklist.config.overwrite:
-        check_unknown(names, seen, outputs)
-    logger.info("%s: %s", scan.name, why or "to be overwritten")
+    logger.info("%s: %s", scan.name, why)
     return Task(
         scan=scan,
         names=names,
         seen=seen,
         overwrite=checklist.config.overwrite,
         segmentations=checklist.config.segmentations,
-        provenance=made,
+        provenance=made | ({COMBINED_AS: person.lacking} if person.lacking else {}),
         volume=load_volume(scan.path, index=checklist.config.inference.volume),
         meter=Meter(),
     )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from siam_bids.bids.scan import CONSENSUS, BidsName, Scan
+from siam_bids.bids.status import COMBINED_AS
 from siam_bids.image.grid import Segmentation
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.transforms import Affine
@@ -30,10 +31,6 @@ from siam_bids.inference.person import (
 from siam_bids.inference.prediction import NetworkScores
 
 logger = logging.getLogger(__name__)
-
-
-COMBINED_AS = "CombinedAs"
-"""Entry of sidecars: the weight of a scan in its combination, or why it was segmented alone."""
 
 
 class Kept:
@@ -97,10 +94,14 @@ class Person:
     ----------
     scans
         Those that the networks have seen.
+    without
+        Those that failed.
     """
 
-    def __init__(self, scans: Sequence[Scan], kept: Kept) -> None:
+    def __init__(self, scans: Sequence[Scan], kept: Kept, without: Sequence[Scan] = ()) -> None:
         self._kept = kept
+        self.without = [scan.relative for scan in without]
+        self.scans = tuple(scans)
         self._places = {scan: place for place, scan in enumerate(scans)}
         self.together: Together = align_scans([kept.coarse[scan] for scan in scans])
         used = [
@@ -140,9 +141,13 @@ class Person:
     def describe(self, scan: Scan) -> dict[str, Any]:
         """Return the entry of sidecars on how a scan was combined."""
         why = self.together.refusals[self._places[scan]]
-        return {
-            COMBINED_AS: {"Alone": why} if why else {"Weight": round(self.weight(scan), 4)},
-        }
+        how = {"Alone": why} if why else {"Weight": round(self.weight(scan), 4)}
+        return {COMBINED_AS: how | self.lacking}
+
+    @property
+    def lacking(self) -> dict[str, list[str]]:
+        """The part of that entry on failed scans."""
+        return {"Without": self.without} if self.without else {}
 
 
 def consensus_scan(scans: Sequence[Scan]) -> Scan:
@@ -156,13 +161,13 @@ def consensus_scan(scans: Sequence[Scan]) -> Scan:
     return replace(scans[0], identity=BidsName(entities, CONSENSUS))
 
 
-def consensus_provenance(own: Mapping[str, Any], scans: Sequence[Scan]) -> dict[str, Any]:
-    """Return the sidecar of a consensus, from that of a scan; the best scan comes first."""
-    inputs = own["Combined"]["Inputs"]
-    checksums = "".join(sorted(inputs[scan.relative] for scan in scans))
+def consensus_provenance(made: Mapping[Scan, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the sidecar of a consensus, from those of its scans, the best one first."""
+    checksums = "".join(sorted(own["InputSHA256"] for own in made.values()))
     return {
-        **own,
-        "Sources": [f"bids:raw:{scan.relative}" for scan in scans],
+        **next(iter(made.values())),
+        "Options": {key: value for own in made.values() for key, value in own["Options"].items()},
+        "Sources": [f"bids:raw:{scan.relative}" for scan in made],
         "InputSHA256": hashlib.sha256(checksums.encode()).hexdigest(),
     }
 

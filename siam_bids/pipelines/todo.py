@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,9 @@ from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import read_result
 from siam_bids.bids.scan import CONSENSUS, CT, Scan
-from siam_bids.bids.status import COMBINED, changed_outputs, check_unknown, to_do
+from siam_bids.bids.status import COMBINED, COMBINED_AS, changed_outputs, check_unknown, to_do
 from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
-from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean
+from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean, known_names
 from siam_bids.image.grid import Grid
 from siam_bids.image.image_file import image_checksum
 from siam_bids.image.labels import LabelTable
@@ -28,6 +28,7 @@ from siam_bids.measures.lesions import lesion_names
 from siam_bids.models.model import Model
 from siam_bids.models.registry import find_model
 from siam_bids.pipelines.failures import reason_of
+from siam_bids.pipelines.person import consensus_provenance, consensus_scan
 from siam_bids.pipelines.provenance import made_from
 from siam_bids.support.atomic_files import read_json
 
@@ -55,26 +56,18 @@ def model_of(config: RunConfig) -> Model:
     return model.with_options(config.inference)
 
 
-def survey(config: RunConfig) -> tuple[Cascade, list[Prospect], Selection]:
-    """Return the models, what the participant level would do with each scan, and what was found.
-
-    Raises
-    ------
-    SiamError
-        As `prepare`.
-    """
-    checklist, found = prepare(config)
-    return checklist.cascade, [checklist.prospect(scan) for scan in found.scans], found
-
-
 def unfinished(config: RunConfig) -> tuple[Cascade, Selection]:
     """Return the models and the scans that are not done, by their sidecars, reading no image.
 
     A scan whose content changed since counts as done here; its own job would notice.
     """
     checklist, found = prepare(config)
-    rest = [scan for scan in found.scans if checklist.why(scan, trusting=True)]
-    return checklist.cascade, replace(found, scans=rest)
+    rest = {scan for scan in found.scans if checklist.why(scan, trusting=True)}
+    for each in {*checklist.combinations.values()}:
+        for session in each.sessions:
+            if not rest & {*session} and checklist.consensus_why(session, trusting=True):
+                rest |= {*session}
+    return checklist.cascade, replace(found, scans=[s for s in found.scans if s in rest])
 
 
 def nothing_matches(config: RunConfig) -> DatasetError:
@@ -99,7 +92,7 @@ class Prospect:
     error
         Why it would fail, judging by its header.
     grid
-        Where its voxels are; None if it is done or would fail.
+        Where its voxels are, if the networks would see it.
     """
 
     scan: Scan
@@ -222,15 +215,60 @@ class Checklist:
         known = read_json(sidecar(names.segmentation))
         if trusting:
             checksum = str(known.get("InputSHA256", ""))
-            past = known.get(COMBINED, {})
-            others = past.get("Inputs") if isinstance(past, Mapping) else None
-            others = others if isinstance(others, Mapping) else {}
-            every = {each.relative: "unknown" for each in self.scans} | {**others}
-            return (
-                self._missing(names, known, self.provenance(scan, checksum, every)) or self._again
-            )
+            made = self.provenance(scan, checksum, self._recorded(known))
+            return self._missing(names, known, made) or self._again
         checksum = image_checksum(scan.path) if known else ""
         return self.compare(names, known, self.provenance(scan, checksum))
+
+    def _recorded(self, known: Mapping[str, Any]) -> dict[str, str]:
+        """Return the checksums of all scans, those of a combination as a sidecar records them."""
+        past = known.get(COMBINED, {})
+        others = past.get("Inputs") if isinstance(past, Mapping) else None
+        others = others if isinstance(others, Mapping) else {}
+        return {each.relative: "unknown" for each in self.scans} | {**others}
+
+    def consensus_why(
+        self, session: Sequence[Scan], new: Collection[Scan] = (), *, trusting: bool = False
+    ) -> str:
+        """Say why a session needs a (new) consensus; empty if it has one, or is to have none.
+
+        Parameters
+        ----------
+        session
+            Scans of one combination.
+        new
+            Those that are to be segmented. Of the others count those that share their prior.
+        trusting
+            As in `why`.
+
+        Raises
+        ------
+        DatasetError
+            As `compare`.
+        """
+        known = {scan: read_json(sidecar(self.names(scan).segmentation)) for scan in session}
+        made = {}
+        for scan, own in known.items():
+            checksum = str(own.get("InputSHA256", "")) if trusting else self._checksum(scan)
+            how = own.get(COMBINED_AS, {})
+            shares = own.get("InputSHA256") == checksum and "Weight" in how
+            if shares or scan in new:
+                others = self._recorded(own) if trusting else None
+                made[scan] = self.provenance(scan, checksum, others)
+        if len(made) < 2:
+            return ""
+        names = self.names(consensus_scan([*made]))
+        before = read_json(sidecar(names.segmentation))
+        if trusting:
+            return self._missing(names, before, consensus_provenance(made)) or self._again
+        return self.compare(names, before, consensus_provenance(made))
+
+    def lacked(self, scan: Scan, seen: Collection[Scan]) -> str:
+        """Say which scan failed when the results of another were made, and has been seen now."""
+        known = read_json(sidecar(self.names(scan).segmentation))
+        without = known.get(COMBINED_AS, {}).get("Without", ())
+        found = [each.path.name for each in seen if each.relative in without]
+        return f"{found[0]} failed before" if found else ""
 
     def compare(
         self, names: ScanNames, known: Mapping[str, Any], provenance: Mapping[str, Any]
@@ -278,9 +316,19 @@ class Checklist:
             why = self.why(scan)
             if not why:
                 return Prospect(scan=scan)
-            grid = read_grid(scan.path, index=self.config.inference.volume)
+            return self.needed(scan, why)
         except (SiamError, OSError) as error:
             return Prospect(scan=scan, error=reason_of(error))
+
+    def needed(self, scan: Scan, why: str) -> Prospect:
+        """Return what a run would do with a scan that its networks must see, judging by its header.
+
+        Raises
+        ------
+        SiamError, OSError
+            It would fail.
+        """
+        grid = read_grid(scan.path, index=self.config.inference.volume)
         return Prospect(scan=scan, why=why, grid=grid)
 
 
@@ -355,7 +403,7 @@ def with_tissues(config: RunConfig, labels: LabelTable) -> RunConfig:
     if unknown:
         raise UsageError(
             f"The model has no tissue {', '.join(unknown)}.",
-            did_you_mean(unknown[0], labels.by_name) or f"It has: {', '.join(labels.by_name)}.",
+            known_names(unknown[0], labels.by_name, "tissues"),
         )
     if "aseg" in config.segmentations and not can_be_aseg(labels):
         raise UsageError(

@@ -20,7 +20,7 @@ from siam_bids.errors import LabelError
 from siam_bids.image.grid import Grid, Reorientation
 from siam_bids.image.labels import siam_labels
 from siam_bids.support.package_data import resource
-from siam_bids.support.tsv import read_rows
+from siam_bids.support.tsv import read_rows, some
 
 CONTRASTS = ("T1w", "T2w", "FLAIR", "PDw", "CT")
 """Contrasts with prior mean intensities in `data/labels/synthesis_tissues.tsv`."""
@@ -139,7 +139,7 @@ def _read_table(path: Path, siam: SourceTable) -> SourceTable:
         return SourceTable.load(path)
     if not {"index", "name"} <= set(columns):
         raise LabelError(
-            f"{path} has the columns {', '.join(columns)}.",
+            f"{path} has the columns {some(columns)}.",
             "Needed: value, name, tissue, target; or index, name.",
         )
     known = set(siam_labels().by_name)
