@@ -197,17 +197,18 @@ def threshold(self, image, *, wanted, step, progress):
     return torch.stack([-over, over, torch.full_like(over, -9.0)]).half()
 
 
-@pytest.mark.parametrize("members", [("one",), ("one", "two")])
+@pytest.mark.parametrize("members", [("one",), ("one", "two"), ("one", "two", "three")])
 def test_a_second_look_finds_the_same_where_it_was(members, tmp_path, monkeypatch):
     """Tissues told by intensity alone: turning must neither move nor lose them."""
     monkeypatch.setattr("siam_bids.inference.head_pose.pose_of", a_pose)
     monkeypatch.setattr(Runner, "predict", threshold)
     names = ["background", "GM", "Rare"]
-    for name, spacing in zip(members, (4.0, 5.0), strict=False):
+    for name, spacing in zip(members, (4.0, 5.0, 4.0), strict=False):
         write_model(tmp_path / name, names=names, spacing=spacing)
     focus = {"tissues": ["GM"], "margin": 8, "step": 0.7, "extent": [50, 32, 72], "share": 0.9}
+    own = {**focus, "margin": 4, "step": 1, "taper": 10}
     plain = (
-        {"members": members, "focus": focus}
+        {"members": members, "focus": [focus, own][: len(members) - 1]}
         if len(members) > 1
         else {"model": "one", "regions": []}
     )

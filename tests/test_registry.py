@@ -35,7 +35,12 @@ def test_the_default_model_is_the_mean_of_two():
     assert model.licence == "Apache-2.0"
     with pytest.raises(UsageError, match="Give one: --model compact-2mm or --model compact-1mm"):
         CascadeSegmenter(Cascade.open(model), torch.device("cpu"), Inference(interpolate=False))
-    assert "averaged over the 2 networks" in methods_text([described])
+    networks = "; ".join(
+        f"{each['Title']}, SHA-256 {each['SHA256'][:12]}" for each in described["Members"]
+    )
+    assert f"averaged over the 2 networks of siam-bids compact ({networks})" in methods_text(
+        [described]
+    )
     assert "then refined with the scan's intensities" in methods_text([described])
     assert "averaged over" not in methods_text([find_model("compact-2mm").describe()])
 

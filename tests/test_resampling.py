@@ -3,8 +3,9 @@ import pytest
 import torch
 from skimage.transform import resize
 
-from siam_bids.inference.averaging import MeanScores
+from siam_bids.inference.averaging import MeanScores, tapered
 from siam_bids.inference.certainty import Certainty
+from siam_bids.inference.head_pose import centres
 from siam_bids.inference.intensity_refinement import Posterior
 from siam_bids.inference.person import PersonPrior
 from siam_bids.inference.resampling import Logits, labels_of, softmax
@@ -110,6 +111,48 @@ def test_outside_the_box_the_first_stands_alone(share, counts):
     assert not np.allclose(expected[where], chances[0][where], atol=0.05)
 
 
+def test_a_mean_in_a_box_within_another_is_that_of_the_means():
+    """The last network counts its share everywhere in its own box, whatever is mixed before."""
+    rng = np.random.default_rng(4)
+    outer, inner = (slice(1, 8),) * 3, (slice(0, 4), slice(3, 9), slice(2, 7))
+
+    def part(shape):
+        return Logits(torch.from_numpy(rng.normal(size=(3, *shape))).half(), shape)
+
+    first, second, third = part((9, 9, 9)), part((7, 7, 7)), part((4, 6, 5))
+    share = torch.from_numpy(rng.random((4, 6, 5)).astype(np.float32))
+    before = MeanScores(first, [second], outer, 0.3)
+    mean = MeanScores(before, [third], inner, share)
+    expected = np.stack([first.probability(index) for index in range(3)])
+    for box, weight, other in ((outer, 0.3, second), (inner, share.numpy(), third)):
+        where = (slice(None), *box)
+        new = np.stack([other.probability(index) for index in range(3)])
+        expected[where] = (1 - weight) * expected[where] + weight * new
+    for scores, some in ((mean, slice(None)), (mean.subsample((2, 2, 2)), slice(None, None, 2))):
+        wanted = expected[:, some, some, some]
+        planes = torch.stack(list(scores.planes()), 1).exp().numpy()
+        np.testing.assert_allclose(planes, wanted, atol=2e-3)
+        found = np.stack([scores.probability(index) for index in range(3)])
+        np.testing.assert_allclose(found, wanted, atol=2e-3)
+        assert [each.shape for each in scores.tensors()] == [
+            (3, 9, 9, 9), (3, 7, 7, 7), (3, 4, 6, 5)
+        ]  # fmt: skip
+
+
+def test_a_weight_falls_to_nothing_at_the_ends_of_a_box_however_it_is_turned():
+    ends = (np.array([0.0, -np.inf, 2.0]), np.array([20.0, 10.0, np.inf]))
+    weight = tapered((20, 10, 12), centres((1, 1, 1)), *ends, 4.0).numpy()
+    assert weight.shape == (20, 10, 12)
+    assert weight[10, 0, 11] == 1  # 10 mm from one end, infinitely far from the others
+    assert weight[0, 0, 11] == pytest.approx(0.125**2 * (3 - 0.25))
+    assert weight[2, 0, 11] == pytest.approx(0.625**2 * (3 - 1.25))
+    assert weight[10, 9, 11] == weight[0, 0, 11]
+    assert (weight[:, :, :2] == 0).all()
+    turn = np.eye(4)[[1, 0, 2, 3]]
+    other = tapered((10, 20, 12), centres((1, 1, 1)) @ turn, *ends, 4.0)
+    np.testing.assert_allclose(other.numpy(), weight.transpose(1, 0, 2), atol=1e-6)
+
+
 def test_a_box_holds_what_was_found_but_islands():
     logits = torch.zeros((4, 10, 10, 10))
     logits[0] = 1
@@ -119,7 +162,7 @@ def test_a_box_holds_what_was_found_but_islands():
     fine = Logits(logits, (20, 10, 30))
     assert fine.box_of([2], (0, 0, 0)) == (slice(6, 14), slice(2, 8), slice(12, 18))
     assert fine.box_of([2, 3], (3, 1, 20)) == (slice(3, 20), slice(1, 9), slice(0, 30))
-    assert fine.box_of([1], (0, 0, 0)) == (slice(0, 20), slice(0, 10), slice(0, 30))
+    assert fine.box_of([1], (0, 0, 0)) is None
 
 
 def test_impossible_classes_do_not_upset_the_mean():
@@ -152,6 +195,9 @@ def all_kinds_of_scores(height=3):
     unknown = torch.full((4,), torch.nan)
     partly = RotatedLogits(logits(), np.diag([1, 1, 1, 1.0]), np.eye(4), shape, unknown)
     three = MeanScores(first, [partly, Logits(logits((9, 8, 10)), shape)])
+    inner = (slice(3, 9), slice(1, 6), slice(0, 6))
+    weight = tapered((6, 5, 6), centres((1, 1, 1)), np.zeros(3), np.array([np.inf, 5, 6]), 2.0)
+    nested = MeanScores(mean, [Logits(logits(), (6, 5, 6)), partly.within(inner)], inner, weight)
     share = torch.from_numpy(rng.random((1, 5, 4, 6))).half()
     of_all = torch.cat([logits().log_softmax(0), share])
     of_all[:4, :2] = torch.nan
@@ -171,12 +217,15 @@ def all_kinds_of_scores(height=3):
         "every other of the mean": mean.subsample((2, 1, 2)),
         "every other of turned": turned.subsample((1, 2, 3)),
         "mean of three": three,
+        "mean in a box within another": nested,
+        "every other of a mean in a box within another": nested.subsample((2, 1, 2)),
         "of a person": person,
         "every other of a person": person.subsample((2, 2, 1)),
         "refined": refined(first),
         "refined turned": refined(turned),
         "refined mean": refined(mean),
         "refined mean of three": refined(three),
+        "refined mean in a box within another": refined(nested),
         "refined of a person": refined(person),
     }
 

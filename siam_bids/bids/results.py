@@ -39,7 +39,7 @@ _SIDECAR = {
         "Version": str,
         "SHA256": str,
         "Citation": str,
-        "Members?": [{}],
+        "Members?": [{"Title": str, "SHA256": str}],
         "Upright?": {"TurnedByMoreDegreesThan": float, "OfSizeFactorMoreThan": float},
     },
     "Software": {"*": str},

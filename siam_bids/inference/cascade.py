@@ -43,7 +43,7 @@ class Cascade:
     heads
         Label the whole head; where there are several, their probabilities are averaged.
     focus
-        Box for all heads but the first; None for the whole scan.
+        Box of each head but the first, None for the whole scan; empty for that alone.
     intensities
         Settings of intensity refinement; None for none.
     upright
@@ -59,7 +59,7 @@ class Cascade:
 
     heads: tuple[NnunetModel, ...]
     regions: tuple[tuple[tuple[str, ...], NnunetModel], ...] = ()
-    focus: Focus | None = None
+    focus: tuple[Focus | None, ...] = ()
     intensities: Intensities | None = None
     upright: Upright | None = None
     repair_spikes: bool = False
@@ -93,7 +93,7 @@ class Cascade:
                     f"{finer.folder} is not a model of a region: it has {finer.channels} channels, "
                     "but is given an image and a mask at most."
                 )
-        for name in model.focus.tissues if model.focus else ():
+        for name in dict.fromkeys(name for each in model.focus if each for name in each.tissues):
             if name not in heads[0].labels.by_name:
                 raise ModelError(f"There is no label {name} in {heads[0].folder}.")
         cascade = cls(
@@ -166,7 +166,7 @@ class Cascade:
         self, grids: Sequence[Grid], device: torch.device, options: Inference, *, cpus: int
     ) -> Cost:
         """Estimate time and memory of the largest of some scans, see `nnunet.estimate`."""
-        looks = [*focus_of_each(self.heads, self.focus), *(None for _ in self.regions)]
+        looks = [None, *focus_of_each(self.heads, self.focus), *(None for _ in self.regions)]
         sizes = [
             estimate(model, grids, device, options, cpus=cpus, focus=focus)
             for model, focus in zip(self.models, looks, strict=True)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
-from dataclasses import replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from operator import itemgetter
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from siam_bids.config import Inference
 from siam_bids.image.grid import Crop, Volume
-from siam_bids.inference.averaging import MeanScores
+from siam_bids.inference.averaging import MeanScores, tapered
 from siam_bids.inference.cost import Load, estimate
-from siam_bids.inference.head_pose import Window, upright_window
+from siam_bids.inference.head_pose import Window, centres, upright_window
 from siam_bids.inference.intensity_refinement import following
 from siam_bids.inference.prediction import (
     NetworkScores,
@@ -21,12 +23,15 @@ from siam_bids.inference.prediction import (
     Progress,
     prediction_of,
 )
-from siam_bids.inference.resampling import Logits, Part, Prior
+from siam_bids.inference.resampling import Logits, Prior
 from siam_bids.inference.segmenter import NnunetSegmenter
 from siam_bids.inference.sliding_window import TILE_STEP
 from siam_bids.inference.white_matter_outliers import outlier_rule
 from siam_bids.models.settings import Focus, Intensities, Upright
 from siam_bids.nnunet.model import NnunetModel
+
+_Shares = Mapping[NnunetSegmenter, Progress]
+"""What moves the share of each member in the progress."""
 
 
 class EnsembleSegmenter:
@@ -42,7 +47,8 @@ class EnsembleSegmenter:
     device, options
         As for `NnunetSegmenter`.
     focus
-        Box for all members but the first; outside, the first decides. Default: everywhere.
+        Box of each member but the first, None for the whole scan; outside of it the members before
+        decide. Default: the whole scan for all.
     intensities
         Settings of intensity refinement. Default: none.
     upright
@@ -55,12 +61,13 @@ class EnsembleSegmenter:
         device: torch.device,
         options: Inference,
         *,
-        focus: Focus | None = None,
+        focus: Sequence[Focus | None] = (),
         intensities: Intensities | None = None,
         upright: Upright | None = None,
     ) -> None:
         self._members = [NnunetSegmenter(model, device, options) for model in models]
-        self._focus = focus
+        self._focus = focus_of_each(models, focus)
+        self._groups = _grouped(self._members, self._focus)
         self._intensities = intensities
         self._upright = upright if options.interpolate else None
 
@@ -77,11 +84,17 @@ class EnsembleSegmenter:
 
     def network(self, volume: Volume, *, progress: Progress | None = None) -> NetworkScores:
         """Run the networks over a scan."""
-        first_progress, *shares = self._shares(volume, progress)
-        coarse, crop = self._members[0].scores(volume, progress=first_progress)
+        shares = self._shares(volume, progress)
+        first = self._members[0]
+        coarse, crop = first.scores(volume, progress=shares.get(first))
         if window := self._window(coarse, crop):
-            return NetworkScores(self._upright_scores(volume, window, shares), crop, window.pose)
-        return NetworkScores(self._scores(volume, coarse, crop, shares), crop)
+            scores = self._upright_scores(volume, window, crop, shares)
+            found = NetworkScores(scores, crop, window.pose)
+        else:
+            found = NetworkScores(self._scores(volume, coarse, crop, shares), crop)
+        if progress:
+            progress(1.0)
+        return found
 
     def finish(
         self, volume: Volume, seen: NetworkScores, probabilities: Sequence[str] = ()
@@ -93,47 +106,62 @@ class EnsembleSegmenter:
         found = prediction_of(scores, seen.crop, table, probabilities, outliers=outliers)
         return replace(found, pose=seen.pose)
 
-    def _scores(
-        self,
-        volume: Volume,
-        coarse: Logits,
-        crop: Crop,
-        shares: Sequence[Progress | None],
-    ) -> Prior:
+    def _scores(self, volume: Volume, coarse: Logits, crop: Crop, shares: _Shares) -> Prior:
         """Run the other members on the scan in its own orientation."""
-        box, step = None, TILE_STEP
-        if self._focus:
-            step = self._focus.step
-            box = coarse.box_of(self._seen, [self._focus.margin / size for size in crop.voxel_size])
-        finer = [
-            member.scores(volume, part=box, step=step, progress=share)[0]
-            for member, share in zip(self._members[1:], shares, strict=True)
-        ]
-        return self._mean(coarse, finer, box)
+        mean: Prior = coarse
+        for group in self._groups:
+            box = tuple(slice(0, length) for length in coarse.shape)
+            if focus := group.focus:
+                margin = [focus.margin / size for size in crop.voxel_size]
+                found = coarse.box_of(self._labels_of(focus), margin)
+                if not found:
+                    continue
+                box = found
+            parts = [
+                member.scores(
+                    volume,
+                    part=box,
+                    step=group.step,
+                    normalise_part=group.normalise_box,
+                    progress=shares.get(member),
+                )[0]
+                for member in group.members
+            ]
+            ends = [
+                (part.start or -np.inf, part.stop if part.stop < length else np.inf)
+                for part, length in zip(box, coarse.shape, strict=True)
+            ]
+            low, high = np.transpose(ends) * crop.voxel_size
+            weight = group.weight(box, centres(crop.voxel_size), low, high)
+            mean = MeanScores(mean, parts, box, weight)
+        return mean
 
-    def _upright_scores(
-        self, volume: Volume, head: Window, shares: Sequence[Progress | None]
-    ) -> Prior:
+    def _upright_scores(self, volume: Volume, head: Window, crop: Crop, shares: _Shares) -> Prior:
         """Run all members, the first one again, on the head in standard orientation."""
-        first, *others = self._members
-        again = first.turned_scores(volume, head, elsewhere=True)
-        step, window = TILE_STEP, head
-        if self._focus:
-            step = self._focus.step
-            window = Window(head.pose, *again.box_of(self._seen, self._focus.margin))
-        finer = [
-            member.turned_scores(volume, window, step=step, progress=share)
-            for member, share in zip(others, shares, strict=True)
-        ]
-        box = finer[0].seen() if finer else None
-        inner = [each.within(box) for each in finer] if box else []
-        return self._mean(again, inner, box)
-
-    def _mean(self, first: Part, finer: Sequence[Part], box: Sequence[slice] | None) -> Prior:
-        """Average the scores of the first network with those of the others in a box."""
-        if not finer:
-            return first
-        return MeanScores(first, finer, box, self._focus.share if self._focus else None)
+        again = self._members[0].turned_scores(volume, head, elsewhere=True)
+        upright = head.pose.affine @ centres(crop.voxel_size)
+        mean: Prior = again
+        for group in self._groups:
+            window = head
+            if focus := group.focus:
+                found = again.box_of(self._labels_of(focus), focus.margin)
+                if not found:
+                    continue
+                window = Window(head.pose, *found)
+            parts = [
+                member.turned_scores(
+                    volume,
+                    window,
+                    step=group.step,
+                    normalise_window=group.normalise_box,
+                    progress=shares.get(member),
+                )
+                for member in group.members
+            ]
+            box = parts[0].seen()
+            weight = group.weight(box, upright, window.low, window.high)
+            mean = MeanScores(mean, [part.within(box) for part in parts], box, weight)
+        return mean
 
     def _window(self, coarse: Logits, crop: Crop) -> Window | None:
         """Return the window in standard orientation; None if the head is not segmented again."""
@@ -143,17 +171,14 @@ class EnsembleSegmenter:
         edges = np.array(crop.shape) * crop.voxel_size / labels.shape
         return upright_window(self._upright, labels, edges, self._members[0].model.labels)
 
-    @property
-    def _seen(self) -> list[int]:
-        """Return the classes that the others look at."""
-        table = self._members[0].model.labels
-        return [table.by_name[name].index for name in self._focus.tissues] if self._focus else []
+    def _labels_of(self, focus: Focus) -> list[int]:
+        """Return the classes that a box is put around."""
+        return self._members[0].model.labels.indices(focus.tissues)
 
-    def _shares(self, volume: Volume, progress: Progress | None) -> list[Progress | None]:
+    def _shares(self, volume: Volume, progress: Progress | None) -> _Shares:
         """Divide the progress among the models by the time that each is estimated to take."""
         if progress is None:
-            return [None] * len(self._members)
-        looks = focus_of_each(self._members, self._focus)
+            return {}
         seconds = [
             estimate(
                 each.model,
@@ -164,16 +189,79 @@ class EnsembleSegmenter:
                 focus=focus,
                 load=each.load,
             ).seconds
-            for each, focus in zip(self._members, looks, strict=True)
+            for each, focus in zip(self._members, [None, *self._focus], strict=True)
         ]
         ends = np.cumsum([0.0, *seconds]) / sum(seconds)
 
         def share(start: float, end: float) -> Progress:
             return lambda done: progress(start + (end - start) * done)
 
-        return [share(start, end) for start, end in pairwise(ends)]
+        parts = [share(start, end) for start, end in pairwise(ends)]
+        return dict(zip(self._members, parts, strict=True))
 
 
-def focus_of_each(members: Sized, focus: Focus | None) -> list[Focus | None]:
-    """Return the box of each member of an ensemble; None (the whole scan) for the first."""
-    return [None, *([focus] * (len(members) - 1))]
+@dataclass(frozen=True)
+class _Group:
+    """Members in a row with the same focus.
+
+    Attributes
+    ----------
+    focus
+        None for the whole scan.
+    share
+        Their total weight in the mean with the members before them.
+    """
+
+    members: tuple[NnunetSegmenter, ...]
+    focus: Focus | None
+    share: float
+
+    @property
+    def step(self) -> float:
+        """Tile edges between two tiles, at most."""
+        return self.focus.step if self.focus else TILE_STEP
+
+    @property
+    def normalise_box(self) -> bool:
+        """Whether intensities are normalised in the box alone."""
+        return bool(self.focus and self.focus.normalise_box)
+
+    def weight(
+        self,
+        box: Sequence[slice],
+        affine: npt.NDArray[np.float64],
+        low: npt.NDArray[np.float64],
+        high: npt.NDArray[np.float64],
+    ) -> float | torch.Tensor:
+        """Return the share, or what it is in each voxel (I, J, K) of a box.
+
+        Parameters
+        ----------
+        affine
+            (4, 4), from voxels of the whole grid to mm along the axes of what the members saw.
+        low, high
+            (3,) ends of that in mm; infinite where it ends with the scan.
+        """
+        if not (self.focus and self.focus.taper):
+            return self.share
+        shifted = affine.copy()
+        shifted[:3, 3] += affine[:3, :3] @ [part.start for part in box]
+        shape = [part.stop - part.start for part in box]
+        return self.share * tapered(shape, shifted, low, high, self.focus.taper)
+
+
+def _grouped(members: Sequence[NnunetSegmenter], focus: Sequence[Focus | None]) -> list[_Group]:
+    """Return all members but the first."""
+    groups, before = [], 1
+    for look, pairs in groupby(zip(members[1:], focus, strict=True), key=itemgetter(1)):
+        these = tuple(member for member, _ in pairs)
+        equal = len(these) / (before + len(these))
+        given = look.share if look else None
+        groups.append(_Group(these, look, equal if given is None else given))
+        before += len(these)
+    return groups
+
+
+def focus_of_each(members: Sized, focus: Sequence[Focus | None]) -> list[Focus | None]:
+    """Return the box of each member of an ensemble but the first; None for the whole scan."""
+    return [*focus] or [None] * (len(members) - 1)

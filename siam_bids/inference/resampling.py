@@ -261,21 +261,24 @@ class Logits(Interpolated):
         likeliest = [_first_of_highest(plane) for plane in planes]
         return torch.stack(likeliest).numpy()
 
-    def box_of(self, classes: Sequence[int], margin: Sequence[float]) -> tuple[slice, ...]:
+    def box_of(self, classes: Sequence[int], margin: Sequence[float]) -> tuple[slice, ...] | None:
         """Return the box of the grid in which one of the classes is the most probable.
 
-        Islands of less than a twentieth of the largest connected piece do not count; where there
-        is nothing, the box is the whole grid.
+        Islands of less than a twentieth of the largest connected piece do not count.
 
         Parameters
         ----------
         margin
             Voxels of the wanted grid by which the box is wider, at each end of each axis.
+
+        Returns
+        -------
+        None where there is nothing.
         """
         mask = np.isin(self.own_labels, classes)
         pieces, count = ndimage.label(mask)
         if not count:
-            return tuple(slice(0, length) for length in self.shape)
+            return None
         sizes = np.bincount(pieces.ravel())[1:]
         large = np.flatnonzero(sizes >= 0.05 * sizes.max())
         found = [each for place, each in enumerate(ndimage.find_objects(pieces)) if place in large]

@@ -71,8 +71,8 @@ class RotatedLogits(Interpolated):
 
     def box_of(
         self, classes: Sequence[int], margin: float
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return the low and the high corner (3,) in mm of a box, see `Logits.box_of`.
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+        """Return the low and the high corner (3,) in mm of a box, if any; see `Logits.box_of`.
 
         Parameters
         ----------
@@ -81,6 +81,8 @@ class RotatedLogits(Interpolated):
         """
         sizes, start = np.diag(self._own)[:3], self._own[:3, 3]
         box = Logits(self._logits, self._logits.shape[1:]).box_of(classes, list(margin / sizes))
+        if box is None:
+            return None
         low, high = np.array([part.start for part in box]), np.array([part.stop for part in box])
         return start + (low - 0.5) * sizes, start + (high - 0.5) * sizes
 

@@ -143,6 +143,7 @@ class NnunetSegmenter:
         *,
         inside: npt.NDArray[np.bool_] | None = None,
         part: Sequence[slice] | None = None,
+        normalise_part: bool = False,
         step: float = TILE_STEP,
         progress: Progress | None = None,
     ) -> tuple[Logits, Crop]:
@@ -152,7 +153,9 @@ class NnunetSegmenter:
         ----------
         part
             Of the crop around everything that is not zero, [z, y, x]: all that the network sees
-            of the scan, normalised as the whole is.
+            of the scan.
+        normalise_part
+            Whether its intensities are normalised by themselves, instead of as the whole's are.
         step
             Tile edges between two tiles, at most.
 
@@ -166,20 +169,23 @@ class NnunetSegmenter:
         whole = [volume.data] if inside is None else [volume.data, inside.astype(np.float32)]
         crop = Crop.around(nonzero_mask(whole), volume.grid)
         part = part or tuple(slice(0, length) for length in crop.shape)
-        self._check_memory(volume.grid, crop.within(part).grid)
-        cropped = [crop.cut(channel).transpose(self._axes) for channel in whole]
+        shown = crop.within(part)
+        self._check_memory(volume.grid, shown.grid)
+        known = shown if normalise_part else crop
+        channels = [known.cut(channel).transpose(self._axes) for channel in whole]
         image = np.stack(
-            [normalise(self.model, cropped, index) for index in range(self.model.channels)]
+            [normalise(self.model, channels, index) for index in range(self.model.channels)]
         )
-        seen = tuple(part[axis] for axis in self._axes)
-        crop, image = crop.within(part), image[(slice(None), *seen)]
+        if known is crop:
+            image = image[(slice(None), *(part[axis] for axis in self._axes))]
+        crop = shown
         spacing = assumed_spacing(
             self.model, [crop.voxel_size[axis] for axis in self._axes], self.options
         )
         image = resample(self.model, image, spacing)
         logits = self._padded(
             image,
-            inside=None if inside is None else cropped[1][seen] > 0,
+            inside=None if inside is None else crop.cut(inside).transpose(self._axes),
             step=step,
             progress=progress,
         )
@@ -199,6 +205,7 @@ class NnunetSegmenter:
         volume: Volume,
         window: Window,
         *,
+        normalise_window: bool = False,
         step: float = TILE_STEP,
         elsewhere: bool = False,
         progress: Progress | None = None,
@@ -211,6 +218,8 @@ class NnunetSegmenter:
         ----------
         window
             What the network sees.
+        normalise_window
+            Whether intensities in it are normalised by themselves, instead of as the whole's are.
         elsewhere
             Whether the outside is background; else it is unknown.
         step, progress
@@ -238,6 +247,8 @@ class NnunetSegmenter:
             mode="nearest",
         )
         image = np.ascontiguousarray(image.transpose(self._axes))[None]
+        if normalise_window:
+            image = normalise(self.model, [image[0]], 0)[None]
         logits = self._padded(image, step=step, progress=progress)
         unseen = torch.full((len(logits),), _NEVER if elsewhere else torch.nan)
         if elsewhere:

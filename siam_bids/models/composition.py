@@ -12,7 +12,7 @@ from typing import Any
 from siam_bids.errors import ModelError
 from siam_bids.models.folder import read_object
 from siam_bids.models.model import Model, Region
-from siam_bids.models.settings import Focus, Intensities, Upright
+from siam_bids.models.settings import Focus, Intensities, Upright, describe_focus, read_focus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,9 @@ class Composition:
         The model that is refined; empty for an ensemble.
     regions
         Labels that are refined together, and the model that does so.
-    focus, intensities, upright
+    focus
+        Of all members but the first, or of each of them; None where that of the model holds.
+    intensities, upright
         None where those of the model hold; what members have here does not.
     precisions
         Those that were measured for these members together; empty where each has its own.
@@ -38,7 +40,7 @@ class Composition:
     members: tuple[str, ...] = ()
     model: str = ""
     regions: tuple[tuple[tuple[str, ...], str], ...] = ()
-    focus: Focus | None = None
+    focus: Focus | tuple[Focus | None, ...] | None = None
     intensities: Intensities | None = None
     upright: Upright | None = None
     precisions: tuple[str, ...] = ()
@@ -61,7 +63,7 @@ class Composition:
             regions=tuple(
                 (_inside(each["inside"]), each["model"]) for each in entry.get("regions", ())
             ),
-            focus=Focus.of(entry["focus"]) if "focus" in entry else None,
+            focus=read_focus(entry.get("focus")),
             intensities=Intensities.of(entry["intensities"]) if "intensities" in entry else None,
             upright=Upright.of(entry["upright"]) if "upright" in entry else None,
             precisions=tuple(entry.get("precisions", ())),
@@ -115,7 +117,8 @@ class Composition:
         Raises
         ------
         ModelError
-            A model cannot be found, or a member is not a single model.
+            A model cannot be found, a member is not a single model, or there is not one focus for
+            each member but the first.
         """
         members = tuple(self._as_member(name, find(each)) for each in self.members)
         first = members[0] if members else find(self.model)
@@ -130,7 +133,7 @@ class Composition:
             citation=self.citation or " ".join(citations),
             members=members or first.members,
             regions=(*first.regions, *regions),
-            focus=self.focus or first.focus,
+            focus=self._focus_of_each(name, len(members or first.members)) or first.focus,
             intensities=self.intensities or first.intensities,
             upright=self.upright or first.upright,
             precisions=_common([member.precisions for member in members or (first,)]),
@@ -139,9 +142,22 @@ class Composition:
         )
         lines = [first.sha256, *(member.sha256 for member in members[1:])]
         lines += [f"{', '.join(each.inside)} {each.model.sha256}" for each in regions]
-        settings = (joined.focus, joined.intensities, joined.upright)
-        lines += [json.dumps([each and each.describe() for each in settings], sort_keys=True)]
+        others = (joined.intensities, joined.upright)
+        settings = [describe_focus(joined.focus), *(each and each.describe() for each in others)]
+        lines += [json.dumps(settings, sort_keys=True)]
         return replace(joined, sha256=hashlib.sha256("\n".join(lines).encode()).hexdigest())
+
+    def _focus_of_each(self, name: str, members: int) -> tuple[Focus | None, ...]:
+        """Return the focus of each member but the first; empty where none is given."""
+        others = max(0, members - 1)
+        if self.focus is None or isinstance(self.focus, Focus):
+            return (self.focus,) * others if self.focus else ()
+        if len(self.focus) != others:
+            raise ModelError(
+                f"{name} has {len(self.focus)} entries of focus for {others} members.",
+                "Give one for each member but the first (null: the whole scan), or one for all.",
+            )
+        return self.focus
 
     def _as_member(self, name: str, model: Model) -> Model:
         """Return a model without what only the whole ensemble has."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from siam_bids.config import Inference
-from siam_bids.models.settings import Focus, Intensities, Upright
+from siam_bids.models.settings import Focus, Intensities, Upright, describe_focus
 
 WORDS = ("Name", "Title", "Version", "License", "Citation")
 """Entries of `Model.describe` that are descriptive only; no label depends on them."""
@@ -53,7 +53,7 @@ class Model:
     members
         The models of an ensemble, whose probabilities are averaged; empty for a single model.
     focus
-        Where members but the first look; None for everywhere.
+        Where each member but the first looks, None for everywhere; empty for a single model.
     intensities
         How far the labels follow the intensities of the scan; None for not at all. What a member of
         an ensemble has here holds for it alone.
@@ -78,7 +78,7 @@ class Model:
     precisions: tuple[str, ...] = ()
     mirror: bool = False
     members: tuple[Model, ...] = ()
-    focus: Focus | None = None
+    focus: tuple[Focus | None, ...] = ()
     intensities: Intensities | None = None
     upright: Upright | None = None
     repair_spikes: bool = False
@@ -87,7 +87,7 @@ class Model:
     def describe(self) -> dict[str, Any]:
         """Return the model as sidecars name it."""
         members = [each.describe() for each in self.members]
-        focus = self.focus and self.focus.describe()
+        focus = describe_focus(self.focus)
         intensities = self.intensities and self.intensities.describe()
         upright = self.upright and self.upright.describe()
         regions = [each.describe() for each in self.regions]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +28,13 @@ def _number(value: Any, *, above: float = -math.inf, most: float = 1e6) -> float
 
 @dataclass(frozen=True)
 class Focus:
-    """Where the members of an ensemble look, but for the first, which sees the whole scan.
+    """Where a member of an ensemble looks; the first sees the whole scan.
 
     Attributes
     ----------
     tissues
-        Labels; the others look at a box around what the first one found of these.
+        Labels; the member looks at a box around what the first one found of these, and is left out
+        where that found none.
     margin
         By which the box is wider at each end, in mm.
     step
@@ -42,8 +43,13 @@ class Focus:
         What such tissues measure from left to right, back to front and bottom to top in large
         heads, in mm: for estimates of time and memory.
     share
-        What the others' probabilities count in the mean there, 0 to 1; None for each as much as
-        the first one's.
+        What the member's probabilities count in the mean with those of the members before, 0 to 1;
+        that of several in a row with the same focus together. None for each as much as the others.
+    taper
+        The share falls to 0 over this length at the ends of the box, in mm.
+    normalise_box
+        Whether the member sees intensities normalised in its box alone, instead of in the scan, as
+        one that was trained on such boxes.
     """
 
     tissues: tuple[str, ...]
@@ -51,6 +57,8 @@ class Focus:
     step: float
     extent: tuple[float, float, float]
     share: float | None = None
+    taper: float = 0.0
+    normalise_box: bool = False
 
     @classmethod
     def of(cls, entry: Mapping[str, Any]) -> Focus:
@@ -69,8 +77,13 @@ class Focus:
             share = _number(entry["share"]) if "share" in entry else None
             if share is not None and not 0 <= share <= 1:
                 raise ValueError(f"share {share}")
-            return cls(tuple(map(str, entry["tissues"])), margin, step, (x, y, z), share)
-        except (KeyError, TypeError, ValueError) as error:
+            taper = _number(entry.get("taper", 0))
+            alone = entry.get("normalise_box", False)
+            if not isinstance(alone, bool):
+                raise TypeError(f"normalise_box {alone}")
+            tissues = tuple(map(str, entry["tissues"]))
+            return cls(tissues, margin, step, (x, y, z), share, taper, alone)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The focus of an ensemble cannot be read ({error!r}).",
                 'Write {"tissues": [LABEL], "margin": MM, "step": 0.5, "extent": [MM, MM, MM], '
@@ -84,6 +97,8 @@ class Focus:
             "MarginInMillimetres": self.margin,
             "TileStep": self.step,
             **({"Share": self.share} if self.share is not None else {}),
+            **({"TaperInMillimetres": self.taper} if self.taper else {}),
+            **({"NormalisedInBox": True} if self.normalise_box else {}),
         }
 
     def typical(self, grid: Grid) -> Grid:
@@ -94,6 +109,30 @@ class Focus:
             for length, edge, size in zip(turned.shape, self.extent, turned.voxel_size, strict=True)
         )
         return Grid((i, j, k), turned.affine)
+
+
+def read_focus(entry: Any) -> Focus | tuple[Focus | None, ...] | None:
+    """Read the entry `focus` of an ensemble: one for all members but the first, or one for each.
+
+    Raises
+    ------
+    ModelError
+        One of them cannot be read, see `Focus.of`.
+    """
+    if isinstance(entry, list):
+        return tuple(None if each is None else Focus.of(each) for each in entry)
+    return None if entry is None else Focus.of(entry)
+
+
+def describe_focus(
+    focus: Sequence[Focus | None],
+) -> dict[str, Any] | list[dict[str, Any] | None] | None:
+    """Return the focus of each member but the first as an entry of sidecars, one if all are alike.
+
+    None where all see the whole scan.
+    """
+    told = [each.describe() if each else None for each in focus]
+    return told if any(each != told[0] for each in told) else next(iter(told), None)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ def model_line(model: Description) -> str:
     return f"{model['Title']} {model['Version']} (sha256 {model['SHA256'][:12]})"
 
 
+def _member_line(member: Description) -> str:
+    return f"{member['Title']}, SHA-256 {member['SHA256'][:12]}"
+
+
 def methods_text(models: Sequence[Description], labels: LabelTable | None = None) -> str:
     """Return a paragraph on the method, fit for the methods section of a paper.
 
@@ -47,9 +51,10 @@ def methods_text(models: Sequence[Description], labels: LabelTable | None = None
         for model in models
     )
     several = "".join(
-        f" and averaged over the {len(model['Members'])} networks of {model['Title']}"
+        f" and averaged over the {len(members)} networks of {model['Title']} "
+        f"({'; '.join(map(_member_line, members))})"
         for model in models
-        if "Members" in model
+        if (members := model.get("Members"))
     )
     followed = "".join(
         f" The class probabilities of {model['Title']} were then refined with the scan's "
