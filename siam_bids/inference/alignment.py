@@ -13,15 +13,18 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813 (its own name for itself)
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from siam_bids.image.labels import BRAIN, INTRACRANIAL, LabelTable
 from siam_bids.image.transforms import TO_LPS, Affine, inverse, move
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813 (its own name for itself)
 
 _TISSUE = {
     "white_matter": 1.0,
@@ -217,6 +220,8 @@ def _registered(
     levels: Sequence[tuple[float, float, float]],
 ) -> Affine:
     """Register with SimpleITK, from a start near the answer."""
+    import SimpleITK as sitk  # noqa: N813 - late: a tenth of a second
+
     method = sitk.ImageRegistrationMethod()
     method.SetNumberOfThreads(1)  # sums in one order: the same result on every machine
     near = ndimage.distance_transform_edt(~fixed.brain, sampling=_sizes(fixed.affine)) <= _MARGIN
@@ -261,6 +266,8 @@ def _sizes(affine: Affine) -> list[float]:
 
 
 def _as_sitk(data: npt.NDArray[np.float32], affine: Affine) -> sitk.Image:
+    import SimpleITK as sitk  # noqa: N813
+
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
     lps = TO_LPS @ affine
     sizes = _sizes(affine)

@@ -25,11 +25,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
+from torch.nn import functional
 
 from siam_bids.image.grid import Box, Crop, Volume, box_of
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.loading import load_volume
 from siam_bids.inference.head_pose import centres
+from siam_bids.measures.hemispheres import voxels_of, world
 from siam_bids.measures.pose import pose_of, tissue_moments, upright_head
 from siam_bids.models.settings import Intensities, Outliers
 from siam_bids.support.package_data import resource
@@ -213,7 +215,7 @@ class OutlierRule:
         tissue = _measured(self.image[box], tissues, self.voxel_size, rivals, table)
         if tissue is None:
             return None
-        places = _lesion_places(labels, box, self.voxel_size, table)
+        places = _lesion_places(labels, box, tissue.inside, self.voxel_size, table)
         decided, evidence = _decide(tissue, found[box], places, self.voxel_size, self.how)
         changed = np.zeros(labels.shape, np.bool_)
         changed[box] = decided != found[box]
@@ -224,7 +226,7 @@ class OutlierRule:
             where=changed,
             others=rivals.others[changed],
             chances=chances,
-            shift=evidence[changed[box]] - lesion + other,
+            shift=evidence[changed[box][tissue.inside]] - lesion + other,
         )
 
 
@@ -293,27 +295,40 @@ def _measured(
 def _decide(
     tissue: _Tissue, found: Mask, places: Map, voxel_size: Sequence[float], how: Outliers
 ) -> tuple[Mask, Map]:
-    """Return what is a lesion, and its log odds, both (I, J, K)."""
+    """Return what is a lesion (I, J, K), and its log odds at the n voxels inside.
+
+    Parameters
+    ----------
+    found
+        (I, J, K) the network's lesions.
+    places
+        (n,) share of patients with a lesion at each voxel inside.
+    """
+
+    def mask_of(values: npt.NDArray[np.bool_]) -> Mask:
+        mask = np.zeros_like(tissue.inside)
+        mask[tissue.inside] = values
+        return mask
+
+    deviation, mixtures = tissue.deviation[tissue.inside], tissue.mixtures[tissue.inside]
     ordinary = max(how.deviations, how.contrast * tissue.cortex)
     rarity = how.place * np.log10(_COMMON / np.clip(places, _RAREST, 2 * _COMMON))
     extra = np.float32(ordinary) * rarity
     least = ordinary + extra
-    mixed = tissue.mixtures > 0
-    above = tissue.mixtures + np.float32(_MARGIN) + np.maximum(extra, 0)
-    least[mixed] = np.maximum(least, above)[mixed]
+    above = mixtures + np.float32(_MARGIN) + np.maximum(extra, 0)
+    least = np.where(mixtures > 0, np.maximum(least, above), least)
     smallest = how.smallest / math.prod(voxel_size)
-    known = places >= _RAREST
-    outliers = _larger(tissue.inside & (tissue.deviation > least), smallest)
-    outliers = _mostly(outliers, known)
-    edge = tissue.inside & (tissue.deviation > how.edge * ordinary)
+    known = mask_of(places >= _RAREST)
+    outliers = _mostly(_larger(mask_of(deviation > least), smallest), known)
+    edge = mask_of(deviation > how.edge * ordinary)
     steps = max(1, round(_CLOSE / max(voxel_size)))
     outliers = ndimage.binary_dilation(outliers, _FACES, iterations=steps, mask=edge) | outliers
-    unlike = found & (np.abs(tissue.deviation) > max(_UNLIKE, how.edge * ordinary))
+    unlike = found & mask_of(np.abs(deviation) > max(_UNLIKE, how.edge * ordinary))
     thick = ndimage.binary_erosion(unlike, _EVERYWHERE)
     thick = ndimage.binary_dilation(thick, _EVERYWHERE, iterations=2, mask=unlike) | thick
     decided = np.where(known, _larger(outliers | thick, smallest), found)
-    evidence = np.clip(np.abs(tissue.deviation - least), 0.2, _SUREST)
-    return decided, np.where(decided, evidence, -evidence).astype(np.float32)
+    evidence = np.clip(np.abs(deviation - least), 0.2, _SUREST)
+    return decided, np.where(decided[tissue.inside], evidence, -evidence).astype(np.float32)
 
 
 def _box_around(mask: Mask, voxel_size: Sequence[float]) -> Box:
@@ -365,12 +380,11 @@ def _local_mean(image: Map, mask: Mask, voxel_size: Sequence[float]) -> Map:
     )
     few = 1e-3 * math.prod(steps)
     mean = (total + few * image[mask].mean()) / (weight + few)
-    zoom = np.diag([*(1 / step for step in steps), 1.0])
-    zoom[:3, 3] = [(1 / step - 1) / 2 for step in steps]
-    wide: Map = ndimage.affine_transform(
-        mean, zoom, output_shape=image.shape, order=1, mode="nearest"
-    )
-    return wide
+    blocks = torch.from_numpy(mean)[None, None]
+    wide = functional.interpolate(blocks, scale_factor=[*map(float, steps)], mode="trilinear")
+    i, j, k = image.shape
+    inner: Map = wide[0, 0, :i, :j, :k].numpy()
+    return inner
 
 
 def _blocks(values: Map, steps: Sequence[int]) -> Map:
@@ -411,20 +425,30 @@ def _mostly(mask: Mask, region: Mask) -> Mask:
     return mostly
 
 
-def _lesion_places(labels: Labels, box: Box, voxel_size: Sequence[float], table: LabelTable) -> Map:
-    """Return the share of patients with a lesion at each voxel of a box; low if not known."""
+def _lesion_places(
+    labels: Labels, box: Box, inside: Mask, voxel_size: Sequence[float], table: LabelTable
+) -> Map:
+    """Return the share of patients with a lesion at each voxel (n,) inside; low if not known.
+
+    Parameters
+    ----------
+    inside
+        Voxels of the box.
+    """
     every = [max(1, round(2 / size)) for size in voxel_size]
     few = labels[tuple(slice(None, None, step) for step in every)]
     size = [edge * step for edge, step in zip(voxel_size, every, strict=True)]
     pose = pose_of(tissue_moments(few, size, table, upright_head()))
-    shape = [part.stop - part.start for part in box]
     if pose is None:
-        return np.full(shape, _RAREST, np.float32)
+        return np.full(np.count_nonzero(inside), _RAREST, np.float32)
     shares, affine = _atlas()
     corner = [part.start * edge for part, edge in zip(box, voxel_size, strict=True)]
     matrix = np.linalg.inv(affine) @ pose.affine @ centres(voxel_size, corner)
-    places: Map = ndimage.affine_transform(shares, matrix, output_shape=shape, order=1)
-    return places
+    parts = [
+        ndimage.map_coordinates(shares, world(voxels, matrix).T, order=1)
+        for voxels in voxels_of(inside)
+    ]
+    return np.concatenate(parts)
 
 
 @lru_cache(maxsize=1)

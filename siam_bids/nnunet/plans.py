@@ -34,7 +34,14 @@ with contextlib.redirect_stdout(io.StringIO()):  # it prints advice on environme
     from nnunetv2.preprocessing.normalization import default_normalization_schemes as schemes
     from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
     from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
+
+
+def _resample_torch(*arguments: Any, **words: Any) -> Any:
+    """Resample by torch, as few models want: importing what does so takes a tenth of a second."""
     from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+
+    return resample_torch_fornnunet(*arguments, **words)
+
 
 _SEPARATE: dict[str, Check] = {
     "is_seg": one_of(False),
@@ -54,7 +61,7 @@ _RESAMPLING: dict[str, tuple[Callable[..., Any], Mapping[str, Check], Mapping[st
         },
     ),
     "resample_torch_fornnunet": (
-        resample_torch_fornnunet,
+        _resample_torch,
         {
             **_SEPARATE,
             "num_threads": whole(1, 64),
