@@ -5,6 +5,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
@@ -29,7 +30,7 @@ from siam_bids.inference.person import (
 )
 from siam_bids.inference.prediction import NetworkScores
 from siam_bids.inference.resampling import Logits
-from siam_bids.pipelines.group import mixed_combinations
+from siam_bids.pipelines.group import old_consensus
 from siam_bids.pipelines.participant import run_participant
 from siam_bids.pipelines.person import Kept
 from siam_bids.pipelines.todo import combinations, unfinished
@@ -272,6 +273,12 @@ def test_scans_of_a_person_are_combined_and_a_new_visit_makes_only_that_person_a
     assert len(read_results(out).usable) == 5
     assert read_results(out).unusable == {}
 
+    volumes = [
+        pd.read_csv(ScanNames(out, BidsName.parse(name)).volumes, sep="\t")
+        for name in ("sub-1_ses-a_consensus", "sub-1_ses-b_T1w", "sub-2_T1w")
+    ]
+    assert [[*table.get("combined", [])][:1] for table in volumes] == [["all"], ["all"], []]
+
     again = run_participant(config)
     assert again.done == []
     assert len(again.skipped) == 4
@@ -319,23 +326,20 @@ def result_of(stem, *, combined=None, weight=None, sources=("a",)):
     return ScanResult(names=names, about=about, volumes=(), quality={})
 
 
-def test_the_group_level_names_what_combinations_make_incomparable():
+def test_a_consensus_that_is_older_than_its_scans_is_named():
     both = {"By": "all", "Inputs": {"a": "1", "b": "2"}}
     one = result_of("sub-1_T1w", combined=both, weight=0.9)
     two = result_of("sub-1_T2w", combined=both, weight=0.8, sources=("b",))
     whole = result_of("sub-1_consensus", combined=both, sources=("a", "b"))
-    assert mixed_combinations([one, two, whole]) == []
+    assert old_consensus([one, two, whole]) == []
     alone = result_of("sub-1_T2w", sources=("b",))
-    assert mixed_combinations([one, alone, whole]) == [
-        (
-            "1 of 2 scans share a prior with other scans of their participant (--combine), the "
-            "others do not: do not compare their volumes."
-        ),
+    assert old_consensus([one, alone, whole]) == [
         (
             "sub-1_consensus is older than the scans that it was made of: run the participant "
             "level with --combine again, or delete its files."
-        ),
+        )
     ]
+    assert [each.combined for each in (one, alone, whole)] == ["all", "none", "all"]
 
 
 def image_of(path):

@@ -600,7 +600,7 @@ def test_files_record_their_checksums_and_an_interrupted_run_is_finished(
     found = checksums(out)
     found.pop("sub-01_T1w_dseg.json")
     assert about["Outputs"] == {name: f"sha256:{value}" for name, value in found.items()}
-    assert about["ResultsVersion"] == 3
+    assert about["ResultsVersion"] == 4
     assert len(found) == 4
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
-from siam_bids.bids.status import OUTPUTS
+from siam_bids.bids.status import COMBINED, COMBINED_AS, OUTPUTS, combined_by
 from siam_bids.errors import DatasetError
 from siam_bids.image.labels import LabelTable
+from siam_bids.measures.change_noise import noise_kind
 from siam_bids.measures.hemispheres import HEMISPHERES
 from siam_bids.measures.lesions import DICTIONARY as LESION_COLUMNS
 from siam_bids.measures.quality import dictionary as quality_dictionary
@@ -47,6 +48,8 @@ _SIDECAR = {
     "Grid": {"Shape": [int], "VoxelSize": [float], "Orientation": str},
     "Pose?": {"TurnedByDegrees": float, "RelativeSize": float},
     "InputSHA256": str,
+    f"{COMBINED}?": {"By": str, "Inputs": {"*": str}},
+    f"{COMBINED_AS}?": {"Weight?": float, "Alone?": str, "Without?": [str]},
     f"{OUTPUTS}?": {"*": str},
 }
 """What the tables and pages take from the sidecar of a segmentation."""
@@ -86,6 +89,22 @@ class ScanResult:
     def source(self) -> str:
         """Path of the scan in its dataset."""
         return str(self.about["Sources"][0]).removeprefix("bids:raw:")
+
+    @property
+    def combined(self) -> str:
+        """The choice of `--combine` whose prior the labels follow, or none."""
+        return combined_by(self.about)
+
+    @property
+    def noise(self) -> str:
+        """Which measurement noise holds for its changes, see `measures.change_noise`."""
+        return noise_kind(
+            str(self.about["Model"].get("Name")),
+            self.about.get("Options", {}),
+            self.names.identity.suffix,
+            self.about["Grid"]["VoxelSize"],
+            self.combined,
+        )
 
 
 @dataclass(frozen=True)

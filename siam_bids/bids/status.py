@@ -14,6 +14,7 @@ from siam_bids.bids.ownership import PIPELINE, made_by_us
 from siam_bids.bids.records import WRITTEN, read_record
 from siam_bids.bids.scan import BidsName
 from siam_bids.errors import DatasetError
+from siam_bids.measures.volumes import NOT_COMBINED
 from siam_bids.models.model import WORDS
 from siam_bids.support.atomic_files import (
     claim_json,
@@ -24,10 +25,11 @@ from siam_bids.support.atomic_files import (
     write_json,
 )
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 """Raised when labels or tables of the same scan, model and options change, and only then.
 
-1 was up to version 0.1.0, whose sidecars do not name it; 2 up to 0.13.0, without sides.
+1 was up to version 0.1.0, whose sidecars do not name it; 2 up to 0.13.0, without sides; 3 up to
+0.14.0, with other priors of combined scans.
 """
 
 COMBINED = "Combined"
@@ -51,6 +53,12 @@ Of the model only what labels depend on, see `siam_bids.models.model.WORDS`.
 
 OUTPUTS = "Outputs"
 """Sidecar entry that holds the checksum of every file of a result, by its path from the root."""
+
+
+def combined_by(about: Mapping[str, Any]) -> str:
+    """Return the choice of `--combine` whose prior the labels of a sidecar follow, or none."""
+    alone = "Alone" in about.get(COMBINED_AS, {})
+    return NOT_COMBINED if alone else str(about.get(COMBINED, {}).get("By", NOT_COMBINED))
 
 
 def to_do(

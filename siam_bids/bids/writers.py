@@ -23,7 +23,11 @@ from siam_bids.bids.records import WRITTEN, read_record
 from siam_bids.image.grid import Grid, Segmentation
 from siam_bids.image.labels import LabelTable
 from siam_bids.measures.quality import dictionary as quality_dictionary, judge
-from siam_bids.measures.volumes import dictionary as volumes_dictionary
+from siam_bids.measures.volumes import (
+    COMBINED,
+    COMBINED_DICTIONARY,
+    dictionary as volumes_dictionary,
+)
 from siam_bids.support.atomic_files import (
     Batch,
     atomic,
@@ -111,7 +115,10 @@ def _save(path: Path, data: npt.NDArray[Any], grid: Grid) -> Written:
 
 def save_volumes(path: Path, table: pd.DataFrame, labels: LabelTable) -> Written:
     """Write a volume table as TSV with its data dictionary beside it."""
-    return save_described(path, table, volumes_dictionary(labels))
+    described = volumes_dictionary(labels)
+    if COMBINED in table:
+        described = {**described, **COMBINED_DICTIONARY}
+    return save_described(path, table, described)
 
 
 def save_described(path: Path, table: pd.DataFrame, described: Mapping[str, Any]) -> Written:

@@ -11,11 +11,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from siam_bids.measures.change_noise import (
+    BAND,
+    CONTRAST,
+    LONGEST_EDGE,
+    MODEL,
+    noise_between,
+)
 from siam_bids.measures.harmonization import HARMONIZED, NO_EFFECTS
 from siam_bids.measures.inclusion import SHARED
 from siam_bids.measures.outliers import LIMIT as OUTLIER_LIMIT
 from siam_bids.measures.regression import Statistics
-from siam_bids.measures.volumes import DICTIONARY, INTRACRANIAL, SIDE_COLUMNS, SIDES_DICTIONARY
+from siam_bids.measures.volumes import (
+    COMBINED,
+    COMBINED_DICTIONARY,
+    DICTIONARY,
+    INTRACRANIAL,
+    SIDE_COLUMNS,
+    SIDES_DICTIONARY,
+)
 from siam_bids.support.tsv import as_numbers_or_words, some
 
 logger = logging.getLogger(__name__)
@@ -37,6 +51,9 @@ ADJUSTED = "adjusted_mL"
 ASYMMETRY = "asymmetry"
 _MEASURES = (PERCENT, ADJUSTED, HARMONIZED, *SIDE_COLUMNS, ASYMMETRY, "voxels")
 """What follows the name of a tissue in the columns of the wide table."""
+
+MIXED = "mixed"
+"""Of two scans one is combined with others, the other is not, or otherwise."""
 
 _FEWEST_FOR_SLOPE = 10
 _COVARIATE = "participants.tsv or sessions.tsv"
@@ -92,6 +109,20 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     },
     "change_mL_per_year": {"Description": "Change per year.", "Units": "mL/year"},
     "change_percent_per_year": {"Description": "Change per year.", "Units": "%/year"},
+    "noise_percent": {
+        "Description": "Standard deviation of the change that is found between two scans of a "
+        f"drawn head without change: {CONTRAST} with voxels up to {LONGEST_EDGE} mm, model "
+        f"{MODEL}; both scans segmented alone, or combined with each other. n/a where it was not "
+        "measured for such scans. Real scans add motion, distortion and the scanner: it is a lower "
+        "bound.",
+        "Units": "%",
+    },
+    "noise_percent_per_year": {"Description": "noise_percent divided by years.", "Units": "%/year"},
+    "within_noise": {
+        "Description": f"Whether the change is within {BAND} noise_percent of none, as 95 % of the "
+        "changes without change are. A larger change need not be real.",
+        "Levels": {"yes": "it cannot be told from none", "no": "it is larger"},
+    },
     "contrast": {"Description": "BIDS suffix of the source image: T1w, FLAIR, ..."},
     "protocol": {
         "Description": "Scans that are compared with each other: the contrast and the entities "
@@ -117,6 +148,7 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "Units": "1",
     },
     "reason": {"Description": "The finding as a sentence."},
+    **COMBINED_DICTIONARY,
 }
 
 
@@ -275,22 +307,30 @@ def wide_volumes(tidy: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
+def changes(
+    wide: pd.DataFrame, tissues: Sequence[str], noise: Mapping[str, str] | None = None
+) -> pd.DataFrame:
     """Compare each later session of a participant with the first one, scan by like scan.
 
     Sessions are ordered by `acq_time`, else by `age`, else by label; scans are alike if all of
     their name but the session agrees.
 
+    Parameters
+    ----------
+    noise
+        Which noise holds for each scan, see `change_noise.noise_kind`.
+
     Returns
     -------
-    One row per pair and tissue: mL, percent, and both per year where the time between is known.
+    One row per pair and tissue: mL, percent, and both per year where the time between is known;
+    what of it may be noise; and, where `wide` has it, `combined`, `mixed` where the scans differ.
     """
-    columns = (
+    columns = [
         "participant_id", "contrast", "protocol", "scan", "included", "excluded_because",
         "session_from", "session_to", "years", "tissue",
         "volume_from_mL", "volume_to_mL", "change_mL", "change_percent", "change_mL_per_year",
-        "change_percent_per_year",
-    )  # fmt: skip
+        "change_percent_per_year", "noise_percent", "noise_percent_per_year", "within_noise",
+    ]  # fmt: skip
     later = wide.loc[wide["session_id"].notna()].copy()
     later["_when"] = _years(later)
     later["_alike"] = later["scan"].str.replace(r"_ses-[A-Za-z0-9]+", "", regex=True)
@@ -303,11 +343,19 @@ def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
     later = later.reset_index(drop=True)
     years = (later["_when"] - before["_when"]).where(lambda gap: gap > 0)
     because = before["excluded_because"].fillna(later["excluded_because"])
+    noises = _noises(before["scan"], later["scan"], noise or {})
+    if COMBINED in wide:
+        columns.insert(columns.index("scan") + 1, COMBINED)
+        same = before[COMBINED] == later[COMBINED]
+        later[COMBINED] = later[COMBINED].where(same, MIXED)
     tables = []
     for tissue in tissues:
         start, end = before[tissue].astype(float), later[tissue].astype(float)
         change = end - start
         percent = 100 * change / start.where(start > 0)
+        own = pd.Series([each.get(tissue, np.nan) for each in noises], dtype=np.float64)
+        judged = percent.notna() & own.notna()
+        within = pd.Series(np.where(percent.abs() <= BAND * own, "yes", "no"), dtype="str")
         tables.append(
             pd.DataFrame(
                 {
@@ -327,11 +375,39 @@ def changes(wide: pd.DataFrame, tissues: Sequence[str]) -> pd.DataFrame:
                     "change_percent": percent,
                     "change_mL_per_year": change / years,
                     "change_percent_per_year": percent / years,
+                    "noise_percent": own,
+                    "noise_percent_per_year": own / years,
+                    "within_noise": within.where(judged),
+                    **({COMBINED: later[COMBINED]} if COMBINED in later else {}),
                 }
             )
         )
-    table = pd.concat(tables, ignore_index=True)[list(columns)]
+    table = pd.concat(tables, ignore_index=True)[columns]
     return table.sort_values(["scan"], kind="stable", ignore_index=True)
+
+
+def mixed_protocols(wide: pd.DataFrame) -> list[str]:
+    """Say of each protocol whose included scans are combined differently that these differ."""
+    if COMBINED not in wide:
+        return []
+    included = wide.loc[wide["included"] == "yes"]
+    parts = included.groupby("protocol")[COMBINED]
+    counts = {protocol: own.value_counts() for protocol, own in parts}
+    return [
+        f"{protocol!s} has scans with different --combine: "
+        + ", ".join(f"{number} {kind!s}" for kind, number in own.items())
+        + ". Do not compare their volumes, or compare them apart with --group-by contrast combined."
+        for protocol, own in counts.items()
+        if len(own) > 1
+    ]
+
+
+def _noises(
+    first: pd.Series[str], later: pd.Series[str], kinds: Mapping[str, str]
+) -> list[Mapping[str, float]]:
+    """Return the noise by tissue of each pair of scans."""
+    pairs = zip(first, later, strict=True)
+    return [noise_between(kinds.get(one, ""), kinds.get(other, "")) for one, other in pairs]
 
 
 def _years(table: pd.DataFrame) -> pd.Series[float]:

@@ -40,7 +40,26 @@ SIDES_DICTIONARY = {
 """Their meaning."""
 
 
-def dictionary(labels: LabelTable) -> dict[str, dict[str, str]]:
+COMBINED = "combined"
+"""Column of the tables of a run with `--combine`."""
+
+NOT_COMBINED = "none"
+
+COMBINED_DICTIONARY: dict[str, dict[str, Any]] = {
+    COMBINED: {
+        "Description": "Whether the labels follow a prior that several scans of the participant "
+        "share (--combine). Volumes with and without are not comparable.",
+        "Levels": {
+            NOT_COMBINED: "segmented alone",
+            "contrasts": "prior of the scans of its session",
+            "sessions": "prior of like scans of all sessions",
+            "all": "prior of all scans of the participant",
+        },
+    }
+}
+
+
+def dictionary(labels: LabelTable) -> dict[str, dict[str, Any]]:
     """Return the data dictionary of the volumes of these labels."""
     name = DICTIONARY["name"]["Description"]
     total = f" {INTRACRANIAL} is the {describe_total(labels)}." if labels.intracranial else ""

@@ -19,7 +19,7 @@ from siam_bids.bids.names import stray_results, undeclared_results
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import Results, ScanResult, misplaced, read_results, undeclared
 from siam_bids.bids.scan import CONSENSUS
-from siam_bids.bids.status import COMBINED, COMBINED_AS, sweep_root
+from siam_bids.bids.status import COMBINED, sweep_root
 from siam_bids.bids.writers import (
     RESOURCES,
     remove_table,
@@ -40,6 +40,7 @@ from siam_bids.measures.group_tables import (
     dictionary,
     head_size_adjusted,
     join_covariates,
+    mixed_protocols,
     reserved,
     tidy_volumes,
     wide_volumes,
@@ -54,7 +55,11 @@ from siam_bids.measures.outliers import check_columns, find_outliers
 from siam_bids.measures.quality import dictionary as quality_dictionary, judge, metrics
 from siam_bids.measures.ratings import combined, rating_files, read_ratings
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
-from siam_bids.measures.volumes import INTRACRANIAL, describe_total
+from siam_bids.measures.volumes import (
+    COMBINED as COMBINED_COLUMN,
+    INTRACRANIAL,
+    describe_total,
+)
 from siam_bids.pipelines.failures import write_page
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import write_subject_page
@@ -137,9 +142,10 @@ def run_group(config: RunConfig) -> GroupSummary:
             f"{root} holds no segmentations{several}.", "Run the participant level on it first."
         )
     labels = read_label_table(root)
-    for said in mixed_combinations(results):
-        logger.warning("%s", said)
     group = _gather(results, labels, config)
+    cautions = [*mixed_protocols(group.wide), *old_consensus(results)]
+    for said in cautions:
+        logger.warning("%s", said)
     seen = {result.names.identity.subject for result in results}
     missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
     if missing:
@@ -161,6 +167,7 @@ def run_group(config: RunConfig) -> GroupSummary:
             title=_dataset_name(config.bids_dir),
             missing=missing,
             left_out=left_out,
+            cautions=cautions,
             pages=paged,
             files=[*_files(group), *resources],
             formula=config.formula,
@@ -175,35 +182,20 @@ def run_group(config: RunConfig) -> GroupSummary:
     return GroupSummary(wide=group.wide, left_out=left_out, pages=pages, unusable=group.unusable)
 
 
-def mixed_combinations(results: Sequence[ScanResult]) -> list[str]:
-    """Return warnings of what cannot be compared because of `--combine`, one sentence each.
-
-    These are scans with a prior that several share beside scans without, and the consensus of a
-    session whose scans were segmented anew with another combination.
-    """
-    scans = [result for result in results if result.names.identity.suffix != CONSENSUS]
-    shared = sum("Weight" in _entry(result, COMBINED_AS) for result in scans)
-    said = []
-    if 0 < shared < len(scans):
-        said.append(
-            f"{shared} of {len(scans)} scans share a prior with other scans of their participant "
-            "(--combine), the others do not: do not compare their volumes."
+def old_consensus(results: Sequence[ScanResult]) -> list[str]:
+    """Name each consensus whose scans were segmented anew with another combination."""
+    combined = {result.source: result.about.get(COMBINED) for result in results
+                if result.names.identity.suffix != CONSENSUS}  # fmt: skip
+    return [
+        f"{result.names.name} is older than the scans that it was made of: run the participant "
+        "level with --combine again, or delete its files."
+        for result in results
+        if result.names.identity.suffix == CONSENSUS
+        and any(
+            combined.get(str(source).removeprefix("bids:raw:")) != result.about.get(COMBINED)
+            for source in result.about["Sources"]
         )
-    now = {result.source: _entry(result, COMBINED) for result in scans}
-    for result in results:
-        if result.names.identity.suffix == CONSENSUS:
-            sources = [str(each).removeprefix("bids:raw:") for each in result.about["Sources"]]
-            if any(now.get(source) != _entry(result, COMBINED) for source in sources):
-                said.append(
-                    f"{result.names.name} is older than the scans that it was made of: run the "
-                    "participant level with --combine again, or delete its files."
-                )
-    return said
-
-
-def _entry(result: ScanResult, key: str) -> Mapping[str, Any]:
-    found = result.about.get(key)
-    return found if isinstance(found, dict) else {}
+    ]
 
 
 def _left_out(root: Path, found: Results) -> dict[str, str]:
@@ -295,7 +287,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         outliers=find_outliers(
             measured, list(dict.fromkeys(observed)), adjust=adjust, excluded=excluded
         ),
-        changes=changes(wide, tissues),
+        changes=changes(wide, tissues, {result.names.name: result.noise for result in results}),
         statistics=fit_tissues(measured, config.formula, tissues, excluded)
         if config.formula
         else NO_STATISTICS,
@@ -418,6 +410,11 @@ def _keys(results: Sequence[ScanResult]) -> pd.DataFrame:
             for column, key in columns.items()
             if any(key in own for own in entities)
         }
+        | (
+            {COMBINED_COLUMN: [result.combined for result in results]}
+            if any(COMBINED in result.about for result in results)
+            else {}
+        )
     )
 
 

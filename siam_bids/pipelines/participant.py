@@ -21,7 +21,9 @@ from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.scan import CONSENSUS, CT, Scan
 from siam_bids.bids.status import (
+    COMBINED,
     COMBINED_AS,
+    combined_by,
     failed_scans,
     finish_scan,
     place_results,
@@ -59,7 +61,7 @@ from siam_bids.measures.lesions import (
     lesion_table,
 )
 from siam_bids.measures.quality import scan_quality
-from siam_bids.measures.volumes import tissue_volumes
+from siam_bids.measures.volumes import COMBINED as COMBINED_COLUMN, tissue_volumes
 from siam_bids.pipelines.failures import (
     fatal,
     forget_failure,
@@ -627,6 +629,8 @@ def _write_results(task: Task, prediction: Prediction, names: ScanNames) -> Writ
             sided = sided_values(segmentation.data, sides)
             written |= save_values(path, sided, volume.grid)
     table = tissue_volumes(segmentation, sides)
+    if COMBINED in task.provenance:
+        table[COMBINED_COLUMN] = combined_by(task.provenance)
     written |= save_volumes(names.volumes, table, segmentation.labels)
     if lesion_names(segmentation.labels):
         lesions = lesion_table(segmentation, prediction.lesions, sides)

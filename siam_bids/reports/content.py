@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Pairs = tuple[tuple[str, str], ...]
@@ -75,6 +75,22 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """Change of a volume from the first session, in percent.
+
+    `noise` is the 95 % range of changes without change; None if it is unknown.
+    """
+
+    percent: float
+    noise: float | None = None
+
+    @property
+    def within(self) -> bool:
+        """Whether it cannot be told from no change."""
+        return self.noise is not None and abs(self.percent) <= self.noise
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScanReport:
     """One scan on its subject's page.
 
@@ -83,7 +99,8 @@ class ScanReport:
     `files` and `figure` are relative to the page's folder; `slices` and `tissues` are data URLs of
     the same cuts in grey and in label indices, `thumbnail` and `outline` of the middle cuts.
     `image` and `labels` are gzipped NIfTI in base64, for the viewer. A scan with an `error` has no
-    pictures and no volumes; text that does not apply is empty.
+    pictures and no volumes; text that does not apply is empty. `changes` are those from the first
+    session, by tissue.
     """
 
     name: str
@@ -102,6 +119,7 @@ class ScanReport:
     volumes: tuple[TissueVolume, ...] = ()
     lesions: tuple[Lesion, ...] = ()
     intracranial_ml: float | None = None
+    changes: Mapping[str, Change] = field(default_factory=dict)
     flag: str = ""
     reasons: tuple[str, ...] = ()
     readings: tuple[Reading, ...] = ()
@@ -162,9 +180,11 @@ class GroupReport:
         that lack it.
     gaps
         Covariates with missing values: name, then scans without it per protocol.
+    cautions
+        What must not be compared, in a sentence each.
     changes
-        Rows of tissue, protocol, pairs, median change in percent, the same per year
-        (or None).
+        Rows of tissue, protocol, pairs; median change in percent, its 95 % range without change,
+        and whether it is within that; the same per year. None is unknown.
     statistics
         Rows of the table of `siam_bids.measures.regression`, None for NaN, and their formula.
     """
@@ -178,6 +198,7 @@ class GroupReport:
     boilerplate: str
     files: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    cautions: tuple[str, ...] = ()
     failed: Pairs = ()
     excluded: Pairs = ()
     protocols: tuple[Mapping[str, Any], ...] = ()

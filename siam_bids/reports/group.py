@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from siam_bids.bids.metadata import SCANNER
@@ -16,6 +17,7 @@ from siam_bids.bids.records import read_record
 from siam_bids.bids.results import ScanResult
 from siam_bids.bids.status import failed_scans
 from siam_bids.image.labels import LabelTable
+from siam_bids.measures.change_noise import BAND, noise_of_median
 from siam_bids.measures.group_tables import (
     ASYMMETRY,
     ENTITY_COLUMNS,
@@ -26,7 +28,7 @@ from siam_bids.measures.group_tables import (
 from siam_bids.measures.harmonization import HARMONIZED
 from siam_bids.measures.outliers import LIMIT
 from siam_bids.measures.quality import metrics
-from siam_bids.measures.volumes import INTRACRANIAL, describe_total
+from siam_bids.measures.volumes import COMBINED, INTRACRANIAL, describe_total
 from siam_bids.reports.build import (
     REFERENCE,
     data_url,
@@ -57,6 +59,7 @@ def write_group_page(
     title: str,
     missing: Sequence[str],
     left_out: Mapping[str, str],
+    cautions: Sequence[str],
     pages: Sequence[str],
     files: Sequence[str],
     formula: str,
@@ -72,6 +75,8 @@ def write_group_page(
         Subjects without results.
     left_out
         Results that cannot be used, with their reasons.
+    cautions
+        What must not be compared, in a sentence each.
     pages
         Subjects whose pages are about to be written; pages that are there need no mention.
     files
@@ -89,6 +94,7 @@ def write_group_page(
             subjects=tables.wide["participant_id"].nunique(),
             files=tuple(files),
             missing=tuple(missing),
+            cautions=tuple(cautions),
             failed=tuple({**left_out, **failed}.items()),
             excluded=tuple(tables.excluded.items()),
             protocols=tuple(_protocols(tables.wide)),
@@ -211,6 +217,7 @@ def _categories(tables: GroupTables) -> dict[str, list[str]]:
     wide, quality = tables.wide, tables.quality
     known = {name: wide[name] for name in (*ENTITY_COLUMNS, *tables.covariates) if name in wide}
     known |= {name: quality[name] for name in tables.scanners} | {"included": wide["included"]}
+    known |= {COMBINED: wide[COMBINED]} if COMBINED in wide else {}
     return {
         name: [_text(value) or "n/a" for value in column]
         for name, column in known.items()
@@ -335,13 +342,28 @@ def _gaps(tables: GroupTables) -> Iterable[tuple[str, dict[str, int]]]:
 
 
 def _changes(changes: pd.DataFrame) -> Iterable[dict[str, Any]]:
-    """Summarise change between sessions by protocol and tissue, as medians of what is included."""
+    """Summarise change between sessions by protocol and tissue, as medians of what is included.
+
+    `noise`: the 95 % range of such a median where nothing changes, in percent; None where it is
+    not known for all pairs.
+    """
     included = changes.loc[changes["included"] == "yes"]
     for (protocol, tissue), part in included.groupby(["protocol", "tissue"], sort=False):
         yield {
             "protocol": protocol,
             "tissue": tissue,
             "pairs": len(part),
-            "percent": _number(part["change_percent"].median()),
-            "percent_per_year": _number(part["change_percent_per_year"].median()),
+            **_median(part, "change_percent", "noise_percent", ""),
+            **_median(part, "change_percent_per_year", "noise_percent_per_year", "_per_year"),
         }
+
+
+def _median(part: pd.DataFrame, change: str, noise: str, ending: str) -> dict[str, Any]:
+    """Return the median change, what it is without change, and whether it is within that."""
+    known = part.loc[part[change].notna()]
+    percent = _number(known[change].median())
+    band = None
+    if len(known) and known[noise].notna().all():
+        band = _number(BAND * noise_of_median(np.square(known[noise].astype(float)).tolist()))
+    within = percent is not None and band is not None and abs(percent) <= band
+    return {f"percent{ending}": percent, f"noise{ending}": band, f"within{ending}": within}

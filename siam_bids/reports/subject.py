@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames
 from siam_bids.bids.records import read_record
 from siam_bids.bids.results import ScanResult, read_results
-from siam_bids.bids.status import failed_scans
+from siam_bids.bids.status import COMBINED, COMBINED_AS, failed_scans
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
+from siam_bids.measures.change_noise import BAND, noise_between
 from siam_bids.measures.quality import judge, metrics
 from siam_bids.measures.volumes import INTRACRANIAL
 from siam_bids.reports.build import (
@@ -25,6 +26,7 @@ from siam_bids.reports.build import (
     typeset,
 )
 from siam_bids.reports.content import (
+    Change,
     Lesion,
     Reading,
     ScanReport,
@@ -51,8 +53,12 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
     commands = dict.fromkeys(r["command"] for r in records.values() if "command" in r)
     reference = _reference(root)
     labels = read_label_table(root) if done else None
+    first = _first_of_kind(done)
     scans = [
-        _scan_report(result, labels, reference, records[result.names.name])
+        replace(
+            _scan_report(result, labels, reference, records[result.names.name]),
+            changes=_changes(first[_kind(result.names)], result),
+        )
         for result in done
         if labels
     ]
@@ -90,6 +96,30 @@ def _reference(root: Path) -> dict[str, dict[str, Spread]]:
         for protocol, tissues in content["spreads"].items()
     }
     return {scan: spreads.get(own, {}) for scan, own in content["protocols"].items()}
+
+
+def _first_of_kind(results: Iterable[ScanResult]) -> dict[str, ScanResult]:
+    """Return the first of the scans that differ in nothing but the session, by their kind."""
+    first: dict[str, ScanResult] = {}
+    for result in sorted(results, key=lambda result: result.names.name):
+        first.setdefault(_kind(result.names), result)
+    return first
+
+
+def _changes(first: ScanResult, later: ScanResult) -> dict[str, Change]:
+    """Return the change of each tissue from one scan to another."""
+    if first is later:
+        return {}
+    before, after = first.millilitres, later.millilitres
+    noise = noise_between(first.noise, later.noise)
+    return {
+        tissue: Change(
+            percent=100 * (after[tissue] - volume) / volume,
+            noise=BAND * noise[tissue] if tissue in noise else None,
+        )
+        for tissue, volume in before.items()
+        if volume and tissue in after
+    }
 
 
 def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> ScanReport:
@@ -205,6 +235,9 @@ def scan_facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tu
     if pose := about.get("Pose"):
         turned, size = pose["TurnedByDegrees"], pose["RelativeSize"]
         yield "Pose", f"rotated by {turned:g} degrees, {size:g} times the average size"
+    if COMBINED in about:
+        alone = about.get(COMBINED_AS, {}).get("Alone")
+        yield "Combined", f"no: {alone}" if alone else f"with {about[COMBINED]['By']}"
     yield "Model", f"{model['Title']} {model['Version']}"
     yield "Model SHA-256", model["SHA256"]
     yield "Input SHA-256", about["InputSHA256"]
