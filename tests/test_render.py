@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from siam_bids.image.labels import siam_labels
-from siam_bids.reports.content import GroupReport, ScanReport, SubjectReport, TissueVolume
+from siam_bids.reports.content import Change, GroupReport, ScanReport, SubjectReport, TissueVolume
 from siam_bids.reports.render import render_group, render_subject
 from siam_bids.support.package_data import resource
 
@@ -141,16 +141,17 @@ def test_failed_scan_is_announced_and_has_neither_picture_nor_volumes():
     assert "alarm" not in Tags(subject(GOOD)).values("div", "class")
 
 
-def test_later_scans_are_compared_with_the_first_of_their_kind():
+def test_later_scans_show_their_change_and_what_of_it_may_be_noise():
     later = replace(
-        GOOD, name="sub-01_ses-b_T1w", volumes=(tissue("GM", 532.18214),), intracranial_ml=1010.0
-    )
+        GOOD, name="sub-01_ses-b_T1w", volumes=(tissue("GM", 532.18214),), intracranial_ml=1010.0,
+        changes={"TIV": Change(percent=1.0, noise=1.2), "GM": Change(percent=-2.0, noise=0.55)},
+    )  # fmt: skip
     other = replace(GOOD, name="sub-01_ses-b_T2w", kind="T2w", intracranial_ml=1050.0)
     html = subject(GOOD, later, other).partition('id="compare"')[2]
-    shown = re.findall(r'<td class="number">(.*?)(?:<br><small>(.*?)</small>)?</td>', html)
+    shown = re.findall(r'<td class="number">(.*?)(?:<br><small(.*?)</small>)?</td>', html)
     assert shown[:6] == [
-        ("1,000.00", ""), ("1,010.00", "+1.0 %"), ("1,050.00", ""),
-        ("543.04", ""), ("532.18", "-2.0 %"), ("543.04", ""),
+        ("1,000.00", ""), ("1,010.00", ">+1.0 ± 1.2 % ≈"), ("1,050.00", ""),
+        ("543.04", ""), ("532.18", ' class="beyond">-2.0 ± 0.6 %'), ("543.04", ""),
     ]  # fmt: skip
     assert shown[6:] == [("456.96", ""), (NONE, ""), ("456.96", "")]
 
