@@ -142,10 +142,25 @@ class Visit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Disagreement:
+    """Scans of a session on one grid, as pictures in data URLs: labels of the first, and a map.
+
+    `map` shows at each place how many of the pairs of scans differ. `scans` are names with their
+    agreement, None if that is unknown.
+    """
+
+    session: str
+    scans: tuple[tuple[str, float | None], ...]
+    labels: str
+    map: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubjectReport:
     """One subject's page; `model`, `command` and `boilerplate` are plain text.
 
-    `raw` is the path of the raw dataset from the page's folder.
+    `raw` is the path of the raw dataset from the page's folder. `alone` are scans that could not be
+    combined with others, with the reason.
     """
 
     subject: str
@@ -157,6 +172,8 @@ class SubjectReport:
     group: bool = False
     raw: str = "BIDS_DIR"
     visits: tuple[Visit, ...] = ()
+    disagreements: tuple[Disagreement, ...] = ()
+    alone: Pairs = ()
 
 
 @dataclass(frozen=True, kw_only=True)

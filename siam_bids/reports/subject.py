@@ -35,7 +35,7 @@ from siam_bids.reports.content import (
     TissueVolume,
 )
 from siam_bids.reports.render import render_subject
-from siam_bids.reports.visits import visits_of
+from siam_bids.reports.visits import Aligned, disagreements_of, visits_of
 from siam_bids.support.atomic_files import read_json, write_text
 from siam_bids.support.json_kinds import misfit
 
@@ -64,6 +64,7 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
     ]
     scans += [_failed_report(names, {"error": why}) for names, why in broken.items()]
     scans += [_failed_report(names, records[name]) for name, names in bad.items()]
+    aligned = Aligned(done, labels) if labels else None
     page = render_subject(
         SubjectReport(
             subject=f"sub-{subject}",
@@ -71,7 +72,13 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
             command="\n".join(commands) or command,
             group=bool(reference),
             raw=path_to_raw(root),
-            visits=visits_of(done, labels) if labels else (),
+            visits=visits_of(aligned, labels) if aligned and labels else (),
+            disagreements=disagreements_of(aligned, labels) if aligned and labels else (),
+            alone=tuple(
+                (result.names.name, why)
+                for result in done
+                if (why := result.about.get(COMBINED_AS, {}).get("Alone"))
+            ),
             **origin_of([result.about for result in done], labels),
         )
     )

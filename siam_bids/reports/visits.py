@@ -1,22 +1,24 @@
-"""Visits of a person side by side: labels on one grid, and where they differ from the first."""
+"""Scans of a person on one grid: what changed between visits, where contrasts disagree."""
 
 from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from io import BytesIO
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from siam_bids.bids.results import ScanResult
+from siam_bids.bids.status import COMBINED
 from siam_bids.errors import SiamError
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.loading import load_labels
 from siam_bids.image.transforms import Affine, inverse, move, read_transform
-from siam_bids.reports.content import Visit
+from siam_bids.reports.content import Disagreement, Visit
 
 logger = logging.getLogger(__name__)
 
@@ -28,51 +30,143 @@ _GREY = 0.25
 """Brightness of what did not change."""
 
 
-def visits_of(results: Sequence[ScanResult], labels: LabelTable) -> tuple[Visit, ...]:
+class Aligned:
+    """The label maps of aligned scans of a participant, each read once.
+
+    Parameters
+    ----------
+    results
+        Of the participant; those without a transform are left out.
+    """
+
+    def __init__(self, results: Sequence[ScanResult], labels: LabelTable) -> None:
+        self.results = [result for result in results if result.names.transform.is_file()]
+        self.brain = [label.index for label in labels.brain]
+        self._maps: dict[str, tuple[npt.NDArray[np.uint8], Affine] | None] = {}
+
+    def groups(self, key: Callable[[ScanResult], Hashable]) -> list[list[ScanResult]]:
+        """Return the scans of one space that have a key in common, where these are several."""
+        found: dict[Hashable, list[ScanResult]] = {}
+        for result in self.results:
+            space = repr(result.about.get(COMBINED))
+            found.setdefault((space, key(result)), []).append(result)
+        return [group for group in found.values() if len(group) > 1]
+
+    def slices(self, group: Sequence[ScanResult]) -> dict[str, npt.NDArray[np.uint8]]:
+        """Return three slices of each scan by name, through the middle of the brain of the first.
+
+        What cannot be read is left out, with a warning.
+        """
+        maps = {result.names.name: each for result in group if (each := self._map(result))}
+        if not maps:
+            return {}
+        data, to_space = next(iter(maps.values()))
+        inside = np.argwhere(np.isin(data, self.brain))[::101]
+        places = inside if len(inside) else np.array([data.shape]) / 2
+        middle = move(to_space, places).mean(0)
+        return {
+            name: _slices(data, inverse(to_space), middle)
+            for name, (data, to_space) in maps.items()
+        }
+
+    def _map(self, result: ScanResult) -> tuple[npt.NDArray[np.uint8], Affine] | None:
+        name = result.names.name
+        if name not in self._maps:
+            try:
+                self._maps[name] = _in_space(result)
+            except (SiamError, OSError, ValueError) as error:
+                logger.warning("%s is not compared with others on the page: %s", name, error)
+                self._maps[name] = None
+        return self._maps[name]
+
+
+def visits_of(aligned: Aligned, labels: LabelTable) -> tuple[Visit, ...]:
     """Return the scans of one kind in several sessions, where they are aligned with each other.
 
     Each is shown by three slices through the middle of the brain of the first visit, in the space
     in the middle of the participant's scans; the later ones also by what changed.
     """
-    kinds: dict[str, list[ScanResult]] = {}
-    for result in sorted(results, key=lambda result: result.names.identity.session):
-        alike = [f"{key}-{label}" for key, label in result.names.identity.entities if key != "ses"]
-        if result.names.identity.session and result.names.transform.is_file():
-            kinds.setdefault("_".join([*alike, result.names.identity.suffix]), []).append(result)
-    colors = np.zeros((256, 3), np.uint8)
-    for label in labels.foreground:
-        colors[label.index] = label.rgb
-    brain = [label.index for label in labels.brain]
     found = []
-    for own in kinds.values():
-        if len(own) < 2:
-            continue
-        first: npt.NDArray[np.uint8] | None = None
-        middle = np.zeros(3)
-        for result in own:
-            try:
-                data, to_space = _in_space(result)
-            except (SiamError, OSError, ValueError) as error:
-                logger.warning("%s is not shown among the visits: %s", result.names.name, error)
-                continue
-            if first is None:
-                inside = np.argwhere(np.isin(data, brain))[::101]
-                middle = (
-                    move(to_space, inside).mean(0)
-                    if len(inside)
-                    else move(to_space, np.array([data.shape]) / 2)[0]
-                )
-            slices = _slices(data, inverse(to_space), middle)
-            changed = None if first is None else _difference(first, slices, colors)
+    for group in aligned.groups(_kind):
+        colors = _colors(labels)
+        slices = aligned.slices(sorted(group, key=lambda result: result.names.identity.session))
+        first = next(iter(slices), "")
+        for name, own in slices.items() if len(slices) > 1 else ():
+            changed = _difference(slices[first], own, colors) if name != first else None
             found.append(
                 Visit(
-                    name=result.names.name,
-                    labels=_png(colors[slices]),
+                    name=name,
+                    labels=_png(colors[own]),
                     changed=_png(changed) if changed is not None else "",
                 )
             )
-            first = slices if first is None else first
     return tuple(found)
+
+
+def _kind(result: ScanResult) -> str:
+    identity = result.names.identity
+    alike = [f"{key}-{label}" for key, label in identity.entities if key != "ses"]
+    return "_".join([*alike, identity.suffix]) if identity.session else result.names.name
+
+
+def disagreements_of(aligned: Aligned, labels: LabelTable) -> tuple[Disagreement, ...]:
+    """Return where the labels of each session's aligned scans differ.
+
+    Labels outside the skull count as one: contrasts show bone and skin differently. Where it is not
+    known which these are, all labels count.
+    """
+    inside = [label.index for label in labels.intracranial] or [*range(1, _UNSEEN)]
+    found = []
+    for group in aligned.groups(lambda result: result.names.identity.session):
+        slices = aligned.slices(group)
+        if len(slices) < 2:
+            continue
+        colors = _colors(labels)
+        first = next(iter(slices.values()))
+        share = _differing_pairs(
+            [np.where(np.isin(own, [*inside, _UNSEEN]), own, 0) for own in slices.values()]
+        )
+        found.append(
+            Disagreement(
+                session=group[0].names.identity.session,
+                scans=tuple((result.names.name, result.quality.get("agreement"))
+                            for result in group if result.names.name in slices),
+                labels=_png(colors[first]),
+                map=_png(_heat(share, _grey(first, colors))),
+            )
+        )  # fmt: skip
+    return tuple(found)
+
+
+def _differing_pairs(maps: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float64]:
+    """Return which share of the pairs that both see a voxel label it differently."""
+    differ, seen = np.zeros(maps[0].shape), np.zeros(maps[0].shape)
+    for one, other in combinations(maps, 2):
+        both = (one != _UNSEEN) & (other != _UNSEEN)
+        seen += both
+        differ += both & (one != other)
+    return np.divide(differ, seen, out=np.zeros_like(differ), where=seen > 0)
+
+
+def _heat(share: npt.NDArray[np.float64], behind: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Lay a share over a picture (rows, columns, 3), from dark red to light yellow."""
+    low, high = np.array([150.0, 20.0, 0.0]), np.array([255.0, 235.0, 110.0])
+    color = low + share[..., None] * (high - low)
+    return np.where(share[..., None] > 0, color, behind).astype(np.uint8)
+
+
+def _colors(labels: LabelTable) -> npt.NDArray[np.uint8]:
+    """Return the colour of each value of a label map, black where there is none."""
+    colors = np.zeros((256, 3), np.uint8)
+    for label in labels.foreground:
+        colors[label.index] = label.rgb
+    return colors
+
+
+def _grey(data: npt.NDArray[np.uint8], colors: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return labels (rows, columns) as a dark picture (rows, columns, 3) without colour."""
+    dark = (_GREY * colors[data].mean(-1, keepdims=True)).astype(np.uint8)
+    return np.repeat(dark, 3, -1)
 
 
 def _in_space(result: ScanResult) -> tuple[npt.NDArray[np.uint8], Affine]:
@@ -107,9 +201,8 @@ def _difference(
     first: npt.NDArray[np.uint8], later: npt.NDArray[np.uint8], colors: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
     """Return a picture in which the later label has its colour where it is new."""
-    grey = (_GREY * colors[first].mean(-1, keepdims=True)).astype(np.uint8)
     changed = (first != later) & (first != _UNSEEN) & (later != _UNSEEN)
-    return np.where(changed[..., None], colors[later], grey)
+    return np.where(changed[..., None], colors[later], _grey(first, colors))
 
 
 def _png(picture: npt.NDArray[np.uint8]) -> str:
