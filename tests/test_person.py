@@ -1,6 +1,7 @@
 """One prior for the scans of a person, and what the participant level makes of it."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +15,7 @@ from conftest import describe, run_config, write_scan
 from siam_bids.bids.names import ScanNames, sidecar
 from siam_bids.bids.results import ScanResult, read_results
 from siam_bids.bids.scan import BidsName, Scan
-from siam_bids.bids.status import to_do
+from siam_bids.bids.status import combined_by, to_do
 from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.transforms import move
@@ -33,8 +34,8 @@ from siam_bids.inference.resampling import Logits
 from siam_bids.pipelines.group import old_consensus
 from siam_bids.pipelines.participant import run_participant
 from siam_bids.pipelines.person import Kept
-from siam_bids.pipelines.todo import combinations, unfinished
-from siam_bids.support.atomic_files import read_json
+from siam_bids.pipelines.todo import Checklist, combinations, unfinished
+from siam_bids.support.atomic_files import read_json, write_json
 
 TABLE = siam_labels()
 WM, CSFV, LESION = (TABLE.by_name[name].index for name in ("WM", "CSFv", "Anomalies"))
@@ -214,6 +215,21 @@ def test_the_reason_names_the_scan_that_a_combination_gained_lost_or_found_chang
     assert why(inputs, other) == "sub-1_T2w.nii.gz changed in the combined scans"
     assert why({}, inputs) == "it was not combined with other scans of the participant"
     assert why(inputs, {}) == "it was combined with other scans of the participant"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["", 7, None, ["a"], {}, {"Without": 3}, {"Without": {"a": 1}}, {"Without": "sub-1/anat"}],
+)
+def test_sidecars_that_others_wrote_stop_nothing(tmp_path, entry):
+    names = ScanNames(tmp_path, BidsName.parse("sub-1_T1w"))
+    names.anat.mkdir(parents=True)
+    write_json(sidecar(names.segmentation), {"CombinedAs": entry, "Combined": entry})
+    scan = replace(scans("sub-1_T1w")[0], path=Path("sub-1_T1w.nii.gz"))
+    checklist = Checklist(run_config(tmp_path, tmp_path, tmp_path), None, None, (scan,))
+    assert checklist.lacked(scan, [scan]) == ""
+    assert checklist.consensus_why([scan], trusting=True) == ""
+    assert combined_by({"CombinedAs": entry, "Combined": entry}) == "none"
 
 
 @pytest.fixture

@@ -57,8 +57,14 @@ OUTPUTS = "Outputs"
 
 def combined_by(about: Mapping[str, Any]) -> str:
     """Return the choice of `--combine` whose prior the labels of a sidecar follow, or none."""
-    alone = "Alone" in about.get(COMBINED_AS, {})
-    return NOT_COMBINED if alone else str(about.get(COMBINED, {}).get("By", NOT_COMBINED))
+    alone = "Alone" in entry(about, COMBINED_AS)
+    return NOT_COMBINED if alone else str(entry(about, COMBINED).get("By", NOT_COMBINED))
+
+
+def entry(about: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return an object that a sidecar holds; an empty one if it has none, or something else."""
+    found = about.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def to_do(

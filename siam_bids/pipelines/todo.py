@@ -14,7 +14,14 @@ from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.results import read_result
 from siam_bids.bids.scan import CONSENSUS, CT, Scan
-from siam_bids.bids.status import COMBINED, COMBINED_AS, changed_outputs, check_unknown, to_do
+from siam_bids.bids.status import (
+    COMBINED,
+    COMBINED_AS,
+    changed_outputs,
+    check_unknown,
+    entry,
+    to_do,
+)
 from siam_bids.config import DEFAULT_SUFFIXES, RunConfig
 from siam_bids.errors import DatasetError, SiamError, UsageError, did_you_mean, known_names
 from siam_bids.image.grid import Grid
@@ -222,9 +229,7 @@ class Checklist:
 
     def _recorded(self, known: Mapping[str, Any]) -> dict[str, str]:
         """Return the checksums of all scans, those of a combination as a sidecar records them."""
-        past = known.get(COMBINED, {})
-        others = past.get("Inputs") if isinstance(past, Mapping) else None
-        others = others if isinstance(others, Mapping) else {}
+        others = entry(entry(known, COMBINED), "Inputs")
         return {each.relative: "unknown" for each in self.scans} | {**others}
 
     def consensus_why(
@@ -250,8 +255,7 @@ class Checklist:
         made = {}
         for scan, own in known.items():
             checksum = str(own.get("InputSHA256", "")) if trusting else self._checksum(scan)
-            how = own.get(COMBINED_AS, {})
-            shares = own.get("InputSHA256") == checksum and "Weight" in how
+            shares = own.get("InputSHA256") == checksum and "Weight" in entry(own, COMBINED_AS)
             if shares or scan in new:
                 others = self._recorded(own) if trusting else None
                 made[scan] = self.provenance(scan, checksum, others)
@@ -266,8 +270,9 @@ class Checklist:
     def lacked(self, scan: Scan, seen: Collection[Scan]) -> str:
         """Say which scan failed when the results of another were made, and has been seen now."""
         known = read_json(sidecar(self.names(scan).segmentation))
-        without = known.get(COMBINED_AS, {}).get("Without", ())
-        found = [each.path.name for each in seen if each.relative in without]
+        without = entry(known, COMBINED_AS).get("Without")
+        failed = without if isinstance(without, list) else []
+        found = [each.path.name for each in seen if each.relative in failed]
         return f"{found[0]} failed before" if found else ""
 
     def compare(
