@@ -31,6 +31,19 @@ def test_same_seed_same_image(anatomy):
     assert not torch.equal(one.image, render(anatomy, replace(recipe, seed=1)).image)
 
 
+@pytest.mark.parametrize(
+    ("contrast", "means", "stds"),
+    [
+        ("random", [0.0, 0.68060669, 0.51588414], [0.003, 0.07768469, 0.05761536]),
+        ("T1w", [0.0, 0.39405128, 0.73013107], [0.003, 0.09929252, 0.07651248]),
+    ],
+)
+def test_a_seed_draws_the_intensities_that_it_always_drew(contrast, means, stds):
+    recipe = draw_recipe(np.random.default_rng(5), contrast=contrast)
+    assert recipe.means[:3] == pytest.approx(means)
+    assert recipe.stds[:3] == pytest.approx(stds)
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_images_are_finite_and_no_label_but_lesions_is_created(anatomy, seed):
     recipe = draw_recipe(np.random.default_rng(seed))

@@ -99,20 +99,27 @@ def export(config: ExportConfig) -> Exported:
     _begin(config)
     labels = read_label_table(config.results)
     raw = config.raw or raw_dataset(config.results)
-    written, already, failed = [], [], dict(choice.without)
+    written: list[str] = []
+    already: list[str] = []
+    failed = dict(choice.without)
     for result in choice.chosen:
         name = result.names.name
         try:
-            if _export(Head(result=result, labels=labels, raw=raw), target, config):
-                written.append(name)
-                logger.info("%s: written for %s", name, config.target)
-            else:
-                already.append(name)
+            new = _export(Head(result=result, labels=labels, raw=raw), target, config)
         except (SiamError, OSError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno is None:
-                raise
-            failed[name] = "out of memory" if out_of_memory(error) else str(error)
+            failed[name] = _reason(error)
+            continue
+        (written if new else already).append(name)
+        if new:
+            logger.info("%s: written for %s", name, config.target)
     return Exported(written=tuple(written), already=tuple(already), failed=failed)
+
+
+def _reason(error: Exception) -> str:
+    """Return why a scan failed; raise what is a fault of the program."""
+    if isinstance(error, OSError) and error.errno is None:
+        raise error
+    return "out of memory" if out_of_memory(error) else str(error)
 
 
 def _export(head: Head, target: Target, config: ExportConfig) -> bool:

@@ -62,11 +62,18 @@ _LEAST_CEREBELLUM = 50
 """Voxels of cerebellar cortex on the coarse grid that tell where cerebellum and stem are."""
 
 
-def aseg_values(segmentation: Segmentation) -> npt.NDArray[np.uint8]:
+def aseg_values(
+    segmentation: Segmentation, surface: MidSurface | None = None
+) -> npt.NDArray[np.uint8]:
     """Return FreeSurfer's values (I, J, K), 0 outside brain and CSF.
 
     Lesions are 25 and 57. Without cerebellar cortex all white matter is cerebral, and all
     ventricles are lateral ones. Where the hemispheres cannot be told all is 0.
+
+    Parameters
+    ----------
+    surface
+        Between the hemispheres, if it was found already.
 
     Raises
     ------
@@ -74,7 +81,7 @@ def aseg_values(segmentation: Segmentation) -> npt.NDArray[np.uint8]:
         A label of `NEEDED` is absent from the table.
     """
     labels = segmentation.labels
-    surface = mid_surface(segmentation)
+    surface = surface or mid_surface(segmentation)
     found = np.zeros(segmentation.data.shape, np.uint8)
     if surface is None or (sides := find_sides(segmentation, surface)) is None:
         return found
@@ -82,12 +89,7 @@ def aseg_values(segmentation: Segmentation) -> npt.NDArray[np.uint8]:
         if label.name in SINGLE:
             found[segmentation.data == label.index] = SINGLE[label.name]
         elif label.name in PAIRS:
-            left, right = PAIRS[label.name]
-            for voxels in voxels_of(segmentation.data == label.index):
-                side = sides[tuple(voxels.T)] == 2
-                if label.name not in PAIRED:
-                    side = surface.right_of(world(voxels, segmentation.grid.affine)) > 0
-                found[tuple(voxels.T)] = np.where(side, right, left)
+            _tell_sides(found, segmentation, label, sides if label.name in PAIRED else surface)
     if place := Place.of(segmentation, surface):
         apart = {*SINGLE, "Wmcereb"} & labels.by_name.keys() - {"CSF"}
         for name in REGIONS if not apart else ("CSFv",):
@@ -95,6 +97,23 @@ def aseg_values(segmentation: Segmentation) -> npt.NDArray[np.uint8]:
                 found, segmentation.data == labels.by_name[name].index, name, place, sides
             )
     return found
+
+
+def _tell_sides(
+    found: npt.NDArray[np.uint8],
+    segmentation: Segmentation,
+    label: Label,
+    sides: npt.NDArray[np.uint8] | MidSurface,
+) -> None:
+    """Give the voxels of a label the values of its sides, in place."""
+    left, right = PAIRS[label.name]
+    for voxels in voxels_of(segmentation.data == label.index):
+        places = tuple(voxels.T)
+        if isinstance(sides, MidSurface):
+            on_right = sides.right_of(world(voxels, segmentation.grid.affine)) > 0
+        else:
+            on_right = sides[places] == 2
+        found[places] = np.where(on_right, right, left)
 
 
 def _tell_regions(

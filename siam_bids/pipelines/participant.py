@@ -54,7 +54,7 @@ from siam_bids.inference.cascade import Cascade, CascadeSegmenter
 from siam_bids.inference.device import choose_device
 from siam_bids.inference.prediction import Prediction, Progress
 from siam_bids.measures.aseg import DICTIONARY as ASEG_DICTIONARY, aseg_values, aseg_volumes
-from siam_bids.measures.hemispheres import find_sides, sided_values
+from siam_bids.measures.hemispheres import find_sides, mid_surface, sided_values
 from siam_bids.measures.lesions import (
     DICTIONARY as LESIONS_DICTIONARY,
     lesion_names,
@@ -616,12 +616,13 @@ def _write_results(task: Task, prediction: Prediction, names: ScanNames) -> Writ
         path = names.probability(tissue)
         written |= save_probability(path, probability, volume.grid)
         written |= save_sidecar(path, {"Description": f"Probability of {tissue}.", **about})
-    sides = find_sides(segmentation)
+    surface = mid_surface(segmentation)
+    sides = find_sides(segmentation, surface) if surface else None
     for kind in task.segmentations:
         path = names.further_segmentation(kind)
         written |= save_sidecar(path, {**FURTHER[kind].about, **about})
         if kind == "aseg":
-            aseg = aseg_values(segmentation)
+            aseg = aseg_values(segmentation, surface)
             written |= save_values(path, aseg, volume.grid)
             table = aseg_volumes(aseg, volume.grid)
             written |= save_described(names.further_volumes(kind), table, ASEG_DICTIONARY)

@@ -159,30 +159,43 @@ def _draw_intensities(
     rng: np.random.Generator, contrast: str, difficulty: float
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     table = tissues()
-    count = len(table.names)
     if contrast == "random":
-        own = rng.uniform(0, 1, count)
-        if rng.random() < 0.5:
-            families = {name: rng.uniform(0, 1) for name in dict.fromkeys(table.family)}
-            shared = np.array([families[name] for name in table.family])
-            own = shared + rng.normal(0, 0.07, count)
-        vessel = np.array([name in ("artery", "vein") for name in table.names])
-        means = np.where(vessel, rng.uniform(0, 2, count), own)
-        lesion = table.names.index("lesion")
-        means[lesion] = rng.uniform(0, 1)
+        means = _draw_any_means(rng)
     else:
-        spread = 0.03 + 0.05 * difficulty
-        means = table.priors[contrast] + rng.normal(0, spread, count)
-        vessel = np.array([name == "vessel" for name in table.family])
-        means = means + vessel * rng.normal(0, 0.25, count)
+        means = _draw_usual_means(rng, contrast, 0.03 + 0.05 * difficulty)
     means = np.clip(means, 0, 2)
     means = _with_visible_lesions(means, table.priors.get(contrast, means))
     air = np.array([name == "air" for name in table.family])
     floor = rng.uniform(0, 0.15) if rng.random() < 0.25 * difficulty else 0.0
     means = np.where(air, floor, means)
     high = 0.03 + 0.07 * difficulty
-    stds = np.where(air, 0.5 * floor + 0.003, rng.uniform(0.015, high, count))
+    stds = np.where(air, 0.5 * floor + 0.003, rng.uniform(0.015, high, len(means)))
     return means, stds
+
+
+def _draw_any_means(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Draw means of tissues without a prior; in every other head those of a family are alike."""
+    table = tissues()
+    count = len(table.names)
+    own = rng.uniform(0, 1, count)
+    if rng.random() < 0.5:
+        families = {name: rng.uniform(0, 1) for name in dict.fromkeys(table.family)}
+        shared = np.array([families[name] for name in table.family])
+        own = shared + rng.normal(0, 0.07, count)
+    vessel = np.array([name in ("artery", "vein") for name in table.names])
+    means = np.where(vessel, rng.uniform(0, 2, count), own)
+    means[table.names.index("lesion")] = rng.uniform(0, 1)
+    return means
+
+
+def _draw_usual_means(
+    rng: np.random.Generator, contrast: str, spread: float
+) -> npt.NDArray[np.float64]:
+    """Draw means of tissues about those of a contrast; vessels vary most."""
+    table = tissues()
+    means = table.priors[contrast] + rng.normal(0, spread, len(table.names))
+    vessel = np.array([name == "vessel" for name in table.family])
+    return means + vessel * rng.normal(0, 0.25, len(table.names))
 
 
 def _with_visible_lesions(

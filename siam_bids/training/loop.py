@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,9 @@ LOG_EVERY = 100
 """Steps between two rows of log.csv."""
 SAVE_EVERY = 300
 """Seconds between two savings of the state."""
+
+_Loss = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Maps images and their targets to the loss, and to what `marginal_loss` says of Dice."""
 
 
 def train(config: TrainingConfig) -> Trainer:
@@ -73,6 +76,19 @@ def _other_replica(place: int, config: TrainingConfig, meeting_point: Path, thre
         _leg(replicas, config, load_anatomies(config.maps, config.folder / "anatomies"))
 
 
+def _loss_of(network: torch.nn.Module, groups: TargetGroups, config: TrainingConfig) -> _Loss:
+    """Return the loss of a network, compiled if that is wanted."""
+    scored = siam_labels().indices(config.task.scored) or range(1, CLASSES)
+
+    def loss_of(image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with mixed_precision(image.device):
+            logits = network(image)
+        return marginal_loss(logits, target, groups, config.dice_weight, scored)
+
+    torch.backends.cudnn.benchmark = True  # all patches have one shape
+    return torch.compile(loss_of, dynamic=False) if config.compile else loss_of
+
+
 def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy]) -> Trainer:
     """Train for `config.minutes`, alone or with other replicas."""
     trainer = Trainer(config)
@@ -83,16 +99,7 @@ def _leg(replicas: Replicas, config: TrainingConfig, anatomies: Sequence[Anatomy
     if trainer.unsettled:
         rng = np.random.default_rng(config.seed)
         settle(trainer.network, [source.patch(rng, 1.0)[0] for _ in range(config.pool)])
-
-    scored = siam_labels().indices(config.task.scored) or range(1, CLASSES)
-
-    def loss_of(image: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with mixed_precision(image.device):
-            logits = trainer.network(image)
-        return marginal_loss(logits, target, groups, config.dice_weight, scored)
-
-    torch.backends.cudnn.benchmark = True  # all patches have one shape
-    forward = torch.compile(loss_of, dynamic=False) if config.compile else loss_of
+    forward = _loss_of(trainer.network, groups, config)
     log = StepLog(config.folder / "log.csv")
     begin = last_save = time.monotonic()
     for elapsed in replicas.leg(60 * config.minutes, trainer.shared):
