@@ -62,7 +62,7 @@ from siam_bids.measures.volumes import (
 )
 from siam_bids.pipelines.failures import write_page
 from siam_bids.reports.group import write_group_page, write_reference
-from siam_bids.reports.subject import write_subject_page
+from siam_bids.reports.subject import read_reference, write_subject_page
 from siam_bids.support.atomic_files import Batch, read_json, together
 from siam_bids.support.tsv import read_rows, some
 
@@ -176,9 +176,10 @@ def run_group(config: RunConfig) -> GroupSummary:
     if not paged:
         logger.info("To show the group on the subject pages, run: participant --reports-only")
     pages: dict[str, str] = {}
+    reference = read_reference(root)
     for subject in paged:
         page = f"sub-{subject}.html"
-        pages |= write_page(page, write_subject_page, root, subject, config.command)
+        pages |= write_page(page, write_subject_page, root, subject, config.command, reference)
     return GroupSummary(wide=group.wide, left_out=left_out, pages=pages, unusable=group.unusable)
 
 

@@ -42,8 +42,22 @@ from siam_bids.support.json_kinds import misfit
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def write_subject_page(root: Path, subject: str, command: str) -> None:
-    """Write one subject's page; `command` is named where no record tells what made the scans."""
+Reference = Mapping[str, Mapping[str, Spread]]
+"""How each tissue is distributed in the protocol of each scan, by scan and tissue."""
+
+
+def write_subject_page(
+    root: Path, subject: str, command: str, reference: Reference | None = None
+) -> None:
+    """Write one subject's page.
+
+    Parameters
+    ----------
+    command
+        Is named where no record tells what made the scans.
+    reference
+        Of all scans, if it was read already.
+    """
     found = read_results(root, subject)
     bad = {n.name: n for n in failed_scans(root, subject)}
     done = [result for result in found.usable if result.names.name not in bad]
@@ -51,7 +65,7 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
     everyone = [*(result.names for result in done), *broken, *bad.values()]
     records = {names.name: read_record(names.record) for names in everyone}
     commands = dict.fromkeys(r["command"] for r in records.values() if "command" in r)
-    reference = _reference(root)
+    reference = read_reference(root) if reference is None else reference
     labels = read_label_table(root) if done else None
     first = _first_of_kind(done)
     scans = [
@@ -85,8 +99,8 @@ def write_subject_page(root: Path, subject: str, command: str) -> None:
     write_text(root / f"sub-{subject}.html", page)
 
 
-def _reference(root: Path) -> dict[str, dict[str, Spread]]:
-    """Read how each tissue is distributed in the protocol of each scan, by scan and tissue.
+def read_reference(root: Path) -> Reference:
+    """Read what the group level tells of all scans.
 
     Empty if the group level has not run, or left something of another form.
     """
@@ -143,7 +157,7 @@ def _failed_report(names: ScanNames, past: Mapping[str, Any]) -> ScanReport:
 def _scan_report(
     result: ScanResult,
     labels: LabelTable,
-    reference: Mapping[str, Mapping[str, Spread]],
+    reference: Reference,
     past: Mapping[str, Any],
 ) -> ScanReport:
     names = result.names
