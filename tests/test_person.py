@@ -12,15 +12,16 @@ import SimpleITK as sitk
 import torch
 from conftest import describe, run_config, write_scan
 
-from siam_bids.bids.names import ScanNames, sidecar
+from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.results import ScanResult, read_results
 from siam_bids.bids.scan import BidsName, Scan
 from siam_bids.bids.status import combined_by, to_do
-from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation
+from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation, Volume
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.transforms import move
 from siam_bids.inference.alignment import Alignment, Appearance
 from siam_bids.inference.cascade import CascadeSegmenter
+from siam_bids.inference.differential_bias import corrected, differential_bias, same_contrast
 from siam_bids.inference.person import (
     Coarse,
     PersonMean,
@@ -41,6 +42,14 @@ TABLE = siam_labels()
 WM, CSFV, LESION = (TABLE.by_name[name].index for name in ("WM", "CSFv", "Anomalies"))
 
 
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Pictures and pages are those of all scans, and take most of the time."""
+    pictures = dict.fromkeys(FIGURES, b"picture")
+    monkeypatch.setattr("siam_bids.pipelines.participant.draw", lambda *_: pictures)
+    monkeypatch.setattr("siam_bids.pipelines.participant._write_page", lambda *_: None)
+
+
 def ball(radius=24.0, *, size=2.0, sharp=1.5, edge=40.0) -> Coarse:
     """A scan in which a ball of white matter lies in ventricles."""
     length = int(2 * edge / size) + 1
@@ -54,15 +63,24 @@ def ball(radius=24.0, *, size=2.0, sharp=1.5, edge=40.0) -> Coarse:
     brain = torch.ones(logarithms.shape[1:], dtype=torch.bool).numpy()
     box = (slice(0, length),) * 3
     tissue = logarithms[WM].exp().numpy()
-    return Coarse(logarithms.half(), affine, box, Appearance(tissue, brain, affine), 1.0)
+    return Coarse(
+        logarithms=logarithms.half(),
+        affine=affine,
+        box=box,
+        appearance=Appearance(tissue, brain, affine),
+        weight=1.0,
+        image=20 + 80 * tissue,
+        tissues=np.where(tissue > 0.8, WM, np.where(tissue < 0.2, CSFV, 0)).astype(np.uint8),
+        contrast=np.zeros(2),
+    )
 
 
-def prior_of(scan: Coarse, others: list[Coarse], motions=None) -> torch.Tensor:
+def prior_of(scan: Coarse, others: list[Coarse], motions=None, least=0.0) -> torch.Tensor:
     """Probabilities (classes, I, J, K) of the prior of a scan among others."""
     every = [scan, *others]
     motions = motions or [np.eye(4)] * len(every)
     own = Logits(scan.logarithms, scan.logarithms.shape[1:])
-    prior = person_prior(own, scan, PersonMean(every, motions), motions[0])
+    prior = person_prior(own, scan, PersonMean(every, motions), motions[0], least=least)
     return torch.stack([*prior.planes()], 1).exp()
 
 
@@ -82,6 +100,9 @@ def test_a_border_that_differs_a_little_is_averaged():
     assert 24 <= crossing <= 26
     same = prior_of(ball(radius=25), [ball(radius=24)])
     assert (found - same).abs().max() < 0.02  # one prior for both
+    half = prior_of(ball(radius=24), [ball(radius=25)], least=0.5)
+    own = ball(radius=24).logarithms.float().exp()
+    assert torch.allclose(half, (own + found) / 2, atol=2e-3)
 
 
 def test_where_a_scan_is_sure_against_the_rest_it_wins():
@@ -90,7 +111,7 @@ def test_where_a_scan_is_sure_against_the_rest_it_wins():
     box = (slice(15, 26),) * 3
     logits[(slice(None), *box)] = -15.0
     logits[(LESION, *box)] = 0.0
-    hole = Coarse(logits, hole.affine, hole.box, hole.appearance, 1.0)
+    hole = replace(hole, logarithms=logits)
     with_lesion = prior_of(hole, [whole, ball()])
     without = prior_of(whole, [hole, ball()])
     assert with_lesion[LESION, 20, 20, 20] > 0.95
@@ -126,12 +147,71 @@ def test_the_box_around_the_brain_is_kept_with_its_place_in_the_world():
     grid = Grid(shape, affine)
     crop = Crop(Reorientation.to_ras(grid), tuple(slice(0, n) for n in shape[::-1]))
     seen = NetworkScores(Logits(logits, shape[::-1]), crop)
-    found = coarse_scores(seen, TABLE)
+    volume = Volume(np.full(shape, 7, np.float32), grid)
+    found = coarse_scores(volume, seen, TABLE)
     assert found is not None
+    assert found.image.shape == found.tissues.shape == found.logarithms.shape[1:]
+    assert np.allclose(found.image, 7)
+    assert {*np.unique(found.tissues)} == {0, WM}
+    assert np.isnan(found.contrast).all()  # neither cortex nor ventricles
     assert np.allclose(found.appearance.centre, [19 + 7, 24 - 3, 29 + 11][::1], atol=1.01)
     assert found.box[0].start >= 8
     empty = NetworkScores(Logits(torch.zeros(len(TABLE), 9, 9, 9), (9, 9, 9)), crop)
-    assert coarse_scores(empty, TABLE) is None
+    assert coarse_scores(volume, empty, TABLE) is None
+
+
+def with_bias(scan: Coarse, log_bias, *, seed: int, gain: float = 1.0) -> Coarse:
+    noise = np.random.default_rng(seed).normal(0, 3, scan.image.shape)
+    return replace(scan, image=(gain * (scan.image * np.exp(log_bias) + noise)).astype(np.float32))
+
+
+def test_scans_of_one_contrast_get_the_bias_field_that_they_have_on_average():
+    scan = ball()
+    x, y, _ = move(scan.affine, np.indices(scan.image.shape).reshape(3, -1).T).T.reshape(
+        3, *scan.image.shape
+    )
+    inside = scan.appearance.tissue > 0.8
+    bias = [0.2 * np.sin(x / 15), 0.2 * np.cos(y / 15), 0 * x]
+    scans = [with_bias(scan, each, seed=n, gain=n + 1) for n, each in enumerate(bias)]
+    fields = differential_bias(scans, [np.eye(4)] * 3)
+    after = [field + each for field, each in zip(fields, bias, strict=True)]
+    before = [np.std((each - np.mean(bias, 0))[inside]) for each in bias]
+    left = [np.std((each - np.mean(after, 0))[inside]) for each in after]
+    assert min(before) > 0.02
+    assert max(left) < 0.3 * min(before)
+    level = [field[inside].mean() for field in fields]
+    assert np.abs(level).max() < 0.1  # each scan keeps its unit
+
+
+def test_a_new_lesion_is_no_bias():
+    scan, bright = ball(), ball()
+    lesion = np.s_[18:22, 18:22, 18:22]  # 8 mm, seen by no network
+    image = bright.image.copy()
+    image[lesion] *= 1.5
+    noisy = [with_bias(scan, 0, seed=1), with_bias(replace(bright, image=image), 0, seed=2)]
+    for field in differential_bias(noisy, [np.eye(4)] * 2):
+        assert np.abs(field[lesion]).max() < 0.01
+
+
+@pytest.mark.parametrize("contrast", [(0.3, 0.0), (0.0, 2.0), (np.nan, 0.0)])
+def test_scans_of_other_contrasts_keep_their_bias_fields(contrast):
+    one, other = ball(), replace(ball(), contrast=np.array(contrast))
+    assert not same_contrast(one, other)
+    assert differential_bias([one, other], [np.eye(4)] * 2) == [None, None]
+
+
+def test_a_field_lies_where_its_scan_lies():
+    scan = ball(size=2.0, edge=20.0)
+    shape = (46, 47, 48)
+    grid = Grid(shape, np.eye(4))
+    crop = Crop(Reorientation.to_ras(grid), tuple(slice(0, n) for n in shape[::-1]))
+    scan = replace(scan, box=tuple(slice(3, 3 + 2 * (n - 1) + 1) for n in scan.image.shape))
+    z = np.arange(scan.image.shape[0], dtype=np.float32)[:, None, None]
+    field = np.broadcast_to(z / 100, scan.image.shape)
+    volume = Volume(np.ones(shape, np.float32), grid)
+    found = np.log(corrected(volume, crop, scan, field).data)[5, 6]
+    expected = np.clip((np.arange(48) - 3) / 2, 0, len(z) - 1) / 100
+    assert np.allclose(found, expected, atol=1e-5)
 
 
 def test_scans_of_which_none_agrees_are_all_done_alone():

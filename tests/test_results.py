@@ -568,7 +568,7 @@ WORDY = {
 )
 def test_words_about_a_model_make_no_study_undone(scans, change, why):
     names = scans[0]
-    made = {"InputSHA256": "a", "Model": WORDY, "Options": {}, "ResultsVersion": 3}
+    made = {"InputSHA256": "a", "Model": WORDY, "Options": {}, "ResultsVersion": 4}
     assert to_do(names, made, {**made, "Model": {**WORDY, **change}}, []) == why
 
 

@@ -5,10 +5,11 @@ scans, and averaged there. The prior of a scan is a mean of these and of its own
 
     prior = (1 - s) sum_j w_j p_j / sum_j w_j  +  s p_own,
 
-where w is the weight of a scan (`weight_of`) and s, at least `OWN`, is near 1 where a scan
-differs from all together over more than the width of a border: see `_own_share`. What differs
-between scans elsewhere must then come from their intensities (Wells et al., 1996; for time series
-Reuter et al., NeuroImage 2012).
+where w is the weight of a scan (`weight_of`) and s, at least `OWN` or `OWN_COMPARED`, is near 1
+where a scan differs from all together over more than the width of a border: see `_own_share`. What
+differs between scans elsewhere then comes mostly from their intensities (Wells et al., 1996; for
+time series Reuter et al., NeuroImage 2012). Scans of one contrast are given the same bias field
+before: see `differential_bias`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy.typing as npt
 import torch
 from scipy import ndimage
 
-from siam_bids.image.grid import Crop, Segmentation, box_of
+from siam_bids.image.grid import Crop, Segmentation, Volume, box_of
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.transforms import Affine, move
 from siam_bids.inference.alignment import (
@@ -44,9 +45,13 @@ SPACING = 1.5
 """Voxel size in mm at which probabilities of several scans are averaged."""
 OWN = 0.0
 """Share that the scan's own probabilities have in its prior at least."""
+OWN_COMPARED = 0.5
+"""The same where another scan has its contrast, so that change is not averaged away."""
 _MARGIN = 10.0
 """mm around everything inside the skull that are kept."""
 _UNKNOWN = torch.nan
+_SURE = 0.8
+"""Probability of a label from which intensities of scans are compared."""
 LESION = 2.0
 """Votes of a scan that sees a lesion."""
 NO_VOTE = 255
@@ -73,6 +78,13 @@ class Coarse:
         Voxels of the crop from the first to the last of these, along each axis.
     weight
         What the scan counts in means.
+    image
+        (I, J, K) float32, intensities, a little smoothed.
+    tissues
+        (I, J, K) uint8, the label where it is sure and of the brain, but no lesion; 0 elsewhere.
+    contrast
+        (2,) logarithms of the mean intensities of cortex and ventricles over that of white matter;
+        NaN if not known.
     """
 
     logarithms: torch.Tensor
@@ -80,6 +92,9 @@ class Coarse:
     box: tuple[slice, ...]
     appearance: Appearance
     weight: float
+    image: npt.NDArray[np.float32]
+    tissues: npt.NDArray[np.uint8]
+    contrast: npt.NDArray[np.float64]
 
 
 def crop_affine(crop: Crop) -> Affine:
@@ -90,7 +105,7 @@ def crop_affine(crop: Crop) -> Affine:
     return crop.turn.target.affine @ swapped
 
 
-def coarse_scores(seen: NetworkScores, table: LabelTable) -> Coarse | None:
+def coarse_scores(volume: Volume, seen: NetworkScores, table: LabelTable) -> Coarse | None:
     """Keep of a scan what is needed to combine it with others; None if no brain was found."""
     crop = seen.crop
     stride = [max(1, round(SPACING / size)) for size in crop.voxel_size]
@@ -129,7 +144,50 @@ def coarse_scores(seen: NetworkScores, table: LabelTable) -> Coarse | None:
         slice(part.start * step, (part.stop - 1) * step + 1)
         for part, step in zip(box, stride, strict=True)
     )
-    return Coarse(logarithms, affine, ends, appearance, weight_of(crop.voxel_size, sure))
+    image = _smoothed(crop.cut(volume.data), ends, stride)
+    tissues = _sure_tissues(chances, table)
+    tissues[~brain] = 0
+    return Coarse(
+        logarithms,
+        affine,
+        ends,
+        appearance,
+        weight_of(crop.voxel_size, sure),
+        image,
+        tissues,
+        _contrast(image, tissues, table),
+    )
+
+
+def _smoothed(
+    image: npt.NDArray[np.float32], box: Sequence[slice], stride: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """Return every n-th voxel of a box, averaged with its neighbours."""
+    sigma = [0.5 * step if step > 1 else 0.0 for step in stride]
+    smooth = ndimage.gaussian_filter(image[tuple(box)].astype(np.float32), sigma, truncate=2.0)
+    few: npt.NDArray[np.float32] = smooth[tuple(slice(None, None, step) for step in stride)]
+    return few
+
+
+def _sure_tissues(chances: torch.Tensor, table: LabelTable) -> npt.NDArray[np.uint8]:
+    """Return the places in the table (I, J, K) of sure labels that are no lesion; else 0."""
+    highest, places = chances.max(0)
+    sure = places.numpy().astype(np.uint8)
+    lesions = [place for place, label in enumerate(table) if label.role == "lesion"]
+    sure[(highest < _SURE).numpy() | np.isin(sure, lesions)] = 0
+    return sure
+
+
+def _contrast(
+    image: npt.NDArray[np.float32], tissues: npt.NDArray[np.uint8], table: LabelTable
+) -> npt.NDArray[np.float64]:
+    """Return `Coarse.contrast`."""
+    means = []
+    for role in ("white_matter", "cortex", "ventricles"):
+        inside = np.isin(tissues, [n for n, label in enumerate(table) if label.role == role])
+        mean = float(image[inside].mean()) if inside.any() else np.nan
+        means.append(np.log(mean) if mean > 0 else np.nan)
+    return np.array(means[1:]) - means[0]
 
 
 def weight_of(voxel_size: Sequence[float], sure: float) -> float:
@@ -259,7 +317,9 @@ class PersonPrior:
         return found
 
 
-def person_prior(own: Prior, scan: Coarse, mean: PersonMean, motion: Affine) -> PersonPrior:
+def person_prior(
+    own: Prior, scan: Coarse, mean: PersonMean, motion: Affine, *, least: float = OWN
+) -> PersonPrior:
     """Return the prior of one of the scans of a mean.
 
     Parameters
@@ -268,20 +328,22 @@ def person_prior(own: Prior, scan: Coarse, mean: PersonMean, motion: Affine) -> 
         Of its networks.
     motion
         From the scan to the space of the mean.
+    least
+        Share of its own probabilities, 0 to 1.
     """
     shape = scan.logarithms.shape[1:]
     logarithms = mean.on(motion @ scan.affine, shape)
-    share = _own_share(scan, logarithms, scan.weight / mean.weight)
+    share = _own_share(scan, logarithms, scan.weight / mean.weight, least)
     size = [part.stop - part.start for part in scan.box]
     others = Logits(torch.cat([logarithms, share[None].half()]), size, ends_meet=True)
     return PersonPrior(own, others, scan.box)
 
 
-def _own_share(scan: Coarse, mean: torch.Tensor, weight: float) -> torch.Tensor:
+def _own_share(scan: Coarse, mean: torch.Tensor, weight: float, least: float) -> torch.Tensor:
     """Return what a scan's own probabilities count in its prior, (I, J, K).
 
     With d the total variation between these and the mean of the other scans, averaged in Gaussian
-    windows: `OWN` where d is small, as along borders; 1 where it is large.
+    windows: `least` where d is small, as along borders; 1 where it is large.
     """
     apart = torch.zeros(mean.shape[1:])
     for own, other in zip(scan.logarithms, mean, strict=True):
@@ -290,7 +352,7 @@ def _own_share(scan: Coarse, mean: torch.Tensor, weight: float) -> torch.Tensor:
     sigma = [_WINDOW / size for size in np.linalg.norm(scan.affine[:3, :3], axis=0)]
     near = torch.from_numpy(ndimage.gaussian_filter(apart.numpy(), sigma, truncate=2.5))
     rise = ((near - _SIMILAR) / (_DIFFERENT - _SIMILAR)).clamp_(0, 1)
-    return OWN + (1 - OWN) * rise * rise * (3 - 2 * rise)
+    return least + (1 - least) * rise * rise * (3 - 2 * rise)
 
 
 @dataclass(frozen=True)

@@ -304,7 +304,8 @@ class _ScanLoop:
             if task:
                 reset_peak_memory()
                 with task.meter.stage("segment"):
-                    kept.add(scan, self._segmenter.network(task.volume, progress=progress))
+                    seen = self._segmenter.network(task.volume, progress=progress)
+                    kept.add(scan, task.volume, seen)
                 return task.order
         except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
             self._fail(scan, error)
@@ -404,7 +405,7 @@ class _ScanLoop:
             with order.meter.stage("combine"):
                 volume = load_volume(scan.path, index=self.config.inference.volume)
                 prediction = self._segmenter.finish(
-                    volume, person.scores(scan), probabilities=self.config.probabilities
+                    *person.shared(scan, volume), probabilities=self.config.probabilities
                 )
         except Exception as error:  # noqa: BLE001 (one bad scan stops no other)
             self._fail(scan, error)

@@ -16,17 +16,16 @@ import torch
 
 from siam_bids.bids.scan import CONSENSUS, BidsName, Scan
 from siam_bids.bids.status import COMBINED_AS
-from siam_bids.image.grid import Segmentation
+from siam_bids.image.grid import Segmentation, Volume
 from siam_bids.image.labels import LabelTable
 from siam_bids.image.transforms import Affine
+from siam_bids.inference.combining import Shared
 from siam_bids.inference.person import (
     Coarse,
-    PersonMean,
     Together,
     align_scans,
     coarse_scores,
     consensus,
-    person_prior,
 )
 from siam_bids.inference.prediction import NetworkScores
 
@@ -49,11 +48,11 @@ class Kept:
         self.coarse: dict[Scan, Coarse | None] = {}
         self._without: dict[Scan, NetworkScores] = {}
 
-    def add(self, scan: Scan, seen: NetworkScores) -> None:
+    def add(self, scan: Scan, volume: Volume, seen: NetworkScores) -> None:
         """Keep the scores of a scan."""
         tensors = seen.prior.tensors()
         torch.save(tensors, self._path(scan))
-        self.coarse[scan] = coarse_scores(seen, self._labels)
+        self.coarse[scan] = coarse_scores(volume, seen, self._labels)
         nothing = (torch.empty(0) for _ in tensors)
         self._without[scan] = replace(seen, prior=seen.prior.with_tensors(nothing))
 
@@ -105,11 +104,16 @@ class Person:
         self._places = {scan: place for place, scan in enumerate(scans)}
         self.together: Together = align_scans([kept.coarse[scan] for scan in scans])
         used = [
-            (coarse, motion)
+            (scan, coarse, motion)
             for scan, motion in zip(scans, self.together.motions, strict=True)
             if motion is not None and (coarse := kept.coarse[scan])
         ]
-        self._mean = PersonMean(*zip(*used, strict=True)) if used else None
+        self._aligned = [scan for scan, _, _ in used]
+        self._shared = (
+            Shared([coarse for _, coarse, _ in used], [motion for *_, motion in used])
+            if used
+            else None
+        )
         for scan, why in zip(scans, self.together.refusals, strict=True):
             if why:
                 logger.warning("%s is segmented alone: %s.", scan.name, why)
@@ -127,12 +131,12 @@ class Person:
         coarse = self._kept.coarse[scan]
         return coarse.weight if coarse else 0.0
 
-    def scores(self, scan: Scan) -> NetworkScores:
-        """Return the scores of a scan with the prior that all share."""
-        seen, coarse, motion = self._kept.scores(scan), self._kept.coarse[scan], self.motion(scan)
-        if not self._mean or not coarse or motion is None:
-            return seen
-        return replace(seen, prior=person_prior(seen.prior, coarse, self._mean, motion))
+    def shared(self, scan: Scan, volume: Volume) -> tuple[Volume, NetworkScores]:
+        """Return a scan with the mean bias field, and its scores with the prior that all share."""
+        seen = self._kept.scores(scan)
+        if not self._shared or scan not in self._aligned:
+            return volume, seen
+        return self._shared.with_it(self._aligned.index(scan), volume, seen)
 
     def quality(self, scan: Scan) -> dict[str, float]:
         """Return how far a scan agrees with the others, as a metric of `data/quality.tsv`."""
