@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
-from conftest import describe, run_config, write_scan
+from conftest import describe, run_config, write_model, write_scan
 
 from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.results import ScanResult, read_results
@@ -40,6 +40,12 @@ from siam_bids.support.atomic_files import read_json, write_json
 
 TABLE = siam_labels()
 WM, CSFV, LESION = (TABLE.by_name[name].index for name in ("WM", "CSFv", "Anomalies"))
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory):
+    """One tile for a head."""
+    return write_model(tmp_path_factory.mktemp("models") / "tiny", spacing=8.0)
 
 
 @pytest.fixture(autouse=True)
