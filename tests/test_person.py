@@ -503,10 +503,10 @@ def test_results_made_without_a_scan_whose_networks_failed_are_made_with_it(
     config = run_config(bids, out, tiny_model, combine="all")
     works = Kept.add
 
-    def add(self, scan, seen):
+    def add(self, scan, volume, seen):
         if scan.name == "sub-1_ses-b_T1w":
             raise MemoryError
-        works(self, scan, seen)
+        works(self, scan, volume, seen)
 
     monkeypatch.setattr(Kept, "add", add)
     assert [*run_participant(config).failed] == ["sub-1_ses-b_T1w"]
