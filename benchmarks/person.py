@@ -219,7 +219,9 @@ def summary(rows: pd.DataFrame) -> str:
     for tissue, own in pair.groupby("tissue", sort=False):
         cells, mean = [], []
         for group in ("alone", "contrasts"):
-            each = own[own["group"] == group].pivot_table(index="map", columns="visit")
+            each = own[own["group"] == group].pivot_table(
+                index="map", columns="visit", values=["found", "true"]
+            )
             ratio = each["found", "T2w"] / each["found", "first"]
             error = 100 * (ratio / (each["true", "T2w"] / each["true", "first"]) - 1)
             cells.append(error.abs().mean())
