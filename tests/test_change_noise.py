@@ -36,7 +36,7 @@ MM = (1.0, 1.0, 1.0)
         ("compact", {}, "T1w", (0.8, 0.8, 1.2), "none", "alone"),
         ("compact", {"probabilities": [], "volume": 1}, "T1w", MM, "none", "alone"),
         ("compact", {}, "T1w", MM, "sessions", "combined"),
-        ("compact", {}, "T1w", MM, "all", "combined"),
+        ("compact", {}, "T1w", MM, "all", ""),
         ("compact", {}, "T1w", MM, "contrasts", ""),
         ("compact", {}, "T1w", (1.0, 1.0, 3.0), "none", ""),
         ("compact", {}, "FLAIR", MM, "none", ""),
@@ -68,13 +68,13 @@ def test_the_table_has_positive_numbers_for_the_tissues_of_the_model():
         assert all(0 < value < 20 for value in found[kind].values())
 
 
-def edit(out, name, *, combined="", alone="", voxel=1.0):
+def edit(out, name, *, combined="", alone="", voxel=1.0, partners=("T1w.nii.gz",)):
     path = sidecar(ScanNames(out, BidsName.parse(name)).segmentation)
     about = json.loads(path.read_text())
     about["Model"]["Name"] = "compact"
     about["Grid"]["VoxelSize"] = [voxel] * 3
     if combined:
-        about["Combined"] = {"By": combined, "Inputs": {}}
+        about["Combined"] = {"By": combined, "Inputs": dict.fromkeys(partners, "sha")}
         about["CombinedAs"] = {"Alone": alone} if alone else {"Weight": 0.9}
     path.write_text(json.dumps(about))
 
@@ -86,7 +86,7 @@ def visits(study, tmp_path, noise):
     for number in range(1, 11):
         for session in "ab":
             name = f"sub-{number:02d}_ses-{session}_T1w"
-            combined = "all" if number == 1 or (number == 2 and session == "b") else ""
+            combined = "sessions" if number == 1 or (number == 2 and session == "b") else ""
             edit(out, name, combined=combined, voxel=3.0 if number == 3 else 1.0)
     return replace(run_config(raw, out, "compact"), level="group")
 
@@ -99,7 +99,7 @@ def test_each_change_has_the_noise_of_such_scans(visits):
     assert gm["noise_percent"].iloc[:4].tolist()[::3] == [0.1, 0.8]
     assert gm.loc[["sub-02", "sub-03"], "noise_percent"].isna().all()
     assert gm.loc[["sub-02", "sub-03"], "within_noise"].isna().all()
-    assert gm["combined"].tolist() == ["all", "mixed", *["none"] * 8]
+    assert gm["combined"].tolist() == ["sessions", "mixed", *["none"] * 8]
     known = gm.dropna(subset="noise_percent")
     within = known["change_percent"].abs() <= 1.96 * known["noise_percent"]
     assert (known["within_noise"] == within.map({True: "yes", False: "no"})).all()
@@ -122,7 +122,9 @@ def test_pages_give_the_noise_of_medians_and_grey_what_is_within(visits, caplog)
         run_group(replace(visits, group_by=("contrast", "combined")))
     assert "different --combine" not in caplog.text
     run_group(visits)
-    said = "T1w has scans with different --combine: 17 none, 3 all. Do not compare their volumes"
+    said = (
+        "T1w has scans with different --combine: 17 none, 3 sessions. Do not compare their volumes"
+    )
     assert said in caplog.text
     page = (visits.output_dir / "group.html").read_text()
     assert said in page
@@ -130,7 +132,7 @@ def test_pages_give_the_noise_of_medians_and_grey_what_is_within(visits, caplog)
     assert "not measured</td>" not in page
     (visits.output_dir / "sub-03").rename(visits.output_dir.parent / "away")
     caplog.clear()
-    run_group(replace(visits, exclude=("combined=all",)))
+    run_group(replace(visits, exclude=("combined=sessions",)))
     assert "different --combine" not in caplog.text
     page = (visits.output_dir / "group.html").read_text()
     band = 1.96 * 0.8 * np.sqrt(np.pi / 2 / 7)
@@ -138,13 +140,13 @@ def test_pages_give_the_noise_of_medians_and_grey_what_is_within(visits, caplog)
     assert row_of(page, "T1w", "GM").endswith("within")
     assert row_of(page, "T1w", "WM").endswith("not measured")
     wide = pd.read_csv(visits.output_dir / "group_desc-wide_volumes.tsv", sep="\t")
-    assert wide["combined"].value_counts().to_dict() == {"none": 15, "all": 3}
+    assert wide["combined"].value_counts().to_dict() == {"none": 15, "sessions": 3}
     subject = (visits.output_dir / "sub-04.html").read_text()
     assert "± 1.6 %" in subject
     assert "≈ marks differences within it" in subject
     first = (visits.output_dir / "sub-01.html").read_text()
     assert "± 0.2 %" in first
-    assert "<dt>Combined</dt><dd>with all</dd>" in first
+    assert "<dt>Combined</dt><dd>with sessions</dd>" in first
 
 
 def test_without_combinations_no_table_has_the_column(study, tmp_path):
@@ -156,9 +158,47 @@ def test_without_combinations_no_table_has_the_column(study, tmp_path):
 
 def test_a_scan_that_was_done_alone_counts_as_not_combined(study, tmp_path):
     _, out = study(tmp_path, people=2, sessions=("a", "b"))
-    edit(out, "sub-01_ses-a_T1w", combined="all", alone="no other scan could be aligned with it")
-    edit(out, "sub-01_ses-b_T1w", combined="all")
+    edit(
+        out, "sub-01_ses-a_T1w", combined="sessions", alone="no other scan could be aligned with it"
+    )
+    edit(out, "sub-01_ses-b_T1w", combined="sessions")
     found = {result.names.name: result for result in read_results(out).usable}
     assert found["sub-01_ses-a_T1w"].combined == "none"
     assert found["sub-01_ses-a_T1w"].noise == "alone"
     assert found["sub-01_ses-b_T1w"].noise == "combined"
+
+
+def test_visits_that_separate_runs_combined_are_mixed_and_have_no_noise(study, tmp_path, noise):
+    raw, out = study(tmp_path, people=1, sessions=("a", "b", "c"))
+    for session in "abc":
+        partners = ("a", "b") if session in "ab" else ("c",)
+        edit(out, f"sub-01_ses-{session}_T1w", combined="sessions", partners=partners)
+    run_group(replace(run_config(raw, out, "compact"), level="group"))
+    table = pd.read_csv(out / "group_changes.tsv", sep="\t").query("tissue == 'GM'")
+    assert table["session_to"].tolist() == ["ses-b", "ses-c"]
+    assert table["combined"].tolist() == ["sessions", "mixed"]
+    assert table["noise_percent"].tolist()[:1] == [0.1]
+    assert table["noise_percent"].isna().tolist() == [False, True]
+
+
+def test_visits_combined_within_their_sessions_are_not_mixed(study, tmp_path, noise):
+    raw, out = study(tmp_path, people=1, sessions=("a", "b"))
+    for session in "ab":
+        name = f"sub-01_ses-{session}_T1w"
+        edit(out, name, combined="contrasts", partners=(session,))
+    run_group(replace(run_config(raw, out, "compact"), level="group"))
+    table = pd.read_csv(out / "group_changes.tsv", sep="\t")
+    assert set(table["combined"]) == {"contrasts"}
+    assert table["noise_percent"].isna().all()
+
+
+def test_follow_ups_of_one_person_make_the_median_no_surer(study, tmp_path, noise):
+    bands = []
+    for sessions in (("a", "b"), ("a", "b", "c", "d")):
+        raw, out = study(tmp_path / "".join(sessions), people=4, sessions=sessions)
+        for result in read_results(out).usable:
+            edit(out, result.names.name)
+        run_group(replace(run_config(raw, out, "compact"), level="group"))
+        row = row_of((out / "group.html").read_text(), "T1w", "GM")
+        bands.append(re.search(r"± ([\d.]+)", row)[1])
+    assert bands[0] == bands[1] == f"{1.96 * 0.8 * np.sqrt(np.pi / 2 / 4):.2f}"

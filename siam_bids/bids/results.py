@@ -14,10 +14,10 @@ from typing import Any
 
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
-from siam_bids.bids.status import COMBINED, COMBINED_AS, OUTPUTS, combined_by
+from siam_bids.bids.status import COMBINED, COMBINED_AS, OUTPUTS, combined_by, entry
 from siam_bids.errors import DatasetError
 from siam_bids.image.labels import LabelTable
-from siam_bids.measures.change_noise import noise_kind
+from siam_bids.measures.change_noise import OVER_VISITS, noise_kind
 from siam_bids.measures.hemispheres import HEMISPHERES
 from siam_bids.measures.lesions import DICTIONARY as LESION_COLUMNS
 from siam_bids.measures.quality import dictionary as quality_dictionary
@@ -94,6 +94,12 @@ class ScanResult:
     def combined(self) -> str:
         """The choice of `--combine` whose prior the labels follow, or none."""
         return combined_by(self.about)
+
+    @property
+    def partners(self) -> tuple[str, ...]:
+        """The scans, itself among them, that it shares a prior with over visits; else none."""
+        inputs = entry(self.about, COMBINED).get("Inputs", ())
+        return tuple(sorted(inputs)) if self.combined in OVER_VISITS else ()
 
     @property
     def noise(self) -> str:

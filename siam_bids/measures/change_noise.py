@@ -17,7 +17,7 @@ from siam_bids.support.package_data import resource
 from siam_bids.support.tsv import read_rows
 
 MODEL, CONTRAST, LONGEST_EDGE = "compact", "T1w", 1.2
-"""What was measured: the model, and scans of this contrast with voxels up to this edge in mm."""
+"""Where it holds: the model, and scans of this contrast with voxels up to this edge in mm."""
 
 BAND = 1.96
 """Standard deviations within which 95 % of the changes without change are."""
@@ -25,7 +25,9 @@ BAND = 1.96
 ALONE, COMBINED = "alone", "combined"
 """Columns of the table: scans segmented alone, and combined with each other."""
 
-_OVER_VISITS = ("sessions", "all")
+OVER_VISITS = ("sessions", "all")
+"""Choices of --combine that combine visits with each other."""
+_MEASURED = "sessions"
 _HARMLESS = {"probabilities", "segmentations", "volume"}
 """Options that change no label of a given image."""
 
@@ -56,8 +58,8 @@ def noise_kind(
     voxel_size
         Edges in mm.
     combined
-        The choice of --combine that its prior is of, or `NOT_COMBINED`. Scans that are combined
-        within their sessions only are not those that were measured.
+        The choice of --combine that its prior is of, or `NOT_COMBINED`. What was measured is the
+        noise of visits in one contrast that are combined with each other.
     """
     measured = (
         model == MODEL
@@ -69,7 +71,7 @@ def noise_kind(
         return ""
     if combined == NOT_COMBINED:
         return ALONE
-    return COMBINED if combined in _OVER_VISITS else ""
+    return COMBINED if combined == _MEASURED else ""
 
 
 def noise_between(first: str, second: str) -> Mapping[str, float]:

@@ -110,9 +110,9 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "change_mL_per_year": {"Description": "Change per year.", "Units": "mL/year"},
     "change_percent_per_year": {"Description": "Change per year.", "Units": "%/year"},
     "noise_percent": {
-        "Description": "Standard deviation of the change that is found between two scans of a "
-        f"drawn head without change: {CONTRAST} with voxels up to {LONGEST_EDGE} mm, model "
-        f"{MODEL}; both scans segmented alone, or combined with each other. n/a where it was not "
+        "Description": "Standard deviation of the error of the change between two simulated scans "
+        f"of a head: {CONTRAST} with voxels up to {LONGEST_EDGE} mm, model {MODEL}; both scans "
+        "segmented alone, or combined with each other by --combine sessions. n/a where it was not "
         "measured for such scans. Real scans add motion, distortion and the scanner: it is a lower "
         "bound.",
         "Units": "%",
@@ -121,7 +121,7 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "within_noise": {
         "Description": f"Whether the change is within {BAND} noise_percent of none, as 95 % of the "
         "changes without change are. A larger change need not be real.",
-        "Levels": {"yes": "it cannot be told from none", "no": "it is larger"},
+        "Levels": {"yes": "it cannot be distinguished from no change", "no": "it is larger"},
     },
     "contrast": {"Description": "BIDS suffix of the source image: T1w, FLAIR, ..."},
     "protocol": {
@@ -308,7 +308,10 @@ def wide_volumes(tidy: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
 
 
 def changes(
-    wide: pd.DataFrame, tissues: Sequence[str], noise: Mapping[str, str] | None = None
+    wide: pd.DataFrame,
+    tissues: Sequence[str],
+    noise: Mapping[str, str] | None = None,
+    partners: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """Compare each later session of a participant with the first one, scan by like scan.
 
@@ -319,6 +322,9 @@ def changes(
     ----------
     noise
         Which noise holds for each scan, see `change_noise.noise_kind`.
+    partners
+        Scans that each scan shares a prior with over visits. Two scans are comparable if they have
+        the same ones.
 
     Returns
     -------
@@ -343,10 +349,16 @@ def changes(
     later = later.reset_index(drop=True)
     years = (later["_when"] - before["_when"]).where(lambda gap: gap > 0)
     because = before["excluded_because"].fillna(later["excluded_because"])
-    noises = _noises(before["scan"], later["scan"], noise or {})
+    pairs = [*zip(before["scan"], later["scan"], strict=True)]
+    kinds, shared = noise or {}, partners or {}
+    alike = np.array([shared.get(one) == shared.get(other) for one, other in pairs])
+    noises = [
+        noise_between(kinds.get(one, ""), kinds.get(other, "")) if comparable else {}
+        for (one, other), comparable in zip(pairs, alike, strict=True)
+    ]
     if COMBINED in wide:
         columns.insert(columns.index("scan") + 1, COMBINED)
-        same = before[COMBINED] == later[COMBINED]
+        same = (before[COMBINED] == later[COMBINED]) & alike
         later[COMBINED] = later[COMBINED].where(same, MIXED)
     tables = []
     for tissue in tissues:
@@ -400,14 +412,6 @@ def mixed_protocols(wide: pd.DataFrame) -> list[str]:
         for protocol, own in counts.items()
         if len(own) > 1
     ]
-
-
-def _noises(
-    first: pd.Series[str], later: pd.Series[str], kinds: Mapping[str, str]
-) -> list[Mapping[str, float]]:
-    """Return the noise by tissue of each pair of scans."""
-    pairs = zip(first, later, strict=True)
-    return [noise_between(kinds.get(one, ""), kinds.get(other, "")) for one, other in pairs]
 
 
 def _years(table: pd.DataFrame) -> pd.Series[float]:

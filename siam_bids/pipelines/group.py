@@ -288,7 +288,12 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         outliers=find_outliers(
             measured, list(dict.fromkeys(observed)), adjust=adjust, excluded=excluded
         ),
-        changes=changes(wide, tissues, {result.names.name: result.noise for result in results}),
+        changes=changes(
+            wide,
+            tissues,
+            {result.names.name: result.noise for result in results},
+            {result.names.name: result.partners for result in results},
+        ),
         statistics=fit_tissues(measured, config.formula, tissues, excluded)
         if config.formula
         else NO_STATISTICS,

@@ -86,7 +86,7 @@ class Change:
 
     @property
     def within(self) -> bool:
-        """Whether it cannot be told from no change."""
+        """Whether it cannot be distinguished from no change."""
         return self.noise is not None and abs(self.percent) <= self.noise
 
 

@@ -345,7 +345,7 @@ def _changes(changes: pd.DataFrame) -> Iterable[dict[str, Any]]:
     """Summarise change between sessions by protocol and tissue, as medians of what is included.
 
     `noise`: the 95 % range of such a median where nothing changes, in percent; None where it is
-    not known for all pairs.
+    not known for all pairs. Pairs of one person share their first scan, and count once.
     """
     included = changes.loc[changes["included"] == "yes"]
     for (protocol, tissue), part in included.groupby(["protocol", "tissue"], sort=False):
@@ -364,6 +364,7 @@ def _median(part: pd.DataFrame, change: str, noise: str, ending: str) -> dict[st
     percent = _number(known[change].median())
     band = None
     if len(known) and known[noise].notna().all():
-        band = _number(BAND * noise_of_median(np.square(known[noise].astype(float)).tolist()))
+        people = known[noise].astype(float).groupby(known["participant_id"]).max()
+        band = _number(BAND * noise_of_median(np.square(people).tolist()))
     within = percent is not None and band is not None and abs(percent) <= band
     return {f"percent{ending}": percent, f"noise{ending}": band, f"within{ending}": within}

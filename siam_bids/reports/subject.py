@@ -132,7 +132,8 @@ def _changes(first: ScanResult, later: ScanResult) -> dict[str, Change]:
     if first is later:
         return {}
     before, after = first.millilitres, later.millilitres
-    noise = noise_between(first.noise, later.noise)
+    alike = first.partners == later.partners
+    noise = noise_between(first.noise, later.noise) if alike else {}
     return {
         tissue: Change(
             percent=100 * (after[tissue] - volume) / volume,
