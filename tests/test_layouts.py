@@ -115,6 +115,31 @@ def test_a_plan_has_the_consensus_of_each_session_and_what_it_needs(
     assert steps["sub-1_ses-b_T1w"].cost.seconds > 0
 
 
+def test_a_plan_tries_a_scan_that_failed_again_and_names_edited_results(tmp_path, tiny_model, head):
+    """Its header is whole, its voxels are not: only the record tells that it failed."""
+    bids = write_raw(tmp_path / "bids", head, "sub-1_FLAIR", "sub-1_T1w")
+    damaged = bids / "sub-1/anat/sub-1_T1w.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    config = run_config(bids, tmp_path / "out", tiny_model, combine="contrasts")
+    assert [*run_participant(config).failed] == ["sub-1_T1w"]
+    steps = plan(config)
+    assert [(step.action, step.why) for step in steps] == [
+        ("done", ""), ("segment", "it failed before"),
+    ]  # fmt: skip
+    assert summary(steps).startswith("1 to segment, 1 already done, 0 cannot be read, 0 skipped.")
+    again = run_participant(config)
+    assert (again.done, again.skipped, [*again.failed]) == ([], ["sub-1_FLAIR"], ["sub-1_T1w"])
+    labels = tmp_path / "out/sub-1/anat/sub-1_seg-siam_desc-FLAIR_dseg.nii.gz"
+    labels.write_bytes(labels.read_bytes() + b"edited")
+    assert summary(plan(config)).startswith(
+        "1 to segment, 0 already done, 1 kept because edited or not made by siam-bids, "
+        "0 cannot be read, 0 skipped."
+    )
+    write_raw(bids, head, "sub-1_T1w")  # mended
+    mended = {Path(step.path).name: step.why for step in plan(config)}
+    assert mended["sub-1_T1w.nii.gz"] == "not segmented yet"
+
+
 def test_a_plan_without_scans_tells_what_is_there_and_fails_as_the_run_does(
     tmp_path, tiny_model, capsys
 ):

@@ -34,7 +34,7 @@ from siam_bids.inference.prediction import NetworkScores
 from siam_bids.inference.resampling import Logits
 from siam_bids.pipelines.group import old_consensus
 from siam_bids.pipelines.participant import run_participant
-from siam_bids.pipelines.person import Kept
+from siam_bids.pipelines.person import Kept, Person
 from siam_bids.pipelines.todo import Checklist, combinations, unfinished
 from siam_bids.support.atomic_files import read_json, write_json
 
@@ -301,6 +301,31 @@ def test_the_reason_names_the_scan_that_a_combination_gained_lost_or_found_chang
     assert why(inputs, other) == "sub-1_T2w.nii.gz changed in the combined scans"
     assert why({}, inputs) == "it was not combined with other scans of the participant"
     assert why(inputs, {}) == "it was combined with other scans of the participant"
+
+
+def test_the_reason_for_another_choice_of_combine_is_that_choice(tmp_path):
+    names = ScanNames(tmp_path, BidsName.parse("sub-1_T1w"))
+    names.anat.mkdir(parents=True)
+
+    def why(inputs):
+        known, made = ({"Combined": {"By": by, "Inputs": own}} for by, own in inputs)
+        return to_do(names, known, made, [])
+
+    two, three = dict.fromkeys("ab", "1"), dict.fromkeys("abc", "1")
+    assert why([("all", three), ("contrasts", two)]) == "--combine was all"
+    assert why([("sessions", two), ("all", two)]) == "--combine was sessions"
+    assert why([({}, two), ("all", two)]) == "the scans that it is combined with changed"
+
+
+@pytest.mark.parametrize("found", [True, False], ids=["brain", "no brain"])
+def test_a_scan_whose_partners_failed_is_alone_for_that_reason(tmp_path, found, caplog):
+    scan, *others = scans("sub-1_FLAIR", "sub-1_T1w", "sub-1_T2w")
+    kept = Kept(lambda: tmp_path, TABLE)
+    kept.coarse[scan] = ball() if found else None
+    why = "sub-1_T1w, sub-1_T2w failed" if found else "no brain was found"
+    person = Person([scan], kept, others)
+    assert person.describe(scan)["CombinedAs"]["Alone"] == why
+    assert f"sub-1_FLAIR is segmented alone: {why}." in caplog.text
 
 
 @pytest.mark.parametrize(

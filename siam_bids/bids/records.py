@@ -15,6 +15,7 @@ _ENTRIES = {
     WRITTEN: {"*": [str]},
     "error": str,
     "source": str,
+    "input": str,
     "traceback": str,
     "seconds": float,
     "stages": {"*": float},
@@ -30,7 +31,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Returns
     -------
-    `error`, `source`, `traceback` and `command` of a failed attempt; else `seconds` (in all),
+    `error`, `source`, `input` (its SHA-256, `unreadable` if there is none), `traceback` and
+    `command` of a failed attempt; else `seconds` (in all),
     `stages` (seconds by name), `peak_memory_MB`, `device`, `threads` and `command`. In both
     `written`: checksums by path from the root, of the last result and of what it was replacing.
     """

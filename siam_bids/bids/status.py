@@ -99,7 +99,10 @@ def to_do(
 
 
 def _combined_anew(before: Any, now: Any) -> str:
-    """Say which scan a combination lacked, had or had otherwise."""
+    """Say that scans were combined by another choice, or which scan was other, more or less."""
+    choices = [entry({COMBINED: each}, COMBINED).get("By") for each in (before, now)]
+    if all(isinstance(choice, str) for choice in choices) and choices[0] != choices[1]:
+        return f"--combine was {choices[0]}"
     old, new = (each.get("Inputs") if isinstance(each, Mapping) else each for each in (before, now))
     if isinstance(new, Mapping) and old is None:
         return "it was not combined with other scans of the participant"

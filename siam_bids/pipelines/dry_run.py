@@ -10,9 +10,10 @@ from pathlib import PurePosixPath
 import torch
 
 from siam_bids.bids.names import sidecar
+from siam_bids.bids.ownership import PIPELINE
 from siam_bids.bids.scan import Scan
 from siam_bids.config import RunConfig
-from siam_bids.errors import SiamError
+from siam_bids.errors import DatasetError, SiamError
 from siam_bids.image.grid import Grid
 from siam_bids.inference.cascade import Cascade
 from siam_bids.inference.cost import Cost
@@ -36,12 +37,15 @@ class Step:
         The reason; empty where it is done, unless its networks are to run again for others.
     cost
         Of a scan that the networks would see.
+    kept
+        It fails because results were edited, or are not known, and are kept.
     """
 
     path: str
     action: str
     why: str = ""
     cost: Cost | None = None
+    kept: bool = False
 
     def line(self) -> str:
         """Return action, path, seconds, GB of memory and reason, separated by tabs."""
@@ -81,9 +85,11 @@ def summary(steps: list[Step]) -> str:
     """Return one line on what a run would do, its time and its memory."""
     count = Counter(step.action for step in steps)
     agreed = f"{count['combine']} consensus to make, " if count["combine"] else ""
+    kept = sum(step.kept for step in steps)
+    edited = f"{kept} kept because edited or not made by {PIPELINE}, " if kept else ""
     text = (
-        f"{count['segment']} to segment, {agreed}{count['done']} already done, "
-        f"{count['fail']} cannot be read, {count['skip']} skipped."
+        f"{count['segment']} to segment, {agreed}{count['done']} already done, {edited}"
+        f"{count['fail'] - kept} cannot be read, {count['skip']} skipped."
     )
     costs = [step.cost for step in steps if step.cost]
     if costs:
@@ -103,13 +109,21 @@ def _combined(
     prospects
         Of all scans; those of the combination are replaced where others change them.
     """
-    seen = [scan for scan in combination.scans if not prospects[scan].error]
+    seen = [
+        scan
+        for scan in combination.scans
+        if not prospects[scan].error and not prospects[scan].again
+    ]
     done = [scan for scan in seen if not prospects[scan].why]
     for scan in done:
         if why := checklist.lacked(scan, seen):
             prospects[scan] = checklist.needed(scan, why)
     new = [scan for scan in seen if prospects[scan].why]
-    planned = [_consensus(checklist, session, new) for session in combination.sessions]
+    planned = [
+        _consensus(checklist, [scan for scan in session if not prospects[scan].again], new)
+        for session in combination.sessions
+        if any(not prospects[scan].again for scan in session)
+    ]
     steps = [step for step in planned if step]
     if new or any(step.action == "combine" for step in steps):
         prospects |= {scan: checklist.needed(scan, "") for scan in done if not prospects[scan].why}
@@ -122,7 +136,8 @@ def _consensus(checklist: Checklist, session: Sequence[Scan], new: Sequence[Scan
     try:
         why = checklist.consensus_why(session, new)
     except (SiamError, OSError) as error:
-        return Step(path=path, action="fail", why=reason_of(error))
+        kept = isinstance(error, DatasetError)
+        return Step(path=path, action="fail", why=reason_of(error), kept=kept)
     if why:
         return Step(path=path, action="combine", why=why)
     there = sidecar(checklist.names(scan).segmentation).is_file()
@@ -132,7 +147,7 @@ def _consensus(checklist: Checklist, session: Sequence[Scan], new: Sequence[Scan
 def _step(prospect: Prospect, cost: Callable[[Grid], Cost]) -> Step:
     path = prospect.scan.relative
     if prospect.error:
-        return Step(path=path, action="fail", why=prospect.error)
+        return Step(path=path, action="fail", why=prospect.error, kept=prospect.kept)
     if not prospect.grid:
         return Step(path=path, action="done")
     return Step(

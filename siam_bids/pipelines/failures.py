@@ -24,10 +24,16 @@ def fatal(error: Exception) -> bool:
     return isinstance(error, ModelError) or disk_refuses(error)
 
 
-def record_failure(names: ScanNames, error: Exception, *, source: str, command: str) -> str:
-    """Log why a scan failed and write it to its record; return the reason in one line."""
+def record_failure(names: ScanNames, error: Exception, **about: str) -> str:
+    """Log why a scan failed and write it to its record; return the reason in one line.
+
+    Parameters
+    ----------
+    about
+        `source`, `input` and `command`, see `read_record`.
+    """
     reason = reason_of(error)
-    past: dict[str, Any] = {"error": reason, "source": source, "command": command}
+    past: dict[str, Any] = {"error": reason, **about}
     if written := read_record(names.record).get(WRITTEN):
         past[WRITTEN] = written
     logger.error("%s failed: %s", names.name, reason)

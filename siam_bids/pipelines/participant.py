@@ -515,7 +515,11 @@ class _ScanLoop:
             raise error
         names = self.checklist.names(scan)
         self.summary.failed[scan.name] = record_failure(
-            names, error, source=scan.relative, command=self.config.command
+            names,
+            error,
+            source=scan.relative,
+            input=self.checklist.checksum(scan),
+            command=self.config.command,
         )
 
 

@@ -28,6 +28,7 @@ from siam_bids.inference.person import (
     consensus,
 )
 from siam_bids.inference.prediction import NetworkScores
+from siam_bids.support.tsv import some
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,9 @@ class Person:
         self.scans = tuple(scans)
         self._places = {scan: place for place, scan in enumerate(scans)}
         self.together: Together = align_scans([kept.coarse[scan] for scan in scans])
+        if len(self.scans) == 1 and without and kept.coarse[self.scans[0]]:
+            why = f"{some([scan.name for scan in without])} failed"
+            self.together = replace(self.together, refusals=(why,))
         used = [
             (scan, coarse, motion)
             for scan, motion in zip(scans, self.together.motions, strict=True)

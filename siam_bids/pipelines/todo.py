@@ -12,6 +12,7 @@ from siam_bids.bids.dataset import Selection, find_scans
 from siam_bids.bids.description import ABOUT_LABELS
 from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.ownership import check_output_folder
+from siam_bids.bids.records import read_record
 from siam_bids.bids.results import read_result
 from siam_bids.bids.scan import CONSENSUS, CT, Scan
 from siam_bids.bids.status import (
@@ -98,6 +99,10 @@ class Prospect:
         Why it would be segmented; empty if it is done, or if it would fail.
     error
         Why it would fail, judging by its header.
+    kept
+        It would fail because its results were edited, or are not known, and are kept.
+    again
+        It failed before and is unchanged: to be tried again.
     grid
         Where its voxels are, if the networks would see it.
     """
@@ -105,6 +110,8 @@ class Prospect:
     scan: Scan
     why: str = ""
     error: str = ""
+    kept: bool = False
+    again: bool = False
     grid: Grid | None = None
 
 
@@ -140,13 +147,12 @@ class Checklist:
         if not (own := self.combinations.get(scan)):
             return {}
         inputs = {
-            each.relative: checksums.get(each.relative) or self._checksum(each)
-            for each in own.scans
+            each.relative: checksums.get(each.relative) or self.checksum(each) for each in own.scans
         }
         return {COMBINED: {"By": own.by, "Inputs": inputs}}
 
-    def _checksum(self, scan: Scan) -> str:
-        """Return the checksum of a scan, computed once."""
+    def checksum(self, scan: Scan) -> str:
+        """Return the checksum of a scan, computed once; `unreadable` if there is none."""
         if scan not in self._checksums:
             try:
                 self._checksums[scan] = image_checksum(scan.path)
@@ -254,7 +260,7 @@ class Checklist:
         known = {scan: read_json(sidecar(self.names(scan).segmentation)) for scan in session}
         made = {}
         for scan, own in known.items():
-            checksum = str(own.get("InputSHA256", "")) if trusting else self._checksum(scan)
+            checksum = str(own.get("InputSHA256", "")) if trusting else self.checksum(scan)
             shares = own.get("InputSHA256") == checksum and "Weight" in entry(own, COMBINED_AS)
             if shares or scan in new:
                 others = self._recorded(own) if trusting else None
@@ -274,6 +280,11 @@ class Checklist:
         failed = without if isinstance(without, list) else []
         found = [each.path.name for each in seen if each.relative in failed]
         return f"{found[0]} failed before" if found else ""
+
+    def failed_before(self, scan: Scan) -> bool:
+        """Tell whether the last attempt on a scan failed, and it is unchanged since."""
+        past = read_record(self.names(scan).record)
+        return bool(past.get("error")) and past.get("input") == self.checksum(scan)
 
     def compare(
         self, names: ScanNames, known: Mapping[str, Any], provenance: Mapping[str, Any]
@@ -321,9 +332,12 @@ class Checklist:
             why = self.why(scan)
             if not why:
                 return Prospect(scan=scan)
+            if self.failed_before(scan):
+                return replace(self.needed(scan, "it failed before"), again=True)
             return self.needed(scan, why)
         except (SiamError, OSError) as error:
-            return Prospect(scan=scan, error=reason_of(error))
+            kept = isinstance(error, DatasetError)  # see `compare`
+            return Prospect(scan=scan, error=reason_of(error), kept=kept)
 
     def needed(self, scan: Scan, why: str) -> Prospect:
         """Return what a run would do with a scan that its networks must see, judging by its header.

@@ -160,7 +160,7 @@ class SubjectReport:
     """One subject's page; `model`, `command` and `boilerplate` are plain text.
 
     `raw` is the path of the raw dataset from the page's folder. `alone` are scans that could not be
-    combined with others, with the reason.
+    combined with others, with the reason, and whether they were compared with others.
     """
 
     subject: str
@@ -173,7 +173,7 @@ class SubjectReport:
     raw: str = "BIDS_DIR"
     visits: tuple[Visit, ...] = ()
     disagreements: tuple[Disagreement, ...] = ()
-    alone: Pairs = ()
+    alone: tuple[tuple[str, str, bool], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

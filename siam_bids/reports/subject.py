@@ -89,7 +89,7 @@ def write_subject_page(
             visits=visits_of(aligned, labels) if aligned and labels else (),
             disagreements=disagreements_of(aligned, labels) if aligned and labels else (),
             alone=tuple(
-                (result.names.name, why)
+                (result.names.name, why, "agreement" in result.quality)
                 for result in done
                 if (why := result.about.get(COMBINED_AS, {}).get("Alone"))
             ),
