@@ -301,7 +301,7 @@ def test_exit_codes_and_summary_of_a_run(bids, tmp_path, tiny_model, capsys):
     assert said == "0 segmented, 1 already done, 0 failed."
     assert where == f"Pages: {out}/sub-*.html. Next: siam-bids {bids} {out} group"
     assert cli.main([str(bids), str(out), "group", "--model", str(tiny_model)]) == 0
-    assert capsys.readouterr().out == f"1 scans. Open {out / 'group.html'} in a browser.\n"
+    assert capsys.readouterr().out == f"1 scan. Open {out / 'group.html'} in a browser.\n"
     assert cli.main([*common, "--reports-only"]) == 0
     assert capsys.readouterr().out == f"{out / 'sub-03.html'}\n"
 

@@ -306,7 +306,7 @@ def test_who_is_not_in_the_database_is_named(tree, tmp_path, caplog):
     (tree / "sub-04/anat/sub-04_T1w.nii.gz").touch()
     with caplog.at_level(logging.WARNING):
         assert [scan.name for scan in find_scans(tree, query).scans] == ALL[:2]
-    assert "lacks 1 images, sub-04_T1w.nii.gz first" in caplog.text
+    assert "lacks 1 image, sub-04_T1w.nii.gz first" in caplog.text
 
 
 def test_of_twins_the_packed_one_counts(tree, caplog):

@@ -237,7 +237,7 @@ def test_a_partial_dataset_says_what_is_missing(config, caplog):
         path.unlink()
     with caplog.at_level("WARNING"):
         wide = run_group(config).wide.set_index("scan")
-    assert "1 participants have no result yet: sub-13" in caplog.text
+    assert "1 participant without results: sub-13" in caplog.text
     assert pd.isna(wide.loc["sub-04_T1w", "flag"])
     page = (config.output_dir / "group.html").read_text()
     assert "sub-13" in page

@@ -216,7 +216,7 @@ class TestExclusion:
         place = [str(config.bids_dir), str(config.output_dir), "group"]
         options = ["--exclude", "rating=fail", "flag=fail", "--formula", "~ age + C(sex)"]
         assert cli.main([*place, *options]) == 0
-        assert "2 of 12 scans are left out by --exclude." in caplog.text
+        assert "--exclude leaves out 2 of 12 scans." in caplog.text
         assert "are included in all statistics" not in caplog.text
         for name in ("group_desc-wide_volumes", "group_desc-tidy_volumes", "group_qc"):
             table = read(config, name).drop_duplicates("scan").set_index("scan")

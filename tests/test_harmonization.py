@@ -88,7 +88,7 @@ def test_scans_without_a_value_are_not_harmonized_and_counted(caplog):
     table.loc[:9, "age"] = np.nan
     found = harmonize(table, TISSUES, "site")
     assert found.volumes.isna().any(axis=1).sum() == 10
-    assert "T1w: 10 scans are not harmonized: they lack one of site, age, sex, TIV." in caplog.text
+    assert "T1w: 10 scans cannot be harmonized without all of site, age, sex, TIV." in caplog.text
 
 
 def test_what_cannot_be_told_apart_is_refused_with_the_reason():

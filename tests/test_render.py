@@ -15,6 +15,7 @@ from siam_bids.image.labels import siam_labels
 from siam_bids.reports.content import Change, GroupReport, ScanReport, SubjectReport, TissueVolume
 from siam_bids.reports.render import render_group, render_subject
 from siam_bids.support.package_data import resource
+from siam_bids.support.tsv import number_of
 
 NONE = "\N{EN DASH}"
 EVIL = "sub-<script>alert(1)</script>"
@@ -90,6 +91,19 @@ FAILED = replace(
 
 def subject(*scans: ScanReport, name: str = "sub-01") -> str:
     return render_subject(SubjectReport(subject=name, scans=scans, **COMMON))
+
+
+@pytest.mark.parametrize("compared", [True, False])
+def test_only_a_scan_that_was_compared_with_others_may_be_of_another_person(compared):
+    alone = (("sub-01_FLAIR", "sub-01_T1w failed", compared),)
+    page = render_subject(SubjectReport(subject="sub-01", scans=(GOOD,), alone=alone, **COMMON))
+    assert "could not be combined with the others: sub-01_T1w failed." in page
+    assert ("sub-01_T1w failed. Another person's head" in page) == compared
+
+
+def test_numbers_of_one_are_singular():
+    assert [number_of(number, "scan") for number in range(3)] == ["0 scans", "1 scan", "2 scans"]
+    assert "1 of 1 scan failed." in subject(FAILED)
 
 
 def group_data(*names: str) -> dict:

@@ -506,7 +506,7 @@ def test_a_file_of_another_run_is_not_passed_for_done_nor_overwritten(config, ki
     again = replace(config, overwrite=True)
     assert run_participant(again).done == ["sub-01_T1w"]
     assert cli.main([*words, "--verify"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["1 scans as recorded, 0 not."]
+    assert capsys.readouterr().out.splitlines() == ["1 scan as recorded, 0 not."]
 
 
 def test_a_missing_sidecar_of_a_table_is_made_anew(config):

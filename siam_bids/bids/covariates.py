@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from siam_bids.support.input_files import is_listed
-from siam_bids.support.tsv import MISSING, read_rows, some
+from siam_bids.support.tsv import MISSING, number_of, read_rows, some
 
 logger = logging.getLogger(__name__)
 
@@ -151,5 +151,5 @@ def _read(path: Path, key: str) -> list[dict[str, str]] | None:
         logger.warning("%s has more cells than columns in line %s, left out.", path, lines)
     unnamed = sum(row[key] in MISSING for row in rows)
     if unnamed:
-        logger.warning("%s has %d rows without %s, left out.", path, unnamed, key)
+        logger.warning("%s has %s without %s, left out.", path, number_of(unnamed, "row"), key)
     return [row for row in rows if row[key] not in MISSING]

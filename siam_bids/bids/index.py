@@ -19,6 +19,7 @@ from siam_bids.config import Query
 from siam_bids.errors import DatasetError
 from siam_bids.support.atomic_files import SCRATCH
 from siam_bids.support.input_files import UnreadableError, is_listed, load_json
+from siam_bids.support.tsv import number_of
 
 logger = logging.getLogger(__name__)
 _INDEX = "layout_index.sqlite"  # the name that pybids gives it
@@ -146,6 +147,6 @@ def _check_index(path: Path, root: Path, images: Sequence[Path]) -> None:
         )
     if lacking := [image for image in images if image not in known]:
         logger.warning(
-            "The index %s lacks %d images, %s first. If they are new, delete it.",
-            path, len(lacking), lacking[0].name,
+            "The index %s lacks %s, %s first. Delete it to have new images indexed.",
+            path, number_of(len(lacking), "image"), lacking[0].name,
         )  # fmt: skip

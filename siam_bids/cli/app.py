@@ -34,6 +34,7 @@ from siam_bids.cli.console import (
 from siam_bids.config import DEFAULT_SUFFIXES, Query, RunConfig
 from siam_bids.models.folder import search_path
 from siam_bids.support.signals import stoppable
+from siam_bids.support.tsv import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,8 @@ def _group(config: RunConfig) -> int:
             ", ".join(chosen),
         )
     group = run_group(replace(config, level="group"))
-    print(f"{len(group.wide)} scans. Open {config.output_dir / 'group.html'} in a browser.")
+    scans = number_of(len(group.wide), "scan")
+    print(f"{scans}. Open {config.output_dir / 'group.html'} in a browser.")
     for line in group.lines():
         print(line)
     return 0 if group.complete else EXIT_SOME_SCANS_FAILED

@@ -19,6 +19,7 @@ from siam_bids.errors import UsageError
 from siam_bids.measures.formula import level_name
 from siam_bids.measures.outliers import check_columns
 from siam_bids.measures.volumes import INTRACRANIAL
+from siam_bids.support.tsv import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +122,8 @@ def harmonize(
         effects[-1].insert(0, "protocol", str(protocol))
         if len(complete) < len(scans):
             logger.warning(
-                "%s: %d scans are not harmonized: they lack one of %s.",
-                protocol, len(scans) - len(complete), ", ".join([site, *kept]),
+                "%s: %s cannot be harmonized without all of %s.",
+                protocol, number_of(len(scans) - len(complete), "scan"), ", ".join([site, *kept]),
             )  # fmt: skip
     for reason in refused:
         logger.warning("Not harmonized: %s", reason)

@@ -64,7 +64,7 @@ from siam_bids.pipelines.failures import write_page
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import read_reference, write_subject_page
 from siam_bids.support.atomic_files import Batch, read_json, together
-from siam_bids.support.tsv import read_rows, some
+from siam_bids.support.tsv import number_of, read_rows, some
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +149,9 @@ def run_group(config: RunConfig) -> GroupSummary:
     seen = {result.names.identity.subject for result in results}
     missing = [f"sub-{label}" for label in _subjects(config.bids_dir) if label not in seen]
     if missing:
-        logger.warning("%d participants have no result yet: %s", len(missing), some(missing))
+        logger.warning(
+            "%s without results: %s", number_of(len(missing), "participant"), some(missing)
+        )
     sweep_root(root)
     people = sorted(seen | {names.identity.subject for names in found.unusable})
     paged = people if len(people) <= SUBJECT_PAGES else []
@@ -326,7 +328,9 @@ def _with_quality(wide: pd.DataFrame, quality: pd.DataFrame) -> pd.DataFrame:
 def _say_what_counts(scans: pd.DataFrame, excluded: Mapping[str, str]) -> None:
     """Say how many scans are left out, or how many that someone or something calls bad are in."""
     if excluded:
-        logger.warning("%d of %d scans are left out by --exclude.", len(excluded), len(scans))
+        logger.warning(
+            "--exclude leaves out %d of %s.", len(excluded), number_of(len(scans), "scan")
+        )
     included = scans.loc[~scans["scan"].isin(list(excluded))]
     for column, done in (("rating", "rated"), ("flag", "flagged")):
         bad = int((included[column] == "fail").sum()) if column in included else 0

@@ -94,6 +94,7 @@ from siam_bids.support.atomic_files import read_json, staging
 from siam_bids.support.background import WriteBehind, read_ahead
 from siam_bids.support.memory import reset_peak_memory
 from siam_bids.support.timing import Meter
+from siam_bids.support.tsv import number_of
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,11 @@ def run_participant(config: RunConfig) -> Summary:
     loop.begin_dataset()
     if limits := checklist.cascade.labels.limits:
         logger.warning("%s", limits)
-    logger.info("%d scans, model %s", len(found.scans), model_line(checklist.model.describe()))
+    logger.info(
+        "%s, model %s",
+        number_of(len(found.scans), "scan"),
+        model_line(checklist.model.describe()),
+    )
     return loop.run(found.scans)
 
 

@@ -19,6 +19,7 @@ from siam_bids.config import Query, RunConfig
 from siam_bids.errors import DatasetError
 from siam_bids.image.labels import LabelTable
 from siam_bids.support.atomic_files import read_json
+from siam_bids.support.tsv import number_of
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Verification:
     def lines(self) -> list[str]:
         """Return the findings in words, the count last."""
         found = [f"WRONG {name}: {what}" for name, each in self.wrong.items() for what in each]
-        count = f"{len(self.whole)} scans as recorded, {len(self.wrong)} not"
+        count = f"{number_of(len(self.whole), 'scan')} as recorded, {len(self.wrong)} not"
         if self.unrecorded:
             count += f", {len(self.unrecorded)} of an earlier version without checksums"
         return [*found, f"{count}."]

@@ -155,6 +155,11 @@ def _some(cells: dict[int, str], rows: Sequence[str], most: int = 5) -> str:
     return some([f"{cell} of {rows[place]}" for place, cell in cells.items()], most)
 
 
+def number_of(number: int, what: str) -> str:
+    """Return a number of things in words, `1 scan` or `2 scans`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def some(names: Sequence[str], most: int = 10) -> str:
     """List the first few names."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

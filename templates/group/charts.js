@@ -84,7 +84,7 @@ class Plot {
   describe(points) {
     const parts = protocols.map((protocol) => {
       const values = points.filter(([, , i]) => scans.protocol[i] === protocol && !scans.excluded[i]).map(([, y]) => y).sort((a, b) => a - b);
-      return values.length ? `${protocol}: ${values.length} scans, median ${show(quantile(values, 0.5))}` : null;
+      return values.length ? `${protocol}: ${values.length} ${values.length === 1 ? "scan" : "scans"}, median ${show(quantile(values, 0.5))}` : null;
     });
     return `${this.title}. ${parts.filter(Boolean).join("; ")}`;
   }

@@ -89,7 +89,7 @@ function rateChosen(rating) {
   raters.undo = before;
   raters.store();
   showRatings();
-  say(`${state.chosen.length} scans rated ${rating || "none"}.`);
+  say(`${state.chosen.length} ${state.chosen.length === 1 ? "scan" : "scans"} rated ${rating || "none"}.`);
 }
 
 function undoRating() {
