@@ -142,13 +142,14 @@ def test_a_prior_can_be_had_for_some_voxels():
     assert np.allclose(prior.probability(WM), whole[WM].exp(), atol=1e-6)
 
 
-def test_the_box_around_the_brain_is_kept_with_its_place_in_the_world():
+@pytest.mark.parametrize("size", [1.0, 0.9999999, 1.0000001])  # as affines of real files have it
+def test_the_box_around_the_brain_is_kept_with_its_place_in_the_world(size):
     shape = (40, 50, 60)
     logits = torch.full((len(TABLE), *shape[::-1]), -10.0)
     logits[0] = 0
     logits[:, 20:40, 15:35, 10:30] = -10.0
     logits[WM, 20:40, 15:35, 10:30] = 5.0
-    affine = np.diag([1.0, 1.0, 1.0, 1.0])
+    affine = np.diag([size, size, size, 1.0])
     affine[:3, 3] = 7, -3, 11
     grid = Grid(shape, affine)
     crop = Crop(Reorientation.to_ras(grid), tuple(slice(0, n) for n in shape[::-1]))
@@ -157,6 +158,7 @@ def test_the_box_around_the_brain_is_kept_with_its_place_in_the_world():
     found = coarse_scores(volume, seen, TABLE)
     assert found is not None
     assert found.image.shape == found.tissues.shape == found.logarithms.shape[1:]
+    assert np.allclose(np.linalg.norm(found.affine[:3, :3], axis=0), 2)
     assert np.allclose(found.image, 7)
     assert {*np.unique(found.tissues)} == {0, WM}
     assert np.isnan(found.contrast).all()  # neither cortex nor ventricles

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 SPACING = 1.5
 """Voxel size in mm at which probabilities of several scans are averaged."""
+_COARSE = 2.0
+"""About the voxel size in mm at which those of one scan are kept."""
 OWN = 0.0
 """Share that the scan's own probabilities have in its prior at least."""
 OWN_COMPARED = 0.5
@@ -108,7 +110,7 @@ def crop_affine(crop: Crop) -> Affine:
 def coarse_scores(volume: Volume, seen: NetworkScores, table: LabelTable) -> Coarse | None:
     """Keep of a scan what is needed to combine it with others; None if no brain was found."""
     crop = seen.crop
-    stride = [max(1, round(SPACING / size)) for size in crop.voxel_size]
+    stride = [max(1, round(_COARSE / size)) for size in crop.voxel_size]
     planes = [
         plane.float().log_softmax(0).half() for plane in seen.prior.subsample(stride).planes()
     ]
