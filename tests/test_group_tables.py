@@ -160,6 +160,22 @@ class TestExclusion:
     def test_a_rule_is_a_column_a_comparison_and_a_value(self, rule, scans):
         assert "".join(exclusions(self.TABLE, [rule])) == scans
 
+    @pytest.mark.parametrize(
+        ("rule", "scans"), [("rating=FAIL", "a"), ("rating != Pass", "ad"), ("flag=Warn", "b")]
+    )
+    def test_ratings_and_flags_are_written_in_any_case(self, rule, scans, caplog):
+        table = self.TABLE.assign(flag=["pass", "warn", "pass", None])
+        assert "".join(exclusions(table, [rule])) == scans
+        assert not caplog.messages
+
+    @pytest.mark.parametrize("sign", ["=", "!="])
+    def test_a_word_that_no_scan_has_is_named_with_those_there_are(self, sign, caplog):
+        table = self.TABLE.assign(sex=["F", "M", "F", None])
+        exclusions(table, [f"sex{sign}f"])
+        assert caplog.messages == [
+            f"--exclude sex {sign} f: no scan has this value. There are: F, M."
+        ]
+
     def test_every_rule_that_applies_is_a_reason(self):
         assert exclusions(self.TABLE, ["age<18", "rating=fail", "site>2"]) == {
             "a": "age < 18; rating = fail", "d": "site > 2",

@@ -656,7 +656,7 @@ def test_rules_and_ratings_that_name_no_scan_are_said(study, tmp_path, caplog):
     (out / "group_ratings.tsv").write_text("scan\trating\nsub-01_T1w\tpass\nsub-99_T1w\tfail\n")
     assert cli.main([str(raw), str(out), "group", "--exclude", "rating=fail"]) == 0
     said = caplog.text
-    assert "--exclude rating = fail matches no scan." in said
+    assert "--exclude rating = fail: no scan has this value. There are: pass." in said
     assert "The ratings name scans without results: sub-99_T1w." in said
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from siam_bids.errors import UsageError
+from siam_bids.errors import UsageError, known_names
 from siam_bids.measures.outliers import check_columns
 from siam_bids.support.tsv import MISSING, as_number
 
@@ -64,7 +64,8 @@ class Exclusion:
             )
         if meant := _MISWRITTEN.get(found[2] + found[3][0]):
             raise UsageError(f"--exclude {text!r} has an unknown operator.", f"Write {meant}.")
-        return cls(column=found[1], sign=found[2].replace("==", "="), value=found[3])
+        value = found[3].lower() if found[1] in ("rating", "flag") else found[3]
+        return cls(column=found[1], sign=found[2].replace("==", "="), value=value)
 
     def __str__(self) -> str:
         return f"{self.column} {self.sign} {self.value}"
@@ -72,7 +73,7 @@ class Exclusion:
     def applies(self, table: pd.DataFrame) -> pd.Series[bool]:
         """Tell for each row whether the rule excludes it; a missing value only equals `n/a`."""
         values = table[self.column]
-        if self.value in MISSING and self.sign in ("=", "!="):
+        if self._of_missing:
             return values.isna() if self.sign == "=" else values.notna()
         wanted: float | str = self.value
         if pd.api.types.is_numeric_dtype(values):
@@ -83,6 +84,17 @@ class Exclusion:
             raise UsageError(f"--exclude {self}: {self.column} contains text.", "Use = or !=.")
         applied: pd.Series[bool] = _COMPARISONS[self.sign](values, wanted).astype(bool)
         return values.notna() & applied
+
+    def unknown_word(self, table: pd.DataFrame) -> str:
+        """Return a hint with the words of the column if none is that of the rule; else nothing."""
+        values = table[self.column].dropna()
+        if self._of_missing or pd.api.types.is_numeric_dtype(values) or self.value in {*values}:
+            return ""
+        return known_names(self.value, sorted({*values}), "values") if len(values) else ""
+
+    @property
+    def _of_missing(self) -> bool:
+        return self.value in MISSING and self.sign in ("=", "!=")
 
 
 def exclusions(table: pd.DataFrame, rules: Sequence[str]) -> dict[str, str]:
@@ -105,7 +117,9 @@ def exclusions(table: pd.DataFrame, rules: Sequence[str]) -> dict[str, str]:
     excluded: dict[str, str] = {}
     for rule in parsed:
         concerned = table.loc[rule.applies(table), "scan"]
-        if concerned.empty:
+        if hint := rule.unknown_word(table):
+            logger.warning("--exclude %s: no scan has this value. %s", rule, hint)
+        elif concerned.empty:
             logger.warning("--exclude %s matches no scan.", rule)
         for scan in concerned:
             excluded[scan] = f"{excluded[scan]}; {rule}" if scan in excluded else str(rule)
