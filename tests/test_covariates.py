@@ -98,10 +98,11 @@ class TestShape:
         found = read_covariates(tmp_path, VISITS)
         assert found == {"age": ("30", "30", "40"), "sex": ("F", "F", "M")}
 
-    def test_a_line_of_too_many_cells_is_left_out_and_named(self, tmp_path, caplog):
-        table(tmp_path, "participant_id age", "sub-01 30", "sub-02 40 M")
+    def test_lines_too_long_or_without_a_name_are_left_out_and_named(self, tmp_path, caplog):
+        table(tmp_path, "participant_id age", "sub-01 30", "sub-02 40 M", "n/a 50")
         assert ages(tmp_path) == ["30", "30", None]
         assert "more cells than columns in line 3, left out" in caplog.text
+        assert "no participant_id in line 4, left out" in caplog.text
 
     def test_a_quote_swallows_no_lines(self, tmp_path):
         table(tmp_path, "participant_id note age", 'sub-01 "scar 30', "sub-02 none 40")

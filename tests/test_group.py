@@ -189,8 +189,8 @@ def test_one_invalid_rating_stops_nothing_and_the_exit_code_tells(config, capsys
     assert cli.main([str(config.bids_dir), str(out), "group", "--exclude", "rating=fail"]) == 1
     assert capsys.readouterr().out.splitlines()[1:] == [
         (
-            "LEFT OUT group_ratings_a.tsv holds what is not a rating: 'ugly' of sub-02_T1w, "
-            "line 4 with more cells than columns."
+            "LEFT OUT group_ratings_a.tsv holds what is not a rating: 'ugly' of sub-02_T1w in "
+            "line 2, line 4 with more cells than columns. Correct or remove it."
         ),
         (
             f"LEFT OUT The ratings {out / 'group_ratings_b.tsv'} lack the columns scan and rating. "

@@ -74,19 +74,23 @@ def test_without_files_there_are_no_ratings(tmp_path):
 def test_what_is_no_rating_is_left_out_and_named_and_the_others_count(tmp_path):
     head = "scan\trating"
     files = [
-        written(tmp_path, "group_ratings_a.tsv", "a_T1w\tgood", "b_T1w\tFail", head=head),
+        written(tmp_path, "group_ratings_a.tsv", "a_T1w\tgood", "b_T1w\tFail", "", "n/a\tfail",
+                head=head),
         written(tmp_path, "group_ratings_b.tsv", "a_T1w\tpass\tmore", "b_T1w\twarn", head=head),
         written(tmp_path, "group_ratings_c.tsv", "a_T1w\tpass", head="scan\tvote"),
         tmp_path / "group_ratings_d.tsv",
-    ]
+    ]  # fmt: skip
     (tmp_path / "group_ratings_d.tsv").write_bytes(b"\xff\xfe\x00")
     unusable = []
     found = read_ratings(files, unusable, strict=False)
     assert found[["rater", "scan", "rating"]].to_numpy().tolist() == [
         ["a", "b_T1w", "fail"], ["b", "b_T1w", "warn"],
     ]  # fmt: skip
-    assert unusable[0] == "group_ratings_a.tsv holds what is not a rating: 'good' of a_T1w."
-    assert unusable[1].endswith("not a rating: line 2 with more cells than columns.")
+    assert unusable[0] == (
+        "group_ratings_a.tsv holds what is not a rating: 'good' of a_T1w in line 2, line 5 without "
+        "the name of a scan. Correct or remove it."
+    )
+    assert "not a rating: line 2 with more cells than columns." in unusable[1]
     assert "lack the columns scan and rating" in unusable[2]
     assert "cannot be read as a table" in unusable[3]
     assert len(unusable) == 4

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from siam_bids.support.input_files import is_listed
-from siam_bids.support.tsv import MISSING, number_of, read_rows, some
+from siam_bids.support.tsv import MISSING, numbered_rows, some
 
 logger = logging.getLogger(__name__)
 
@@ -137,19 +137,18 @@ def _read(path: Path, key: str) -> list[dict[str, str]] | None:
         return None
     skipped: list[int] = []
     try:
-        rows = read_rows(path, skipped)
+        rows = numbered_rows(path, skipped)
     except ValueError as error:
         logger.warning("%s cannot be read as a table and is left out: %s.", path, error)
         return None
-    if rows and key not in rows[0]:
+    if rows and key not in rows[0][1]:
         logger.warning(
             "%s has no %s column and is left out. Are its columns separated by tabs?", path, key
         )
         return None
-    if skipped:
-        lines = some([str(number) for number in skipped])
-        logger.warning("%s has more cells than columns in line %s, left out.", path, lines)
-    unnamed = sum(row[key] in MISSING for row in rows)
-    if unnamed:
-        logger.warning("%s has %s without %s, left out.", path, number_of(unnamed, "row"), key)
-    return [row for row in rows if row[key] not in MISSING]
+    unnamed = [line for line, row in rows if row[key] in MISSING]
+    for lines, what in ((skipped, "more cells than columns"), (unnamed, f"no {key}")):
+        if lines:
+            numbers = some([str(line) for line in lines])
+            logger.warning("%s has %s in line %s, left out.", path, what, numbers)
+    return [row for _, row in rows if row[key] not in MISSING]

@@ -11,7 +11,7 @@ import pandas as pd
 from siam_bids.errors import UsageError
 from siam_bids.measures.quality import FLAGS
 from siam_bids.support.input_files import is_listed
-from siam_bids.support.tsv import MISSING, read_rows, some
+from siam_bids.support.tsv import MISSING, numbered_rows, some
 
 COLUMNS = ("rater", "scan", "rating", "note", "tags", "time")
 """Of every rating; `scan` and `rating` are needed in a file, the others may be absent."""
@@ -61,9 +61,10 @@ def read_ratings(
             continue
         rows += own.rows
         if own.odd:
-            said.append(f"{path.name} holds what is not a rating: {some(own.odd, 5)}.")
+            odd = some(own.odd, 5)
+            said.append(f"{path.name} holds what is not a rating: {odd}. Correct or remove it.")
     table = pd.DataFrame(rows, columns=list(COLUMNS), dtype="str")
-    table = table.loc[table["scan"] != ""].sort_values("time", kind="stable")
+    table = table.sort_values("time", kind="stable")
     return table.drop_duplicates(["rater", "scan"], keep="last").sort_index(ignore_index=True)
 
 
@@ -77,29 +78,31 @@ class _Ratings:
     @classmethod
     def read(cls, path: Path) -> _Ratings:
         of_file = path.stem.removeprefix(PREFIX).strip("_") if path.stem.startswith(PREFIX) else ""
-        lines: list[int] = []
+        skipped: list[int] = []
         found = []
         odd = []
-        for row in _rows(path, lines):
+        for line, row in _rows(path, skipped):
             cells = {name: row.get(name, "") for name in COLUMNS}
             cells = {name: "" if cell in MISSING else cell for name, cell in cells.items()}
             rating = cells["rating"].lower()
-            if rating and rating not in FLAGS:
-                odd.append(f"{cells['rating']!r} of {cells['scan'] or 'no scan'}")
+            if not cells["scan"]:
+                odd.append(f"line {line} without the name of a scan")
+            elif rating and rating not in FLAGS:
+                odd.append(f"{cells['rating']!r} of {cells['scan']} in line {line}")
             else:
                 found.append({**cells, "rating": rating, "rater": cells["rater"] or of_file})
-        odd += [f"line {line} with more cells than columns" for line in lines]
+        odd += [f"line {line} with more cells than columns" for line in skipped]
         return cls(found, odd)
 
 
-def _rows(path: Path, skipped: list[int]) -> list[dict[str, str]]:
+def _rows(path: Path, skipped: list[int]) -> list[tuple[int, dict[str, str]]]:
     if not is_listed(path):
         raise UsageError(f"The ratings {path} do not exist.", _HOW)
     try:
-        rows = read_rows(path, skipped)
+        rows = numbered_rows(path, skipped)
     except ValueError as error:
         raise UsageError(f"The ratings {path} cannot be read as a table: {error}.") from error
-    if rows and not {"scan", "rating"} <= {*rows[0]}:
+    if rows and not {"scan", "rating"} <= {*rows[0][1]}:
         raise UsageError(f"The ratings {path} lack the columns scan and rating.", _HOW)
     return rows
 

@@ -27,7 +27,14 @@ _LARGEST_INTEGER = 2**53
 def read_rows(
     path: Path, skipped: list[int] | None = None, largest: int = LARGEST_TEXT
 ) -> list[dict[str, str]]:
-    """Read a tab-separated table with a header line as one dict per row.
+    """Read a tab-separated table with a header line as one dict per row, see `numbered_rows`."""
+    return [row for _, row in numbered_rows(path, skipped, largest)]
+
+
+def numbered_rows(
+    path: Path, skipped: list[int] | None = None, largest: int = LARGEST_TEXT
+) -> list[tuple[int, dict[str, str]]]:
+    """Read a tab-separated table with a header line as the line and one dict of each row.
 
     Spaces around cells go. A row that ends early has empty cells there; what follows the last
     column (a tab at the end of each row) is ignored if it is empty.
@@ -56,7 +63,8 @@ def read_rows(
             skipped.append(number)
         elif any(line):
             full = [*line, *[""] * (len(header) - len(line))]
-            rows.append({name: cell for name, cell in zip(header, full, strict=False) if name})
+            row = {name: cell for name, cell in zip(header, full, strict=False) if name}
+            rows.append((number, row))
     return rows
 
 
