@@ -456,6 +456,25 @@ def test_all_selected_scans_are_rated_at_once_and_ratings_of_others_come_in(tab,
     assert tab.locator("#wall [data-rate=pass][aria-pressed=true]").count() == 14
 
 
+def test_one_thing_is_counted_in_the_singular(tab, output, tmp_path):
+    """And a rating in capital letters comes in, as on the command line."""
+    opened(tab, output)
+    path = tmp_path / "group_ratings_dora.tsv"
+    path.write_text("rater\tscan\trating\nDora\tsub-01_T1w\tFAIL\n")
+    tab.set_input_files("#import", path)
+    tab.wait_for_function("document.getElementById('message').textContent.includes('imported')")
+    assert tab.inner_text("#message") == "1 of 1 rating imported."
+    tab.fill("#find", "sub-01")
+    filtered(tab, 1)
+    assert tab.inner_text("#count") == "1 of 14 scans"
+    tab.click(".rating-help summary")
+    tab.click("[data-bulk=pass]")
+    assert tab.inner_text("#message") == "1 scan rated pass."
+    with tab.expect_download():
+        tab.click("[data-do=export]")
+    assert tab.inner_text("#message") == "1 rating exported."
+
+
 def test_the_dialog_shows_the_detailed_slices_a_legend_and_commands(tab, output):
     opened(tab, output)
     tab.click("[data-open='2']")

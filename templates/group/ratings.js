@@ -135,14 +135,15 @@ function importRatings(text, file) {
   for (const row of rows) {
     const cell = (name) => { const own = row[at(name)] ?? ""; return at(name) < 0 || own === "n/a" ? "" : own; };
     const i = indexOf.get(cell("scan"));
-    if (i == null || !["", ...RATINGS].includes(cell("rating"))) continue;
-    const rating = { rating: cell("rating"), note: cell("note"), tags: cell("tags"), time: cell("time") };
+    const word = cell("rating").toLowerCase();
+    if (i == null || !["", ...RATINGS].includes(word)) continue;
+    const rating = { rating: word, note: cell("note"), tags: cell("tags"), time: cell("time") };
     raters.set(cell("rater") || raters.name, i, rating);
     taken += 1;
   }
   raters.store();
   showRatings();
-  say(`${taken} of ${rows.length} ratings imported.`);
+  say(`${taken} of ${rows.length} ${rows.length === 1 ? "rating" : "ratings"} imported.`);
 }
 
 // Percent agreement and Cohen's kappa (Educ. Psychol. Meas. 1960) of two raters.
