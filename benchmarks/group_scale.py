@@ -6,7 +6,8 @@ OUTPUT is a finished derivative dataset (for example of `make demo`), whose scan
 each copy has its own volumes, metrics, age and sex, drawn with a fixed seed, and real thumbnails;
 every subject comes twice, a year and more apart. The page is opened in the Chromium that is on
 the PATH, if there is one; one scan is then searched for. CPU seconds stand beside those on the
-clock, which depend on what else the machine does. Writes benchmarks/group_scale.md and .png.
+clock, which depend on what else the machine does. Writes benchmarks/group_scale.png, and the table
+of group_scale.md.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from tables import replace_table
 
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
 from siam_bids.bids.results import ScanResult, read_result
@@ -154,15 +156,6 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-NOTE = """\
-Figures of `benchmarks/group_scale.py` over copies of the sample's results, two sessions of each
-subject; two CPU cores, shared with other work: the CPU seconds say more than those on the clock. Up
-to 1,000 subjects their pages are written anew too, and up to 16 MB of thumbnails are embedded; more
-of them stay beside the page.
-
-"""
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("output", type=Path)
@@ -189,7 +182,7 @@ def main() -> None:
         print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
     target = Path(__file__).with_suffix(".md")
-    target.write_text(NOTE + markdown(table), encoding="utf-8")
+    replace_table(target, markdown(table))
     plot(table, target.with_suffix(".png"))
 
 

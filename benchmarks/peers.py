@@ -6,7 +6,7 @@
 HEADS holds visualqc_id001_T1w.mgz and visualqc_id001_aparc+aseg.mgz. Every tool segments the same
 scan in a process of its own, one after the other, with the same number of threads. CPU seconds tell
 more than the wall's on a busy machine; memory is the peak of the largest process. A tool that is
-not installed is left out.
+not installed is left out. Of the report only the table is written anew.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from quality import BRAIN_TISSUES, FREESURFER, INDEX, dice, filled, freesurfer_masks, markdown
+from tables import replace_table
 
 from siam_bids.image.loading import load_labels
 from siam_bids.models.registry import find_model
@@ -70,7 +71,8 @@ def main() -> None:
     table = pd.DataFrame(rows).set_index("")
     mean = table[[part for part in FREESURFER if part in table]].mean(axis=1)
     table.insert(0, "mean of the classes", mean)
-    options.out.write_text(report(table, options.threads), encoding="utf-8")
+    table.index.name = f"{options.threads} thread{'s' if options.threads > 1 else ''}"
+    replace_table(options.out, markdown(table.T))
 
 
 def measure(command: Sequence[str], threads: int) -> dict[str, float]:
@@ -103,18 +105,6 @@ def found(name: str, work: Path) -> Masks:
 def with_outline(masks: Masks) -> Masks:
     """Add the brain with its sulci, in which tools for the brain alone agree with the others."""
     return {**masks, "brain, sulci filled": filled(masks["brain"])}
-
-
-def report(table: pd.DataFrame, threads: int) -> str:
-    """Return the committed table."""
-    cores = f"{threads} thread{'s' if threads > 1 else ''}"
-    return (
-        "# The embedded models beside their peers\n\n"
-        f"`python benchmarks/peers.py HEADS PEERS/bin`, {cores}: Dice against FreeSurfer on "
-        "visualqc_id001 (T1w, 1 mm, older person), seconds, peak memory. deepbet draws the brain "
-        "mask alone, with its sulci; below, gaps of up to 6 mm are filled in all masks.\n\n"
-        f"{markdown(table.T)}\n"
-    )
 
 
 if __name__ == "__main__":
