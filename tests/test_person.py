@@ -330,6 +330,18 @@ def test_a_scan_whose_partners_failed_is_alone_for_that_reason(tmp_path, found, 
     assert f"sub-1_FLAIR is segmented alone: {why}." in caplog.text
 
 
+@pytest.mark.parametrize("failed", [True, False])
+def test_a_scan_whose_partner_has_no_brain_is_alone_for_that_reason(tmp_path, failed, caplog):
+    scan, empty, *others = scans("sub-1_FLAIR", "sub-1_T1w", "sub-1_T2w")
+    kept = Kept(lambda: tmp_path, TABLE)
+    kept.coarse = {scan: ball(), empty: None}
+    person = Person([scan, empty], kept, others if failed else ())
+    why = ("sub-1_T2w failed and " if failed else "") + "no brain was found in sub-1_T1w"
+    assert person.describe(scan)["CombinedAs"]["Alone"] == why
+    assert person.describe(empty)["CombinedAs"]["Alone"] == "no brain was found"
+    assert f"sub-1_FLAIR is segmented alone: {why}." in caplog.text
+
+
 @pytest.mark.parametrize(
     "entry",
     ["", 7, None, ["a"], {}, {"Without": 3}, {"Without": {"a": 1}}, {"Without": "sub-1/anat"}],

@@ -104,9 +104,11 @@ class Person:
         self.scans = tuple(scans)
         self._places = {scan: place for place, scan in enumerate(scans)}
         self.together: Together = align_scans([kept.coarse[scan] for scan in scans])
-        if len(self.scans) == 1 and without and kept.coarse[self.scans[0]]:
-            why = f"{some([scan.name for scan in without])} failed"
-            self.together = replace(self.together, refusals=(why,))
+        brainless = [scan for scan in scans if not kept.coarse[scan]]
+        if len(brainless) == len(scans) - 1 and (why := _no_partner(without, brainless)):
+            own = zip(scans, self.together.refusals, strict=True)
+            refusals = tuple(said if scan in brainless else why for scan, said in own)
+            self.together = replace(self.together, refusals=refusals)
         used = [
             (scan, coarse, motion)
             for scan, motion in zip(scans, self.together.motions, strict=True)
@@ -156,6 +158,14 @@ class Person:
     def lacking(self) -> dict[str, list[str]]:
         """The part of that entry on failed scans."""
         return {"Without": self.without} if self.without else {}
+
+
+def _no_partner(failed: Sequence[Scan], brainless: Sequence[Scan]) -> str:
+    """Say why none of these can be combined with a scan; nothing if there are none."""
+    causes = [f"{some([scan.name for scan in failed])} failed"] if failed else []
+    if brainless:
+        causes.append(f"no brain was found in {some([scan.name for scan in brainless])}")
+    return " and ".join(causes)
 
 
 def consensus_scan(scans: Sequence[Scan]) -> Scan:
