@@ -2,8 +2,8 @@
 
     python benchmarks/person.py LABEL_MAPS [--model compact] [--maps training_seg_17 ...]
 
-Of each label map (LABEL_MAPS/training_seg_17 and 18, which no model of ours is trained on) scans
-are drawn, see `drawn_visits`: T1w visits without change and with atrophy of 1, 2 and 5 % in
+Of each label map (training_seg_17 and 18, which no model of ours is trained on, and three others)
+scans are drawn, see `drawn_visits`: T1w visits without change and with atrophy of 1, 2 and 5 % in
 cortex, hippocampus, ventricles and caudate, and a T2w of the unchanged head. Each is segmented
 alone; all T1w visits are combined with each other, and the first one with the T2w. Writes
 benchmarks/person.tsv and prints the tables of benchmarks/person.md; with `--noise` also writes
@@ -31,6 +31,7 @@ from scipy.spatial.transform import Rotation
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.loading import load_labels
 from siam_bids.image.transforms import inverse, move
+from siam_bids.inference import combining
 from siam_bids.inference.cascade import CascadeSegmenter
 from siam_bids.inference.combining import Shared
 from siam_bids.inference.person import Coarse, align_scans, coarse_scores
@@ -42,6 +43,8 @@ TISSUES = [label.name for label in siam_labels().labels[1:15]]
 INDEX = {label.name: label.index for label in siam_labels()}
 BRAIN = ("GM", "WM", "cerGM", "Thal", "Pal", "Put", "Caud", "Accu", "Amyg", "Hippo")
 CHANGED = ("cortex", "hippocampus", "ventricles", "caudate")
+HELD_OUT = ("training_seg_17", "training_seg_18")
+KNOWN = ("training_seg_03", "training_seg_07", "training_seg_11")
 VISITS = {
     "first": ("T1w", 0),
     "again": ("T1w", 0),
@@ -59,21 +62,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("label_maps", type=Path)
     parser.add_argument("--model", default="compact")
-    parser.add_argument("--maps", nargs="*", default=["training_seg_17", "training_seg_18"])
+    parser.add_argument("--maps", nargs="*", default=[*HELD_OUT, *KNOWN])
     parser.add_argument("--visits", nargs="+", choices=VISITS, default=[*VISITS])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".tsv"))
     parser.add_argument("--noise", action="store_true")
+    parser.add_argument("--own", type=float, default=combining.OWN_COMPARED,
+                        help="share of a visit's own prior")  # fmt: skip
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    combining.OWN_COMPARED = arguments.own
     kept = pd.read_csv(arguments.out, sep="\t") if arguments.out.exists() else pd.DataFrame()
-    for number, name in enumerate(arguments.maps):
+    for name in arguments.maps:
         path = arguments.label_maps / f"{name}.nii.gz"
-        rows = measure(path, arguments.model, 10 * (number + 1), arguments.visits)
+        rows = measure(path, arguments.model, 10 * int(name[-2:]), arguments.visits)
         if not kept.empty:
             kept = kept[kept["map"] != name]
         kept = pd.concat([kept, pd.DataFrame(rows)])
         kept.to_csv(arguments.out, sep="\t", index=False, float_format="%.5g")
     print(summary(kept))
+    print("\nHeld-out heads:\n" + summary(kept[kept["map"].isin(HELD_OUT)]))
     if arguments.noise:
         noise(kept).round(2).to_csv(resource("data", "change_noise.tsv"), sep="\t")
 

@@ -301,6 +301,12 @@ def test_the_reason_names_the_scan_that_a_combination_gained_lost_or_found_chang
     assert why(more, inputs) == "sub-1_FLAIR.nii.gz was removed from the combined scans"
     other = inputs | {"sub-1/anat/sub-1_T2w.nii.gz": "x"}
     assert why(inputs, other) == "sub-1_T2w.nii.gz changed in the combined scans"
+    known, made = (
+        {"Combined": {"By": "all", "Inputs": inputs} | version} for version in ({}, {"Method": 2})
+    )
+    assert to_do(names, about | known, about | made, []) == (
+        "scans are combined in another way by this version of siam-bids"
+    )
     assert why({}, inputs) == "it was not combined with other scans of the participant"
     assert why(inputs, {}) == "it was combined with other scans of the participant"
 

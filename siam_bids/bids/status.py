@@ -32,6 +32,12 @@ RESULTS_VERSION = 4
 0.14.0, with other priors of combined scans.
 """
 
+COMBINING_METHOD = 2
+"""Raised when labels of the same combined scans change, those of scans alone do not.
+
+1, which sidecars do not name, was up to 0.15.0.
+"""
+
 COMBINED = "Combined"
 """Sidecar entry that holds the choice of `--combine` and the checksum of every scan combined."""
 
@@ -50,6 +56,8 @@ IDENTITY = {
 
 Of the model only what labels depend on, see `siam_bids.models.model.WORDS`.
 """
+
+_OTHER_METHOD = "scans are combined in another way by this version of siam-bids"
 
 OUTPUTS = "Outputs"
 """Sidecar entry that holds the checksum of every file of a result, by its path from the root."""
@@ -117,7 +125,8 @@ def _combined_anew(before: Any, now: Any) -> str:
     ):
         if names:
             return f"{PurePosixPath(names[0]).name} {what} the combined scans"
-    return IDENTITY[COMBINED]
+    same = choices[0] == choices[1]
+    return _OTHER_METHOD if same else IDENTITY[COMBINED]
 
 
 def _without_words(entry: Any) -> Any:

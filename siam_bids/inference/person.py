@@ -47,7 +47,7 @@ _COARSE = 2.0
 """About the voxel size in mm at which those of one scan are kept."""
 OWN = 0.0
 """Share that the scan's own probabilities have in its prior at least."""
-OWN_COMPARED = 0.5
+OWN_COMPARED = 0.85
 """The same where another scan has its contrast, so that change is not averaged away."""
 _MARGIN = 10.0
 """mm around everything inside the skull that are kept."""

@@ -18,6 +18,7 @@ from siam_bids.bids.scan import CONSENSUS, CT, Scan
 from siam_bids.bids.status import (
     COMBINED,
     COMBINED_AS,
+    COMBINING_METHOD,
     changed_outputs,
     check_unknown,
     entry,
@@ -149,7 +150,7 @@ class Checklist:
         inputs = {
             each.relative: checksums.get(each.relative) or self.checksum(each) for each in own.scans
         }
-        return {COMBINED: {"By": own.by, "Inputs": inputs}}
+        return {COMBINED: {"By": own.by, "Method": COMBINING_METHOD, "Inputs": inputs}}
 
     def checksum(self, scan: Scan) -> str:
         """Return the checksum of a scan, computed once; `unreadable` if there is none."""
