@@ -119,7 +119,7 @@ class TestShape:
     )
     def test_what_is_no_table_is_left_out_with_a_reason(self, tmp_path, caplog, content, message):
         (tmp_path / "participants.tsv").write_text(content)
-        assert read_covariates(tmp_path, VISITS) is None
+        assert read_covariates(tmp_path, VISITS) == {}
         assert message in caplog.text
 
 
@@ -162,7 +162,7 @@ class TestAbsentContent:
         (tmp_path / "participants.tsv").symlink_to(".git/annex/objects/x")
         (tmp_path / "sub-01").mkdir()
         (tmp_path / "sub-01/sub-01_scans.tsv").symlink_to("../.git/annex/objects/y")
-        assert read_covariates(tmp_path, VISITS) is None
+        assert read_covariates(tmp_path, VISITS) == {}
         assert acquisition_times(tmp_path, ["sub-01/anat/sub-01_T1w.nii.gz"]) == {}
         for name in ("participants.tsv", "sub-01_scans.tsv"):
             assert (
@@ -177,12 +177,12 @@ class TestAbsentContent:
     @pytest.mark.parametrize("text", POINTERS)
     def test_pointers_are_no_tables(self, tmp_path, caplog, text):
         (tmp_path / "participants.tsv").write_text(text)
-        assert read_covariates(tmp_path, VISITS) is None
+        assert read_covariates(tmp_path, VISITS) == {}
         assert "it is a pointer of git-" in caplog.text
 
     def test_a_pipe_hangs_nothing(self, tmp_path, caplog):
         os.mkfifo(tmp_path / "participants.tsv")
-        assert read_covariates(tmp_path, VISITS) is None
+        assert read_covariates(tmp_path, VISITS) == {}
         assert "it is a named pipe, not a file" in caplog.text
 
 

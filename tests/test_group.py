@@ -204,15 +204,32 @@ def test_one_invalid_rating_stops_nothing_and_the_exit_code_tells(config, capsys
     assert cli.main([*words, str(out / "group_ratings_b.tsv")]) == 2
 
 
-def test_times_that_are_none_are_named(visits, caplog):
-    folder = visits.bids_dir / "sub-02" / "ses-b"
-    folder.mkdir()
-    (folder / "sub-02_ses-b_scans.tsv").write_text(
-        "filename\tacq_time\nanat/sub-02_ses-b_T1w.nii.gz\tyesterday\n"
-    )
-    run_group(visits)
-    said = "acq_time: values that are not times are left out: yesterday of sub-02_ses-b_T1w."
-    assert said in caplog.text
+@pytest.mark.parametrize("participants", [True, False])
+@pytest.mark.parametrize(
+    ("table", "sessions"), [("scans", ("",)), ("scans", ("a", "b")), ("sessions", ("a", "b"))]
+)
+def test_times_that_are_none_are_named(study, tmp_path, caplog, table, sessions, participants):
+    """Without sessions too, and without participants.tsv, which sessions.tsv does not need."""
+    raw, out = study(tmp_path, people=2, odd="", sessions=sessions)
+    if not participants:
+        (raw / "participants.tsv").unlink()
+    session = f"ses-{sessions[-1]}" if sessions[-1] else ""
+    stem = "_".join(filter(None, ("sub-02", session)))
+    folder = raw / "sub-02" / session
+    folder.mkdir(exist_ok=True)
+    if table == "scans":
+        text = f"filename\tacq_time\nanat/{stem}_T1w.nii.gz\tyesterday\n"
+        (folder / f"{stem}_scans.tsv").write_text(text)
+    else:
+        (raw / "sub-02" / "sub-02_sessions.tsv").write_text(
+            "session_id\tage\tacq_time\nses-a\t30\t2001-01-01\nses-b\t31\tyesterday\n"
+        )
+    wide = run_group(RunConfig(bids_dir=raw, output_dir=out, level="group")).wide.set_index("scan")
+    said = f"acq_time: values that are not times are left out: yesterday of {stem}_T1w."
+    assert caplog.messages.count(said) == 1
+    assert pd.isna(wide.loc[f"{stem}_T1w", "acq_time"])
+    if table == "sessions":
+        assert wide.loc[["sub-02_ses-a_T1w", f"{stem}_T1w"], "age"].tolist() == [30, 31]
 
 
 def test_reports_only_writes_the_page_and_leaves_the_tables(config):

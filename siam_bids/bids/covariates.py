@@ -43,9 +43,7 @@ class _Values:
             )  # fmt: skip
 
 
-def read_covariates(
-    root: Path, visits: Sequence[Visit]
-) -> dict[str, tuple[str | None, ...]] | None:
+def read_covariates(root: Path, visits: Sequence[Visit]) -> dict[str, tuple[str | None, ...]]:
     """Return every column of participants.tsv and sessions.tsv, as text by visit.
 
     A session's own value wins over the participant's. Labels may lack `sub-` and `ses-`. Where
@@ -54,14 +52,13 @@ def read_covariates(
 
     Returns
     -------
-    Columns of as many values as `visits`; None without a usable participants.tsv.
+    Columns of as many values as `visits`.
     """
-    rows = _read(root / "participants.tsv", "participant_id")
-    if rows is None:
-        if not is_listed(root / "participants.tsv"):
-            logger.warning("%s was not found.", root / "participants.tsv")
-        return None
-    people, sessions = _by_visit(root / "participants.tsv", rows, visits), _sessions(root, visits)
+    path = root / "participants.tsv"
+    rows = _read(path, "participant_id")
+    if not is_listed(path):
+        logger.warning("%s was not found.", path)
+    people, sessions = _by_visit(path, rows or (), visits), _sessions(root, visits)
     known = [
         people.get((visit[0], ""), {}) | people.get(visit, {}) | sessions.get(visit, {})
         for visit in visits
@@ -69,7 +66,7 @@ def read_covariates(
     lacking = sorted(
         {" ".join(visit).strip() for visit, row in zip(visits, known, strict=True) if not row}
     )
-    if lacking:
+    if lacking and rows is not None:
         logger.warning("participants.tsv has no row for %s.", some(lacking))
     columns = dict.fromkeys(
         column for own in (*people.values(), *sessions.values()) for column in own

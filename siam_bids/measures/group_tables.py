@@ -419,17 +419,17 @@ def _years(table: pd.DataFrame) -> pd.Series[float]:
     missing = pd.Series(np.nan, index=table.index)
     date, age = missing, missing
     if "acq_time" in table:
-        when = pd.to_datetime(table["acq_time"], errors="coerce", format="ISO8601", utc=True)
-        odd = table.loc[when.isna() & table["acq_time"].notna()]
-        if len(odd):
-            cells = [f"{row.acq_time} of {row.scan}" for row in odd.itertuples()]
-            logger.warning("acq_time: values that are not times are left out: %s.", some(cells, 5))
         # Differences only: BIDS shifts dates to before 1925 for privacy.
-        date = (when - pd.Timestamp("1900-01-01", tz="UTC")).dt.total_seconds() / 31557600.0
+        since = _times(table["acq_time"]) - pd.Timestamp("1900-01-01", tz="UTC")
+        date = since.dt.total_seconds() / 31557600.0
     if "age" in table:
         age = pd.to_numeric(table["age"], errors="coerce")
     dated = date.groupby(table["participant_id"]).transform(lambda own: own.notna().all())
     return date.where(dated.astype(bool), age)
+
+
+def _times(cells: pd.Series[str]) -> pd.Series[pd.Timestamp]:
+    return pd.to_datetime(cells, errors="coerce", format="ISO8601", utc=True)
 
 
 def dictionary(
@@ -510,7 +510,12 @@ def join_covariates(
 
 def _covariate(name: str, cells: Sequence[str | None], scans: Sequence[str]) -> pd.Series[Any]:
     if name == "acq_time":
-        return pd.Series(cells, dtype="str")
+        times: pd.Series[Any] = pd.Series(cells, dtype="str")
+        odd = times.notna() & _times(times).isna()
+        if odd.any():
+            named = [f"{times[place]} of {scans[place]}" for place in odd.index[odd]]
+            logger.warning("acq_time: values that are not times are left out: %s.", some(named, 5))
+        return times.where(~odd)
     column = as_numbers_or_words(cells, scans)
     for remark in column.remarks:
         logger.warning("%s: %s.", name, remark)

@@ -64,6 +64,7 @@ from siam_bids.pipelines.failures import write_page
 from siam_bids.reports.group import write_group_page, write_reference
 from siam_bids.reports.subject import read_reference, write_subject_page
 from siam_bids.support.atomic_files import Batch, read_json, together
+from siam_bids.support.input_files import is_listed
 from siam_bids.support.tsv import number_of, read_rows, some
 
 logger = logging.getLogger(__name__)
@@ -446,14 +447,15 @@ def _texts(values: Sequence[str]) -> pd.Series[str]:
 def _with_covariates(
     keys: pd.DataFrame, results: Sequence[ScanResult], quality: pd.DataFrame, config: RunConfig
 ) -> pd.DataFrame:
-    """Add covariates of the raw dataset; without its tables, those of an earlier run."""
+    """Add covariates of the raw dataset; where it has no tables, those of an earlier run."""
     visits = [result.names.identity.visit for result in results]
     scans = keys["scan"].tolist()
     tissues = dict.fromkeys(row["name"] for result in results for row in result.volumes)
     taken = {*reserved(tissues), *quality}
     columns: dict[str, Sequence[str | None]] = {}
-    told = read_covariates(config.bids_dir, visits)
-    columns |= _earlier(config.output_dir, scans, taken) if told is None else told
+    columns |= read_covariates(config.bids_dir, visits)
+    if not columns and not is_listed(config.bids_dir / "participants.tsv"):
+        columns |= _earlier(config.output_dir, scans, taken)
     sources = [result.source for result in results]
     times = acquisition_times(config.bids_dir, sources)
     if times:
