@@ -32,6 +32,10 @@ class UsageError(SiamError):
     exit_code = 2
 
 
+class UnknownColumnError(UsageError):
+    """An option names a column that no table has."""
+
+
 class DatasetError(SiamError):
     """The input is not a usable BIDS dataset, or nothing in it matches the query."""
 

@@ -112,7 +112,10 @@ class TestShape:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("participant_id,age\nsub-01,30\n", "Are its columns separated by tabs"),
+            (
+                "participant_id,age\nsub-01,30\n",
+                "it has no column participant_id; columns must be separated by tabs",
+            ),
             ("participant_id\tage\tage\nsub-01\t30\t31\n", "it has two columns age"),
             ("participant_id\tage\nsub-01\t" + "9" * 200_000, "field larger than field limit"),
         ],
@@ -278,6 +281,33 @@ class TestGroupNeverDies:
     def test_of_json(self, config, content, name):
         (config.bids_dir / name).write_text(content)
         assert len(run_group(config).wide) == 6
+
+    @pytest.mark.parametrize(
+        ("options", "code"),
+        [([], 0), (["--exclude", "flag=fail"], 0), (["--formula", "~ age"], 2),
+         (["--adjust-for", "age"], 2), (["--exclude", "age<18"], 2), (["--group-by", "sex"], 2),
+         (["--harmonize", "site"], 2), (["--site-column", "site"], 2)],
+    )  # fmt: skip
+    @pytest.mark.parametrize("kind", ["folder", "commas"])
+    def test_of_a_participants_tsv_that_cannot_be_read_unless_it_is_needed(
+        self, config, options, code, kind, caplog, capsys
+    ):
+        """Nor is it replaced by what an earlier run read."""
+        run_group(config)
+        path = config.bids_dir / "participants.tsv"
+        path.unlink()
+        if kind == "folder":
+            path.mkdir()
+            why = "it is a folder, not a file"
+        else:
+            path.write_text("participant_id,age,sex,site\nsub-01,30,F,a\n")
+            why = "it has no column participant_id; columns must be separated by tabs"
+        words = [str(config.bids_dir), str(config.output_dir), "group", *options]
+        assert cli.main(words) == code
+        assert f"{path} cannot be read as a table and is left out: {why}." in caplog.text
+        said = capsys.readouterr().err
+        assert (f"but no table has such a column. {path} cannot be read as a table: {why}." in said
+                ) == (code == 2)  # fmt: skip
 
     def test_of_a_missing_raw_dataset_and_keeps_what_was_known(self, config, caplog, capsys):
         path = config.bids_dir / "participants.tsv"

@@ -125,6 +125,17 @@ def acquisition_times(root: Path, scans: Sequence[str]) -> dict[str, str]:
     return {scan: times[scan] for scan in scans if scan in times}
 
 
+def unreadable_participants(root: Path) -> str:
+    """Say why participants.tsv cannot be read; nothing if it can, or is not there."""
+    path = root / "participants.tsv"
+    if is_listed(path):
+        try:
+            _rows(path, "participant_id", [])
+        except ValueError as error:
+            return f"{path} cannot be read as a table: {error}."
+    return ""
+
+
 def _read(path: Path, key: str) -> list[dict[str, str]] | None:
     """Read the rows of a table that have a `key`; None if there is no such table.
 
@@ -134,14 +145,9 @@ def _read(path: Path, key: str) -> list[dict[str, str]] | None:
         return None
     skipped: list[int] = []
     try:
-        rows = numbered_rows(path, skipped)
+        rows = _rows(path, key, skipped)
     except ValueError as error:
         logger.warning("%s cannot be read as a table and is left out: %s.", path, error)
-        return None
-    if rows and key not in rows[0][1]:
-        logger.warning(
-            "%s has no %s column and is left out. Are its columns separated by tabs?", path, key
-        )
         return None
     unnamed = [line for line, row in rows if row[key] in MISSING]
     for lines, what in ((skipped, "more cells than columns"), (unnamed, f"no {key}")):
@@ -149,3 +155,10 @@ def _read(path: Path, key: str) -> list[dict[str, str]] | None:
             numbers = some([str(line) for line in lines])
             logger.warning("%s has %s in line %s, left out.", path, what, numbers)
     return [row for _, row in rows if row[key] not in MISSING]
+
+
+def _rows(path: Path, key: str, skipped: list[int]) -> list[tuple[int, dict[str, str]]]:
+    rows = numbered_rows(path, skipped)
+    if rows and key not in rows[0][1]:
+        raise ValueError(f"it has no column {key}; columns must be separated by tabs")
+    return rows

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from siam_bids.errors import UsageError, known_names
+from siam_bids.errors import UnknownColumnError, UsageError, known_names
 from siam_bids.support.tsv import some
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def check_columns(
     """Raise `UsageError` unless all `names` are columns of `table`, with values or `empty`."""
     absent = [name for name in names if name not in table]
     if absent:
-        raise UsageError(
+        raise UnknownColumnError(
             f"{where} names {', '.join(absent)}, but no table has such a column.",
             known_names(absent[0], map(str, table), "columns"),
         )

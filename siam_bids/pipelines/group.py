@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from siam_bids.bids.covariates import acquisition_times, read_covariates
+from siam_bids.bids.covariates import (
+    acquisition_times,
+    read_covariates,
+    unreadable_participants,
+)
 from siam_bids.bids.index import subjects
 from siam_bids.bids.label_tables import LABEL_TABLE, read_label_table
 from siam_bids.bids.metadata import SCANNER, scanner_metadata
@@ -28,7 +32,7 @@ from siam_bids.bids.writers import (
     save_table,
 )
 from siam_bids.config import RunConfig
-from siam_bids.errors import DatasetError, UsageError
+from siam_bids.errors import DatasetError, UnknownColumnError, UsageError
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.formula import parse
 from siam_bids.measures.group_tables import (
@@ -129,7 +133,8 @@ def run_group(config: RunConfig) -> GroupSummary:
     DatasetError
         The output folder holds no results.
     UsageError
-        A formula or an adjustment names columns that are absent or empty.
+        An option names columns that are absent or empty, as those of a participants.tsv that cannot
+        be read are.
     OSError
         The tables cannot be written.
     """
@@ -220,10 +225,13 @@ def _gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig
     """Make every table; where a formula cannot be fulfilled, the table of an earlier one goes."""
     try:
         return gather(results, labels, config)
-    except UsageError:
+    except UsageError as error:
         if config.formula and not config.reports_only:
             with together() as batch:
                 remove_table(batch, config.output_dir, STATISTICS)
+        lost = unreadable_participants(config.bids_dir)
+        if lost and isinstance(error, UnknownColumnError):
+            raise UsageError(error.message, lost) from error
         raise
 
 
