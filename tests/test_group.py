@@ -14,6 +14,7 @@ from siam_bids import cli
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
 from siam_bids.pipelines.group import run_group
+from siam_bids.reports.subject import write_subject_page
 
 ODD = "sub-07_T1w"
 
@@ -157,6 +158,34 @@ def test_dates_of_scans_come_before_ages(visits):
             )
     run_group(visits)
     assert read(visits, "group_changes")["years"].round(2).unique().tolist() == [2.0]
+
+
+@pytest.mark.parametrize("known", ["age", "date", "nothing"])
+def test_pages_and_tables_order_sessions_by_time_else_by_label(study, tmp_path, known):
+    """Session `pre` is older than `post`, and later in the alphabet."""
+    raw, out = study(tmp_path, people=2, odd="", sessions=("pre", "post"))
+    (raw / "participants.tsv").write_text("participant_id\nsub-01\nsub-02\n")
+    for path in raw.glob("sub-*/*_sessions.tsv"):
+        if known != "age":
+            path.unlink()
+        if known == "date":
+            path.write_text("session_id\tacq_time\nses-pre\t2001-01-01\nses-post\t2002-01-01\n")
+    expected = ["ses-post", "ses-pre"] if known == "nothing" else ["ses-pre", "ses-post"]
+
+    def order() -> list[str]:
+        page = (out / "sub-01.html").read_text()
+        table = page[page.index('<section id="compare"') :]
+        assert "<small>" not in re.search(r"TIV</th>\s*(<td.*?</td>)", table, re.DOTALL)[1]
+        return re.findall(r'<section class="scan" id="sub-01_(ses-[a-z]+)_T1w"', page)
+
+    write_subject_page(out, "01", "siam-bids", raw)  # as the participant level does
+    assert order() == expected
+    run_group(RunConfig(bids_dir=raw, output_dir=out, level="group"))
+    assert order() == expected
+    changes = pd.read_csv(out / "group_changes.tsv", sep="\t")
+    assert changes[["session_from", "session_to"]].drop_duplicates().to_numpy().tolist() == [
+        expected
+    ]
 
 
 def test_ratings_are_joined_and_go_back_to_the_page(config):

@@ -58,7 +58,7 @@ def read_covariates(root: Path, visits: Sequence[Visit]) -> dict[str, tuple[str 
     rows = _read(path, "participant_id")
     if not is_listed(path):
         logger.warning("%s was not found.", path)
-    people, sessions = _by_visit(path, rows or (), visits), _sessions(root, visits)
+    people, sessions = _by_visit(path, rows or (), visits), read_sessions(root, visits)
     known = [
         people.get((visit[0], ""), {}) | people.get(visit, {}) | sessions.get(visit, {})
         for visit in visits
@@ -97,7 +97,7 @@ def _by_visit(
     return values.by_visit
 
 
-def _sessions(root: Path, visits: Sequence[Visit]) -> dict[Visit, dict[str, str]]:
+def read_sessions(root: Path, visits: Sequence[Visit]) -> dict[Visit, dict[str, str]]:
     """Return the rows of the sessions.tsv files of all persons with sessions, by visit."""
     found: dict[Visit, dict[str, str]] = {}
     for person in sorted({person for person, session in visits if session}):

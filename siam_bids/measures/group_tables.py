@@ -338,7 +338,7 @@ def changes(
         "change_percent_per_year", "noise_percent", "noise_percent_per_year", "within_noise",
     ]  # fmt: skip
     later = wide.loc[wide["session_id"].notna()].copy()
-    later["_when"] = _years(later)
+    later["_when"] = scan_years(wide)
     later["_alike"] = later["scan"].str.replace(r"_ses-[A-Za-z0-9]+", "", regex=True)
     later = later.sort_values(["_alike", "_when", "session_id"], kind="stable")
     first = later.drop_duplicates("_alike").set_index("_alike")
@@ -414,8 +414,12 @@ def mixed_protocols(wide: pd.DataFrame) -> list[str]:
     ]
 
 
-def _years(table: pd.DataFrame) -> pd.Series[float]:
-    """Return when each scan was made, in years: by `acq_time` for all of a person, else `age`."""
+def scan_years(scans: pd.DataFrame) -> pd.Series[float]:
+    """Return when each scan of a session was made, in years; NaN if that is not known.
+
+    By `acq_time` where all sessions of a person have it, else by `age`.
+    """
+    table = scans.loc[scans["session_id"].notna()]
     missing = pd.Series(np.nan, index=table.index)
     date, age = missing, missing
     if "acq_time" in table:
@@ -425,7 +429,7 @@ def _years(table: pd.DataFrame) -> pd.Series[float]:
     if "age" in table:
         age = pd.to_numeric(table["age"], errors="coerce")
     dated = date.groupby(table["participant_id"]).transform(lambda own: own.notna().all())
-    return date.where(dated.astype(bool), age)
+    return date.where(dated.astype(bool), age).reindex(scans.index)
 
 
 def _times(cells: pd.Series[str]) -> pd.Series[pd.Timestamp]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from siam_bids.measures.group_tables import (
     join_covariates,
     mixed_protocols,
     reserved,
+    scan_years,
     tidy_volumes,
     wide_volumes,
 )
@@ -185,9 +187,11 @@ def run_group(config: RunConfig) -> GroupSummary:
         logger.info("To show the group on the subject pages, run: participant --reports-only")
     pages: dict[str, str] = {}
     reference = read_reference(root)
+    years = dict(zip(group.wide["scan"], scan_years(group.wide), strict=True))
+    write = partial(write_subject_page, reference=reference, years=years)
     for subject in paged:
-        page = f"sub-{subject}.html"
-        pages |= write_page(page, write_subject_page, root, subject, config.command, reference)
+        own = (root, subject, config.command, config.bids_dir)
+        pages |= write_page(f"sub-{subject}.html", write, *own)
     return GroupSummary(wide=group.wide, left_out=left_out, pages=pages, unusable=group.unusable)
 
 

@@ -685,4 +685,4 @@ def _write_newest_page(config: RunConfig, subject: str) -> None:
 def _write_page(config: RunConfig, subject: str) -> None:
     if config.viewer:
         save_previews(config.output_dir, subject, config.bids_dir)
-    write_subject_page(config.output_dir, subject, config.command)
+    write_subject_page(config.output_dir, subject, config.command, config.bids_dir)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from siam_bids.bids.covariates import acquisition_times, read_sessions
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames
 from siam_bids.bids.records import read_record
@@ -14,6 +18,7 @@ from siam_bids.bids.results import ScanResult, read_results
 from siam_bids.bids.status import COMBINED, COMBINED_AS, failed_scans
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.change_noise import BAND, noise_between
+from siam_bids.measures.group_tables import scan_years
 from siam_bids.measures.quality import judge, metrics
 from siam_bids.measures.volumes import INTRACRANIAL
 from siam_bids.reports.build import (
@@ -38,6 +43,7 @@ from siam_bids.reports.render import render_subject
 from siam_bids.reports.visits import Aligned, disagreements_of, visits_of
 from siam_bids.support.atomic_files import read_json, write_text
 from siam_bids.support.json_kinds import misfit
+from siam_bids.support.tsv import as_number
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -47,9 +53,15 @@ Reference = Mapping[str, Mapping[str, Spread]]
 
 
 def write_subject_page(
-    root: Path, subject: str, command: str, reference: Reference | None = None
+    root: Path,
+    subject: str,
+    command: str,
+    bids_dir: Path,
+    *,
+    reference: Reference | None = None,
+    years: Mapping[str, float] | None = None,
 ) -> None:
-    """Write one subject's page.
+    """Write one subject's page, on which sessions follow each other in time, else by label.
 
     Parameters
     ----------
@@ -57,12 +69,17 @@ def write_subject_page(
         Is named where no record tells what made the scans.
     reference
         Of all scans, if it was read already.
+    years
+        When scans were made, see `group_tables.scan_years`; read from the subject's scans.tsv and
+        sessions.tsv in `bids_dir` if None.
     """
     found = read_results(root, subject)
     bad = {n.name: n for n in failed_scans(root, subject)}
     done = [result for result in found.usable if result.names.name not in bad]
     broken = {n: why for n, why in found.unusable.items() if n.name not in bad}
     everyone = [*(result.names for result in done), *broken, *bad.values()]
+    place = _places(everyone, _years(bids_dir, done) if years is None else years)
+    done.sort(key=lambda result: place[result.names.name])
     records = {names.name: read_record(names.record) for names in everyone}
     commands = dict.fromkeys(r["command"] for r in records.values() if "command" in r)
     reference = read_reference(root) if reference is None else reference
@@ -82,7 +99,7 @@ def write_subject_page(
     page = render_subject(
         SubjectReport(
             subject=f"sub-{subject}",
-            scans=tuple(sorted(scans, key=lambda scan: scan.name)),
+            scans=tuple(sorted(scans, key=lambda scan: place[scan.name])),
             command="\n".join(commands) or command,
             group=bool(reference),
             raw=path_to_raw(root),
@@ -119,10 +136,45 @@ def read_reference(root: Path) -> Reference:
     return {scan: spreads.get(own, {}) for scan, own in content["protocols"].items()}
 
 
+def _years(bids_dir: Path, results: Sequence[ScanResult]) -> dict[str, float]:
+    """Read when the scans of a subject were made from its scans.tsv and sessions.tsv."""
+    visits = [result.names.identity.visit for result in results]
+    if len({*visits}) < 2:
+        return {}
+    sessions = read_sessions(bids_dir, visits)
+    times = acquisition_times(bids_dir, [result.source for result in results])
+    rows = [
+        {
+            "scan": result.names.name,
+            "participant_id": visit[0],
+            "session_id": visit[1] or None,
+            "acq_time": times.get(result.source, sessions.get(visit, {}).get("acq_time")),
+            "age": as_number(sessions.get(visit, {}).get("age", "")),
+        }
+        for result, visit in zip(results, visits, strict=True)
+    ]
+    table = pd.DataFrame(rows)
+    return dict(zip(table["scan"], scan_years(table), strict=True))
+
+
+def _places(
+    scans: Sequence[ScanNames], years: Mapping[str, float]
+) -> dict[str, tuple[float, str, str]]:
+    """Return by what to order scans: the time of the session's first scan, its label, the name."""
+    first: dict[str, float] = {}
+    for names in scans:
+        session, when = names.identity.session, years.get(names.name, math.nan)
+        first[session] = min(first.get(session, math.inf), math.inf if math.isnan(when) else when)
+    return {
+        names.name: (first[names.identity.session], names.identity.session, names.name)
+        for names in scans
+    }
+
+
 def _first_of_kind(results: Iterable[ScanResult]) -> dict[str, ScanResult]:
-    """Return the first of the scans that differ in nothing but the session, by their kind."""
+    """Return the first of the ordered scans that differ in nothing but the session, by kind."""
     first: dict[str, ScanResult] = {}
-    for result in sorted(results, key=lambda result: result.names.name):
+    for result in results:
         first.setdefault(_kind(result.names), result)
     return first
 

@@ -36,7 +36,7 @@ class Aligned:
     Parameters
     ----------
     results
-        Of the participant; those without a transform are left out.
+        Of the participant, the first visit first; those without a transform are left out.
     """
 
     def __init__(self, results: Sequence[ScanResult], labels: LabelTable) -> None:
@@ -89,7 +89,7 @@ def visits_of(aligned: Aligned, labels: LabelTable) -> tuple[Visit, ...]:
     found = []
     for group in aligned.groups(_kind):
         colors = _colors(labels)
-        slices = aligned.slices(sorted(group, key=lambda result: result.names.identity.session))
+        slices = aligned.slices(group)
         first = next(iter(slices), "")
         for name, own in slices.items() if len(slices) > 1 else ():
             changed = _difference(slices[first], own, colors) if name != first else None
