@@ -221,8 +221,9 @@ ABOUT = """\
 
 `python benchmarks/longitudinal.py HEADS`: T1w and FLAIR of one MS patient at 0, 0.5, 1 and 2 years,
 made of real scans (8 mL of lesions) by longphantom of bidsgate 0.3, with bias fields of its
-rescanphantom. The brain contracts by 1 % a year, and all tissues with it. Noise is the standard
-deviation of the change between two visits, as in [person.md](person.md).
+rescanphantom; and with slices of 3 mm. The brain contracts by 1 % a year, and all tissues with it.
+Noise is the standard deviation of the change between two visits, as in [person.md](person.md). With
+2 % of change in all, a slope is known to about a third of the noise. Combined: all eight scans.
 """
 LESIONS = """\
 Lesions: mean mL of the visits, and Dice; `new` and `old` count the lesions of 0.05 mL and more over
