@@ -66,11 +66,11 @@ def main() -> None:
     parser.add_argument("--visits", nargs="+", choices=VISITS, default=[*VISITS])
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".tsv"))
     parser.add_argument("--noise", action="store_true")
-    parser.add_argument("--own", type=float, default=combining.OWN_COMPARED,
+    parser.add_argument("--own", type=float, default=combining.SESSION,
                         help="share of a visit's own prior")  # fmt: skip
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    combining.OWN_COMPARED = arguments.own
+    combining.SESSION = arguments.own
     kept = pd.read_csv(arguments.out, sep="\t") if arguments.out.exists() else pd.DataFrame()
     for name in arguments.maps:
         path = arguments.label_maps / f"{name}.nii.gz"
@@ -139,7 +139,8 @@ def together(
     """Combine scans and score each."""
     begin = time.process_time()
     aligned = align_scans([coarse[key] for key in keys])
-    shared = Shared([coarse[key] for key in keys], aligned.motions)
+    sessions = keys if group == "visits" else [group] * len(keys)
+    shared = Shared([coarse[key] for key in keys], aligned.motions, sessions)
     common = (time.process_time() - begin) / len(keys)
     for place, key in enumerate(keys):
         begin = time.process_time()

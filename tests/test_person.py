@@ -21,6 +21,7 @@ from siam_bids.image.labels import siam_labels
 from siam_bids.image.transforms import move
 from siam_bids.inference.alignment import Alignment, Appearance
 from siam_bids.inference.cascade import CascadeSegmenter
+from siam_bids.inference.combining import Shared
 from siam_bids.inference.differential_bias import corrected, differential_bias, same_contrast
 from siam_bids.inference.person import (
     Coarse,
@@ -109,6 +110,35 @@ def test_a_border_that_differs_a_little_is_averaged():
     half = prior_of(ball(radius=24), [ball(radius=25)], least=0.5)
     own = ball(radius=24).logarithms.float().exp()
     assert torch.allclose(half, (own + found) / 2, atol=2e-3)
+
+
+def shared_prior(scans: list[Coarse], sessions: list[str], place: int) -> torch.Tensor:
+    """Probabilities (classes, I, J, K) that a scan of several sessions gets as its prior."""
+    scans = [replace(scan, contrast=np.full(2, n)) for n, scan in enumerate(scans)]
+    shape = scans[0].image.shape
+    grid = Grid(shape[::-1], np.diag([2.0, 2.0, 2.0, 1.0]))
+    crop = Crop(Reorientation.to_ras(grid), tuple(slice(0, n) for n in shape))
+    seen = NetworkScores(Logits(scans[place].logarithms, shape), crop)
+    shared = Shared(scans, [np.eye(4)] * len(scans), sessions)
+    volume = Volume(scans[place].image, grid)
+    _, found = shared.with_it(place, volume, seen)
+    return torch.stack([*found.prior.planes()], 1).exp()
+
+
+def test_contrasts_of_a_session_share_their_prior_and_sessions_keep_their_change():
+    scans = [ball(radius=24), ball(radius=24), ball(radius=26), ball(radius=26)]
+    scans[1] = ball(radius=24.5)
+    sessions = ["1", "1", "2", "2"]
+    volumes = [float(shared_prior(scans, sessions, place)[WM].sum()) for place in range(4)]
+    own = [float(scan.logarithms[WM].float().exp().sum()) for scan in scans]
+    assert np.isclose(volumes[0], volumes[1], rtol=0.005)  # one session, one anatomy
+    assert not np.isclose(own[0], own[1], rtol=0.03)
+    found, true = (each[2] / np.mean(each[:2]) - 1 for each in (volumes, own))
+    assert 0.8 < found / true < 0.95
+    alone = shared_prior([scans[0], scans[2]], ["1", "2"], 0)
+    every = shared_prior([scans[0], scans[2]], ["", ""], 0)
+    first = scans[0].logarithms.float().exp()
+    assert torch.allclose(alone, 0.85 * first + 0.15 * every, atol=5e-3)
 
 
 def test_where_a_scan_is_sure_against_the_rest_it_wins():

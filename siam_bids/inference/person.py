@@ -5,11 +5,12 @@ scans, and averaged there. The prior of a scan is a mean of these and of its own
 
     prior = (1 - s) sum_j w_j p_j / sum_j w_j  +  s p_own,
 
-where w is the weight of a scan (`weight_of`) and s, at least `OWN` or `OWN_COMPARED`, is near 1
-where a scan differs from all together over more than the width of a border: see `_own_share`. What
-differs between scans elsewhere then comes mostly from their intensities (Wells et al., 1996; for
-time series Reuter et al., NeuroImage 2012). Scans of one contrast are given the same bias field
-before: see `differential_bias`.
+where w is the weight of a scan (`weight_of`) and s is near 1 where a scan differs from all together
+over more than the width of a border: see `_own_share`. What differs between scans elsewhere then
+comes mostly from their intensities (Wells et al., 1996; for time series Reuter et al., NeuroImage
+2012). Between sessions anatomy may change: where there are several, the mean is that of the scan's
+own session by `SESSION`, and that of all scans by the rest. Scans of one contrast are given the
+same bias field before: see `differential_bias`.
 """
 
 from __future__ import annotations
@@ -45,10 +46,8 @@ SPACING = 1.5
 """Voxel size in mm at which probabilities of several scans are averaged."""
 _COARSE = 2.0
 """About the voxel size in mm at which those of one scan are kept."""
-OWN = 0.0
-"""Share that the scan's own probabilities have in its prior at least."""
-OWN_COMPARED = 0.85
-"""The same where another scan has its contrast, so that change is not averaged away."""
+SESSION = 0.85
+"""Share of a scan's own session in its prior, so that change is not averaged away."""
 _MARGIN = 10.0
 """mm around everything inside the skull that are kept."""
 _UNKNOWN = torch.nan
@@ -242,6 +241,28 @@ class PersonMean:
         """
         return torch.stack([*_pulled(self.logarithms, self.affine, affine, shape)], 1)
 
+    def share(self, scan: Coarse) -> float:
+        """Return what one of the scans counts in the mean, 0 to 1."""
+        return scan.weight / self.weight
+
+
+@dataclass(frozen=True)
+class SessionMean:
+    """The mean of the scans of a session by `SESSION`, and that of all scans by the rest."""
+
+    session: PersonMean
+    every: PersonMean
+
+    def on(self, affine: Affine, shape: Sequence[int]) -> torch.Tensor:
+        """Return its logarithms on another grid; see `PersonMean.on`."""
+        own, total = (each.on(affine, shape).float().exp_() for each in (self.session, self.every))
+        mixed = SESSION * own + (1 - SESSION) * total
+        return torch.where(mixed.isnan(), total, mixed).log_()
+
+    def share(self, scan: Coarse) -> float:
+        """Return what one of the session's scans counts in it, 0 to 1."""
+        return SESSION * self.session.share(scan) + (1 - SESSION) * self.every.share(scan)
+
 
 def _pulled(
     logarithms: torch.Tensor, own: Affine, wanted: Affine, shape: Sequence[int]
@@ -320,7 +341,7 @@ class PersonPrior:
 
 
 def person_prior(
-    own: Prior, scan: Coarse, mean: PersonMean, motion: Affine, *, least: float = OWN
+    own: Prior, scan: Coarse, mean: PersonMean | SessionMean, motion: Affine, *, least: float = 0
 ) -> PersonPrior:
     """Return the prior of one of the scans of a mean.
 
@@ -335,7 +356,7 @@ def person_prior(
     """
     shape = scan.logarithms.shape[1:]
     logarithms = mean.on(motion @ scan.affine, shape)
-    share = _own_share(scan, logarithms, scan.weight / mean.weight, least)
+    share = _own_share(scan, logarithms, mean.share(scan), least)
     size = [part.stop - part.start for part in scan.box]
     others = Logits(torch.cat([logarithms, share[None].half()]), size, ends_meet=True)
     return PersonPrior(own, others, scan.box)

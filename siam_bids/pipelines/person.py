@@ -116,7 +116,11 @@ class Person:
         ]
         self._aligned = [scan for scan, _, _ in used]
         self._shared = (
-            Shared([coarse for _, coarse, _ in used], [motion for *_, motion in used])
+            Shared(
+                [coarse for _, coarse, _ in used],
+                [motion for *_, motion in used],
+                [scan.identity.session for scan, *_ in used],
+            )
             if used
             else None
         )
