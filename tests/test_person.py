@@ -109,7 +109,8 @@ def test_a_border_that_differs_a_little_is_averaged():
     assert (found - same).abs().max() < 0.02  # one prior for both
     half = prior_of(ball(radius=24), [ball(radius=25)], least=0.5)
     own = ball(radius=24).logarithms.float().exp()
-    assert torch.allclose(half, (own + found) / 2, atol=2e-3)
+    between = (own * found).sqrt()
+    assert torch.allclose(half, between / between.sum(0), atol=5e-3)
 
 
 def shared_prior(scans: list[Coarse], sessions: list[str], place: int) -> torch.Tensor:
@@ -138,7 +139,8 @@ def test_contrasts_of_a_session_share_their_prior_and_sessions_keep_their_change
     alone = shared_prior([scans[0], scans[2]], ["1", "2"], 0)
     every = shared_prior([scans[0], scans[2]], ["", ""], 0)
     first = scans[0].logarithms.float().exp()
-    assert torch.allclose(alone, 0.85 * first + 0.15 * every, atol=5e-3)
+    between = first**0.85 * every**0.15
+    assert torch.allclose(alone, between / between.sum(0), atol=5e-3)
 
 
 def test_where_a_scan_is_sure_against_the_rest_it_wins():

@@ -3,19 +3,21 @@
 The probabilities that the networks give to each scan are brought to a space in the middle of all
 scans, and averaged there. The prior of a scan is a mean of these and of its own probabilities,
 
-    prior = (1 - s) sum_j w_j p_j / sum_j w_j  +  s p_own,
+    prior = p_own (m / m_own)^(1 - s) / sum over classes,    m = sum_j w_j p_j / sum_j w_j,
 
-where w is the weight of a scan (`weight_of`) and s is near 1 where a scan differs from all together
-over more than the width of a border: see `_own_share`. What differs between scans elsewhere then
-comes mostly from their intensities (Wells et al., 1996; for time series Reuter et al., NeuroImage
-2012). Between sessions anatomy may change: where there are several, the mean is that of the scan's
-own session by `SESSION`, and that of all scans by the rest. Scans of one contrast are given the
-same bias field before: see `differential_bias`.
+where w is the weight of a scan (`weight_of`) and m_own its own part of m: it is interpolated as
+often as m, so that its blur cancels. s is near 1 where a scan differs from all together over more
+than the width of a border: see `_own_share`. What differs between scans elsewhere then comes
+mostly from their intensities (Wells et al., 1996; for time series Reuter et al., NeuroImage 2012).
+Between sessions anatomy may change: where there are several, m is the mean of the scan's own
+session by `SESSION`, and that of all scans by the rest. Scans of one contrast are given the same
+bias field before: see `differential_bias`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +50,8 @@ _COARSE = 2.0
 """About the voxel size in mm at which those of one scan are kept."""
 SESSION = 0.85
 """Share of a scan's own session in its prior, so that change is not averaged away."""
+_NEGLIGIBLE = 1e-3
+"""Probability below which classes are not compared."""
 _MARGIN = 10.0
 """mm around everything inside the skull that are kept."""
 _UNKNOWN = torch.nan
@@ -277,45 +281,43 @@ def _corners(affine: Affine, shape: Sequence[int]) -> npt.NDArray[np.float64]:
 
 
 class PersonPrior:
-    """The mean of all scans with a share of the scan's own probabilities; see the module.
+    """The scan's own probabilities times factors in which the other scans speak; see the module.
 
     Parameters
     ----------
     own
         Of the scan's networks.
-    others
-        On the voxels of the box, after the logarithms of the mean probabilities of all scans (NaN
-        where these are unknown) the share of the scan's own.
+    factors
+        Logarithms, on the voxels of the box.
     box
         Outside, only the scan's own count.
     """
 
-    def __init__(self, own: Prior, others: Part, box: Sequence[slice]) -> None:
+    def __init__(self, own: Prior, factors: Part, box: Sequence[slice]) -> None:
         self.shape, self.classes = own.shape, own.classes
-        self._own, self._others, self._box = own, others, tuple(box)
+        self._own, self._factors, self._box = own, factors, tuple(box)
 
     def tensors(self) -> list[torch.Tensor]:
-        """Return the scan's own logits, then those of all scans."""
-        return [*self._own.tensors(), *self._others.tensors()]
+        """Return the scan's own logits, then the factors."""
+        return [*self._own.tensors(), *self._factors.tensors()]
 
     def with_tensors(self, tensors: Iterator[torch.Tensor]) -> PersonPrior:
         """Return the same scores of other logits, see `Prior`."""
         own = self._own.with_tensors(tensors)
-        return PersonPrior(own, self._others.with_tensors(tensors), self._box)
+        return PersonPrior(own, self._factors.with_tensors(tensors), self._box)
 
     def planes(self) -> Iterator[torch.Tensor]:
         """Yield (classes, J, K) logarithms of the probabilities of each plane, float32."""
         rows, *window = self._box
-        others = self._others.planes()
+        factors = self._factors.planes()
+        least = math.log(LEAST_PROBABILITY)
         for place, plane in enumerate(self._own.planes()):
-            total = plane.float().softmax(0)
+            total = plane.float().log_softmax(0)
             if rows.start <= place < rows.stop:
                 here = total[(slice(None), *window)]
-                other = next(others).float()
-                mean, share = other[:-1].softmax(0), other[-1]
-                share = share.masked_fill(mean[0].isnan(), 1.0)
-                here.mul_(share).add_(mean.nan_to_num_(0.0).mul_(1 - share))
-            yield total.clamp_(min=LEAST_PROBABILITY).log_()
+                here += next(factors)
+                here -= here.logsumexp(0)
+            yield total.clamp_(min=least)
 
     def subsample(self, stride: Sequence[int]) -> PersonPrior:
         """Return the scores of every n-th voxel along each axis."""
@@ -324,8 +326,8 @@ class PersonPrior:
             slice(-(-part.start // step), -(-part.stop // step))
             for part, step in zip(self._box, stride, strict=True)
         ]
-        others = self._others.subsample(stride, offset)
-        return PersonPrior(self._own.subsample(stride), others, box)
+        factors = self._factors.subsample(stride, offset)
+        return PersonPrior(self._own.subsample(stride), factors, box)
 
     def probability(self, index: int) -> npt.NDArray[np.float32]:
         """Return the probability (I, J, K) of a class, float32 in [0, 1]."""
@@ -354,12 +356,15 @@ def person_prior(
     least
         Share of its own probabilities, 0 to 1.
     """
-    shape = scan.logarithms.shape[1:]
-    logarithms = mean.on(motion @ scan.affine, shape)
+    shape, affine = scan.logarithms.shape[1:], motion @ scan.affine
+    logarithms = mean.on(affine, shape).float()
+    blurred = PersonMean([scan], [motion]).on(affine, shape).float()
     share = _own_share(scan, logarithms, mean.share(scan), least)
+    ratio = logarithms.clamp_(min=math.log(_NEGLIGIBLE))
+    ratio -= blurred.clamp_(min=math.log(_NEGLIGIBLE))
+    factors = (ratio * (1 - share)).nan_to_num_(0.0).half()
     size = [part.stop - part.start for part in scan.box]
-    others = Logits(torch.cat([logarithms, share[None].half()]), size, ends_meet=True)
-    return PersonPrior(own, others, scan.box)
+    return PersonPrior(own, Logits(factors, size, ends_meet=True), scan.box)
 
 
 def _own_share(scan: Coarse, mean: torch.Tensor, weight: float, least: float) -> torch.Tensor:
