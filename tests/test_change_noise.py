@@ -147,6 +147,9 @@ def test_pages_give_the_noise_of_medians_and_grey_what_is_within(visits, caplog)
     first = (visits.output_dir / "sub-01.html").read_text()
     assert "± 0.2 %" in first
     assert "<dt>Combined</dt><dd>with sessions</dd>" in first
+    combined = "Scans of one kind from different sessions of a participant were aligned rigidly"
+    assert [combined in each for each in (first, page, subject)] == [True, True, False]
+    assert "weighted voting" not in page
 
 
 def test_without_combinations_no_table_has_the_column(study, tmp_path):

@@ -311,6 +311,25 @@ def test_the_methods_text_names_the_model(tiny_model, capsys):
     assert cli.main(words) == 0
     text = capsys.readouterr().out
     assert "using the model tiny, version unversioned (SHA-256 " in text
+    assert "aligned rigidly" not in text
+
+
+@pytest.mark.parametrize(
+    ("choice", "scans", "votes"),
+    [
+        ("contrasts", "Scans of one session of a participant were", True),
+        ("sessions", "Scans of one kind from different sessions of a participant were", False),
+        ("all", "Scans of one participant were", True),
+    ],
+)
+def test_the_methods_text_says_how_scans_are_combined(tiny_model, capsys, choice, scans, votes):
+    words = ["in", "out", "participant", "--boilerplate-only", "--combine", choice]
+    assert cli.main([*words, "--model", str(tiny_model)]) == 0
+    text = capsys.readouterr().out
+    assert f"{scans} aligned rigidly" in text
+    assert "Reuter et al., NeuroImage 2010" in text
+    assert "Lewis and Fox, NeuroImage 2004" in text
+    assert ("Artaechevarria et al." in text) is votes
 
 
 @pytest.mark.parametrize("given", [True, False])

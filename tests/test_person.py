@@ -37,6 +37,7 @@ from siam_bids.pipelines.group import old_consensus
 from siam_bids.pipelines.participant import run_participant
 from siam_bids.pipelines.person import Kept, Person
 from siam_bids.pipelines.todo import Checklist, combinations, unfinished
+from siam_bids.reports.build import origin_of
 from siam_bids.support.atomic_files import read_json, write_json
 
 TABLE = siam_labels()
@@ -519,6 +520,15 @@ def test_a_consensus_that_is_older_than_its_scans_is_named():
         )
     ]
     assert [each.combined for each in (one, alone, whole)] == ["all", "none", "all"]
+
+
+@pytest.mark.parametrize("consensus", [True, False])
+def test_the_methods_of_a_page_name_the_voting_where_there_is_a_consensus(consensus):
+    found = result_of("sub-1_T1w", combined={"By": "all"}, sources="ab" if consensus else "a")
+    model = {"Title": "t", "Version": "1", "SHA256": "0" * 64, "Citation": ""}
+    text = origin_of([{**found.about, "Model": model, "Software": {}}])["boilerplate"]
+    assert "Scans of one participant were aligned rigidly" in text
+    assert ("weighted voting" in text) is consensus
 
 
 def image_of(path):

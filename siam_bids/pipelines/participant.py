@@ -161,9 +161,15 @@ def run_participant(config: RunConfig) -> Summary:
 
 
 def boilerplate(config: RunConfig) -> str:
-    """Return the methods text for the model of a run."""
+    """Return the methods text for the model and the combinations of a run."""
     model = model_of(config)
-    return methods_text([model.describe()], Cascade.open(model, config.inference.folds).labels)
+    labels = Cascade.open(model, config.inference.folds).labels
+    return methods_text(
+        [model.describe()],
+        labels,
+        {config.combine},
+        consensus=config.combine in ("contrasts", "all"),
+    )
 
 
 def rebuild_reports(config: RunConfig) -> tuple[list[str], dict[str, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from siam_bids.bids.description import raw_dataset
+from siam_bids.bids.status import combined_by
 from siam_bids.image.labels import LabelTable
 from siam_bids.reports.methods_text import agreed, distinct, methods_text, model_line
 
@@ -60,5 +61,10 @@ def origin_of(
     return {
         "model": "; ".join(map(model_line, models)) or "no finished scan",
         "software": agreed(distinct([about["Software"] for about in sidecars])),
-        "boilerplate": methods_text(models, labels),
+        "boilerplate": methods_text(
+            models,
+            labels,
+            {combined_by(about) for about in sidecars},
+            consensus=any(len(about["Sources"]) > 1 for about in sidecars),
+        ),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,10 +39,51 @@ def _member_line(member: Description) -> str:
     return f"{member['Title']}, SHA-256 {member['SHA256'][:12]}"
 
 
-def methods_text(models: Sequence[Description], labels: LabelTable | None = None) -> str:
+_COMBINED = {
+    "contrasts": "of one session of a participant",
+    "sessions": "of one kind from different sessions of a participant",
+    "all": "of one participant",
+}
+"""Which scans each choice of `--combine` combines."""
+
+
+def _together(combined: Collection[str], *, consensus: bool) -> str:
+    """Say how scans were combined, by which choices of `--combine`; nothing if they were not."""
+    which = [scans for choice, scans in _COMBINED.items() if choice in combined]
+    if not which:
+        return ""
+    text = (
+        f" Scans {' or '.join(which)} were aligned rigidly by their class probabilities in a space "
+        "halfway between them (Reuter et al., NeuroImage 2010; Reuter et al., NeuroImage 2012), "
+        "and the class probabilities of each, its prior, were corrected by their mean. Those of "
+        "one contrast were given a common bias field by differential bias correction (Lewis and "
+        "Fox, NeuroImage 2004)."
+    )
+    if consensus:
+        text += (
+            " The consensus of a session was found by weighted voting of its label maps "
+            "(Artaechevarria et al., IEEE Trans. Med. Imaging 2009)."
+        )
+    return text
+
+
+def methods_text(
+    models: Sequence[Description],
+    labels: LabelTable | None = None,
+    combined: Collection[str] = (),
+    *,
+    consensus: bool = False,
+) -> str:
     """Return a paragraph on the method, fit for the methods section of a paper.
 
     With the `labels` of the models it defines the total intracranial volume.
+
+    Parameters
+    ----------
+    combined
+        Choices of `--combine` by which scans were combined.
+    consensus
+        Sessions have a consensus of their scans.
     """
     if not models:
         return ""
@@ -72,6 +113,7 @@ def methods_text(models: Sequence[Description], labels: LabelTable | None = None
         for model in models
         if (upright := model.get("Upright"))
     )
+    together = _together(combined, consensus=consensus)
     total = ""
     if labels and labels.intracranial:
         total = f"; {INTRACRANIAL} is the {describe_total(labels)}"
@@ -80,7 +122,8 @@ def methods_text(models: Sequence[Description], labels: LabelTable | None = None
         "Each scan was reoriented to RAS+, z-scored and resampled to the voxel size of the "
         "network, labelled by an nnU-Net (Isensee et al., Nature Methods 2021) over "
         "overlapping tiles, and the class scores were interpolated back to the scan's own "
-        f"grid{several}.{turned}{followed} Volumes are label counts times the voxel volume{total}."
+        f"grid{several}.{turned}{followed}{together} Volumes are label counts times the voxel "
+        f"volume{total}."
     )
     cited = [str(model["Citation"]) for model in models if model["Citation"]]
     return " ".join([text, *(f"Model: {citation}" for citation in cited)])
