@@ -195,6 +195,35 @@ def test_visits_combined_within_their_sessions_are_not_mixed(study, tmp_path, no
     assert table["noise_percent"].isna().all()
 
 
+def test_a_visit_whose_partner_failed_or_was_replaced_since_is_mixed(study, tmp_path, noise):
+    raw, out = study(tmp_path, people=1, sessions=("a", "b", "c"))
+    for session in "abc":
+        name = f"sub-01_ses-{session}_T1w"
+        edit(out, name, combined="sessions", partners=("a", "b", "c"))
+        path = sidecar(ScanNames(out, BidsName.parse(name)).segmentation)
+        about = json.loads(path.read_text())
+        if session == "b":
+            about["CombinedAs"]["Without"] = ["c"]
+        if session == "c":
+            about["Combined"]["Inputs"]["a"] = "another"
+        path.write_text(json.dumps(about))
+    run_group(replace(run_config(raw, out, "compact"), level="group"))
+    table = pd.read_csv(out / "group_changes.tsv", sep="\t").query("tissue == 'GM'")
+    assert table["combined"].tolist() == ["mixed", "mixed"]
+    assert table["noise_percent"].isna().all()
+
+
+def test_sessions_of_which_one_has_another_contrast_are_mixed(study, tmp_path, noise):
+    raw, out = study(tmp_path, people=1, sessions=("a", "b", "c"))
+    for session, suffixes in (("a", ("T1w", "T2w")), ("b", ("T1w", "T2w")), ("c", ("T1w",))):
+        name = f"sub-01_ses-{session}"
+        partners = [f"sub-01/ses-{session}/anat/{name}_{suffix}.nii.gz" for suffix in suffixes]
+        edit(out, f"{name}_T1w", combined="contrasts", partners=partners)
+    run_group(replace(run_config(raw, out, "compact"), level="group"))
+    table = pd.read_csv(out / "group_changes.tsv", sep="\t").query("tissue == 'GM'")
+    assert table["combined"].tolist() == ["contrasts", "mixed"]
+
+
 def test_follow_ups_of_one_person_make_the_median_no_surer(study, tmp_path, noise):
     bands = []
     for sessions in (("a", "b"), ("a", "b", "c", "d")):

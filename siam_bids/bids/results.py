@@ -14,6 +14,7 @@ from typing import Any
 
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames, finished_scans, sidecar
+from siam_bids.bids.scan import CONSENSUS
 from siam_bids.bids.status import COMBINED, COMBINED_AS, OUTPUTS, combined_by, entry
 from siam_bids.errors import DatasetError
 from siam_bids.image.labels import LabelTable
@@ -21,7 +22,7 @@ from siam_bids.measures.change_noise import OVER_VISITS, noise_kind
 from siam_bids.measures.hemispheres import HEMISPHERES
 from siam_bids.measures.lesions import DICTIONARY as LESION_COLUMNS
 from siam_bids.measures.quality import dictionary as quality_dictionary
-from siam_bids.measures.volumes import INTRACRANIAL, SIDE_COLUMNS
+from siam_bids.measures.volumes import INTRACRANIAL, NOT_COMBINED, SIDE_COLUMNS
 from siam_bids.support.atomic_files import sha256
 from siam_bids.support.input_files import load_json
 from siam_bids.support.json_kinds import misfit
@@ -97,9 +98,22 @@ class ScanResult:
 
     @property
     def partners(self) -> tuple[str, ...]:
-        """The scans, itself among them, that it shares a prior with over visits; else none."""
-        inputs = entry(self.about, COMBINED).get("Inputs", ())
-        return tuple(sorted(inputs)) if self.combined in OVER_VISITS else ()
+        """What two sessions must have in common for their volumes to be comparable.
+
+        Of a combined scan, and of a consensus: the scans of its session, without its label; and
+        with their checksums those of all sessions that share a prior. Without those that failed.
+        """
+        inputs = entry(self.about, COMBINED).get("Inputs")
+        if self.combined == NOT_COMBINED or not isinstance(inputs, Mapping):
+            return ()
+        failed = entry(self.about, COMBINED_AS).get("Without", ())
+        used = [path for path in inputs if path not in failed]
+        voted = [str(source).removeprefix("bids:raw:") for source in self.about["Sources"]]
+        here = voted if self.names.identity.suffix == CONSENSUS else used
+        session = f"_ses-{self.names.identity.session}_"
+        own = [name.replace(session, "_") for path in here if session in (name := Path(path).name)]
+        over = [f"{path} {inputs[path]}" for path in used] if self.combined in OVER_VISITS else []
+        return (*sorted(own), *sorted(over))
 
     @property
     def noise(self) -> str:

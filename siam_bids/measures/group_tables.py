@@ -323,8 +323,8 @@ def changes(
     noise
         Which noise holds for each scan, see `change_noise.noise_kind`.
     partners
-        Scans that each scan shares a prior with over visits. Two scans are comparable if they have
-        the same ones.
+        What each scan was combined with, see `ScanResult.partners`. Two scans are comparable if
+        they have the same.
 
     Returns
     -------
