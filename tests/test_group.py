@@ -188,6 +188,33 @@ def test_pages_and_tables_order_sessions_by_time_else_by_label(study, tmp_path, 
     ]
 
 
+@pytest.mark.parametrize("column", ["age", "acq_time"])
+@pytest.mark.parametrize("level", ["participant", "group"])
+def test_labels_in_natural_order_decide_where_a_time_is_missing(
+    study, tmp_path, caplog, level, column
+):
+    raw, out = study(tmp_path, people=2, odd="", sessions=("2", "10", "3"))
+    (raw / "participants.tsv").write_text("participant_id\nsub-01\nsub-02\n")
+    times = ("33", "31") if column == "age" else ("2003-01-01", "2001-01-01")
+    (raw / "sub-01" / "sub-01_sessions.tsv").write_text(
+        f"session_id\t{column}\nses-2\tn/a\nses-3\t{times[0]}\nses-10\t{times[1]}\n"
+    )
+    if level == "participant":
+        write_subject_page(out, "01", "siam-bids", raw)
+    else:
+        run_group(RunConfig(bids_dir=raw, output_dir=out, level="group"))
+        changes = pd.read_csv(out / "group_changes.tsv", sep="\t").query("tissue == 'GM'")
+        own = changes.loc[changes["participant_id"] == "sub-01"]
+        assert own["session_from"].unique().tolist() == ["ses-2"]
+        assert own["years"].isna().all()
+        assert [*own["session_to"]] == ["ses-3", "ses-10"]
+    page = (out / "sub-01.html").read_text()
+    order = re.findall(r'<section class="scan" id="sub-01_(ses-[0-9]+)_T1w"', page)
+    assert order == ["ses-2", "ses-3", "ses-10"]
+    (said,) = (message for message in caplog.messages if "ordered by label" in message)
+    assert said.endswith("known for some of them only: sub-01. Complete scans.tsv or sessions.tsv.")
+
+
 def test_ratings_are_joined_and_go_back_to_the_page(config):
     path = config.output_dir / "group_ratings.tsv"
     path.write_text("scan\trating\tnote\nsub-02_T1w\tfail\tmoved a lot\nsub-03_T1w\tpass\tn/a\n")

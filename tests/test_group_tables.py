@@ -23,6 +23,7 @@ from siam_bids.measures.group_tables import changes, head_size_adjusted
 from siam_bids.measures.inclusion import Exclusion, exclusions, protocols
 from siam_bids.measures.outliers import check_columns, find_outliers
 from siam_bids.measures.regression import fit_tissues
+from siam_bids.measures.session_times import session_times
 from siam_bids.pipelines.group import run_group
 from siam_bids.support.atomic_files import together
 from siam_bids.support.tsv import read_rows
@@ -344,7 +345,10 @@ def test_changes_per_year_recover_rates_that_were_put_in():
                 }
             )  # fmt: skip
     rows[1]["excluded_because"] = "rating = fail"
-    found = changes(pd.DataFrame(rows).sample(frac=1, random_state=1), ["GM"])
+    wide = pd.DataFrame(rows).sample(frac=1, random_state=1, ignore_index=True)
+    visits = [*zip(wide["participant_id"], wide["session_id"], strict=True)]
+    times = session_times(visits, wide["acq_time"].tolist(), ["50"] * len(wide))
+    found = changes(wide, ["GM"], times)
     assert len(found) == 40
     people = found["participant_id"]
     np.testing.assert_allclose(found["change_mL_per_year"], people.map(rates), rtol=1e-5)

@@ -10,6 +10,7 @@ from pathlib import Path
 from siam_bids.bids.scan import ENTITIES, BidsName
 from siam_bids.errors import DatasetError
 from siam_bids.image.labels import name_in_files
+from siam_bids.support.tsv import natural
 
 FIGURES = {
     "mosaic": "png",
@@ -181,7 +182,8 @@ def undeclared_results(root: Path, subject: str = "*") -> Iterator[tuple[str, Pa
 
 
 def _declared(root: Path, subject: str) -> Iterator[tuple[Path, ScanNames | None]]:
-    for path in sorted(root.glob(f"sub-{subject}/**/anat/*_seg-siam_desc-*_dseg.json")):
+    found = root.glob(f"sub-{subject}/**/anat/*_seg-siam_desc-*_dseg.json")
+    for path in sorted(found, key=lambda path: [*map(natural, path.parts)]):
         names = _names_of(root, path)
         yield path, names if names and sidecar(names.segmentation) == path else None
 

@@ -22,6 +22,7 @@ from siam_bids.measures.harmonization import HARMONIZED, NO_EFFECTS
 from siam_bids.measures.inclusion import SHARED
 from siam_bids.measures.outliers import LIMIT as OUTLIER_LIMIT
 from siam_bids.measures.regression import Statistics
+from siam_bids.measures.session_times import as_times, session_order
 from siam_bids.measures.volumes import (
     COMBINED,
     COMBINED_DICTIONARY,
@@ -30,7 +31,7 @@ from siam_bids.measures.volumes import (
     SIDE_COLUMNS,
     SIDES_DICTIONARY,
 )
-from siam_bids.support.tsv import as_numbers_or_words, some
+from siam_bids.support.tsv import as_numbers_or_words, natural, some
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +181,8 @@ class GroupTables:
         What --harmonize took away, empty without.
     excluded
         Scans that do not count, and why.
+    years
+        When the session of each scan was; NaN if that is not known.
     """
 
     tidy: pd.DataFrame
@@ -197,6 +200,7 @@ class GroupTables:
     unusable: tuple[str, ...] = ()
     site_effects: pd.DataFrame = field(default_factory=lambda: NO_EFFECTS)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    years: Mapping[str, float] = field(default_factory=dict)
 
 
 def reserved(tissues: Collection[str]) -> set[str]:
@@ -310,16 +314,19 @@ def wide_volumes(tidy: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:
 def changes(
     wide: pd.DataFrame,
     tissues: Sequence[str],
+    times: pd.DataFrame,
     noise: Mapping[str, str] | None = None,
     partners: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """Compare each later session of a participant with the first one, scan by like scan.
 
-    Sessions are ordered by `acq_time`, else by `age`, else by label; scans are alike if all of
-    their name but the session agrees.
+    Sessions are ordered by time, else by label; scans are alike if all of their name but the
+    session agrees.
 
     Parameters
     ----------
+    times
+        Of the rows of `wide`, see `session_times`.
     noise
         Which noise holds for each scan, see `change_noise.noise_kind`.
     partners
@@ -337,10 +344,15 @@ def changes(
         "volume_from_mL", "volume_to_mL", "change_mL", "change_percent", "change_mL_per_year",
         "change_percent_per_year", "noise_percent", "noise_percent_per_year", "within_noise",
     ]  # fmt: skip
-    later = wide.loc[wide["session_id"].notna()].copy()
-    later["_when"] = scan_years(wide)
+    later = wide.assign(_when=times["years"]).loc[wide["session_id"].notna()]
     later["_alike"] = later["scan"].str.replace(r"_ses-[A-Za-z0-9]+", "", regex=True)
-    later = later.sort_values(["_alike", "_when", "session_id"], kind="stable")
+    keys = [
+        (natural(alike), session_order(when, session))
+        for alike, when, session in zip(
+            later["_alike"], later["_when"], later["session_id"], strict=True
+        )
+    ]
+    later = later.iloc[sorted(range(len(keys)), key=keys.__getitem__)]
     first = later.drop_duplicates("_alike").set_index("_alike")
     later = later.loc[later["_alike"].duplicated()]
     if later.empty:
@@ -394,8 +406,7 @@ def changes(
                 }
             )
         )
-    table = pd.concat(tables, ignore_index=True)[columns]
-    return table.sort_values(["scan"], kind="stable", ignore_index=True)
+    return pd.concat(tables)[columns].sort_index(kind="stable").reset_index(drop=True)
 
 
 def mixed_protocols(wide: pd.DataFrame) -> list[str]:
@@ -412,28 +423,6 @@ def mixed_protocols(wide: pd.DataFrame) -> list[str]:
         for protocol, own in counts.items()
         if len(own) > 1
     ]
-
-
-def scan_years(scans: pd.DataFrame) -> pd.Series[float]:
-    """Return when each scan of a session was made, in years; NaN if that is not known.
-
-    By `acq_time` where all sessions of a person have it, else by `age`.
-    """
-    table = scans.loc[scans["session_id"].notna()]
-    missing = pd.Series(np.nan, index=table.index)
-    date, age = missing, missing
-    if "acq_time" in table:
-        # Differences only: BIDS shifts dates to before 1925 for privacy.
-        since = _times(table["acq_time"]) - pd.Timestamp("1900-01-01", tz="UTC")
-        date = since.dt.total_seconds() / 31557600.0
-    if "age" in table:
-        age = pd.to_numeric(table["age"], errors="coerce")
-    dated = date.groupby(table["participant_id"]).transform(lambda own: own.notna().all())
-    return date.where(dated.astype(bool), age).reindex(scans.index)
-
-
-def _times(cells: pd.Series[str]) -> pd.Series[pd.Timestamp]:
-    return pd.to_datetime(cells, errors="coerce", format="ISO8601", utc=True)
 
 
 def dictionary(
@@ -515,7 +504,7 @@ def join_covariates(
 def _covariate(name: str, cells: Sequence[str | None], scans: Sequence[str]) -> pd.Series[Any]:
     if name == "acq_time":
         times: pd.Series[Any] = pd.Series(cells, dtype="str")
-        odd = times.notna() & _times(times).isna()
+        odd = times.notna() & as_times(times).isna()
         if odd.any():
             named = [f"{times[place]} of {scans[place]}" for place in odd.index[odd]]
             logger.warning("acq_time: values that are not times are left out: %s.", some(named, 5))

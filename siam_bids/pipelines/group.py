@@ -47,7 +47,6 @@ from siam_bids.measures.group_tables import (
     join_covariates,
     mixed_protocols,
     reserved,
-    scan_years,
     tidy_volumes,
     wide_volumes,
 )
@@ -61,6 +60,7 @@ from siam_bids.measures.outliers import check_columns, find_outliers
 from siam_bids.measures.quality import dictionary as quality_dictionary, judge, metrics
 from siam_bids.measures.ratings import combined, rating_files, read_ratings
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
+from siam_bids.measures.session_times import session_times
 from siam_bids.measures.volumes import (
     COMBINED as COMBINED_COLUMN,
     INTRACRANIAL,
@@ -187,8 +187,7 @@ def run_group(config: RunConfig) -> GroupSummary:
         logger.info("To show the group on the subject pages, run: participant --reports-only")
     pages: dict[str, str] = {}
     reference = read_reference(root)
-    years = dict(zip(group.wide["scan"], scan_years(group.wide), strict=True))
-    write = partial(write_subject_page, reference=reference, years=years)
+    write = partial(write_subject_page, reference=reference, years=group.years)
     for subject in paged:
         own = (root, subject, config.command, config.bids_dir)
         pages |= write_page(f"sub-{subject}.html", write, *own)
@@ -272,6 +271,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         described = described.merge(combined(ratings), on="scan", how="left")
     joined = _with_covariates(described, results, quality, config)
     covariates = tuple(str(name) for name in joined if name not in described)
+    times = _times(results, joined)
     protocol = protocols(joined, config.group_by)
     for table in (joined, quality):
         table.insert(list(table).index("contrast") + 1, PROTOCOL, protocol)
@@ -306,6 +306,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         changes=changes(
             wide,
             tissues,
+            times,
             {result.names.name: result.noise for result in results},
             {result.names.name: result.partners for result in results},
         ),
@@ -321,7 +322,17 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         unusable=tuple(unusable),
         scanners=tuple(name for name in SCANNER if name in quality),
         excluded=excluded,
+        years=dict(zip(joined["scan"], times["years"], strict=True)),
     )
+
+
+def _times(results: Sequence[ScanResult], joined: pd.DataFrame) -> pd.DataFrame:
+    """Return when the session of each scan was."""
+    dates, ages = (
+        ["" if pd.isna(cell) else str(cell) for cell in joined.get(name, [""] * len(joined))]
+        for name in ("acq_time", "age")
+    )
+    return session_times([result.names.identity.visit for result in results], dates, ages)
 
 
 def _site_column(table: pd.DataFrame, config: RunConfig) -> str:

@@ -40,6 +40,7 @@ from siam_bids.reports.build import (
 from siam_bids.reports.content import GroupReport
 from siam_bids.reports.render import render_group
 from siam_bids.support.atomic_files import Batch
+from siam_bids.support.tsv import natural
 
 EMBED_LIMIT = 16_000_000
 """Bytes of thumbnails up to which the group page embeds them; otherwise it links to files."""
@@ -331,7 +332,7 @@ def _protocols(wide: pd.DataFrame) -> Iterable[dict[str, Any]]:
             "scans": len(own),
             "included": int(included[protocol]),
             "visits": own.nunique(),
-            "lacking": sorted(everyone - set(own)),
+            "lacking": sorted(everyone - set(own), key=natural),
         }
 
 

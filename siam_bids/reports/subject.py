@@ -8,8 +8,6 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from siam_bids.bids.covariates import acquisition_times, read_sessions
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames
@@ -18,8 +16,8 @@ from siam_bids.bids.results import ScanResult, read_results
 from siam_bids.bids.status import COMBINED, COMBINED_AS, failed_scans
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.change_noise import BAND, noise_between
-from siam_bids.measures.group_tables import scan_years
 from siam_bids.measures.quality import judge, metrics
+from siam_bids.measures.session_times import session_order, session_times
 from siam_bids.measures.volumes import INTRACRANIAL
 from siam_bids.reports.build import (
     REFERENCE,
@@ -43,7 +41,7 @@ from siam_bids.reports.render import render_subject
 from siam_bids.reports.visits import Aligned, disagreements_of, visits_of
 from siam_bids.support.atomic_files import read_json, write_text
 from siam_bids.support.json_kinds import misfit
-from siam_bids.support.tsv import as_number
+from siam_bids.support.tsv import natural
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -70,7 +68,7 @@ def write_subject_page(
     reference
         Of all scans, if it was read already.
     years
-        When scans were made, see `group_tables.scan_years`; read from the subject's scans.tsv and
+        When scans were made, see `GroupTables.years`; read from the subject's scans.tsv and
         sessions.tsv in `bids_dir` if None.
     """
     found = read_results(root, subject)
@@ -143,30 +141,27 @@ def _years(bids_dir: Path, results: Sequence[ScanResult]) -> dict[str, float]:
         return {}
     sessions = read_sessions(bids_dir, visits)
     times = acquisition_times(bids_dir, [result.source for result in results])
-    rows = [
-        {
-            "scan": result.names.name,
-            "participant_id": visit[0],
-            "session_id": visit[1] or None,
-            "acq_time": times.get(result.source, sessions.get(visit, {}).get("acq_time")),
-            "age": as_number(sessions.get(visit, {}).get("age", "")),
-        }
-        for result, visit in zip(results, visits, strict=True)
+    own = [sessions.get(visit, {}) for visit in visits]
+    dates = [
+        times.get(result.source, row.get("acq_time"))
+        for result, row in zip(results, own, strict=True)
     ]
-    table = pd.DataFrame(rows)
-    return dict(zip(table["scan"], scan_years(table), strict=True))
+    years = session_times(visits, dates, [row.get("age") for row in own])["years"]
+    return dict(zip([result.names.name for result in results], years, strict=True))
 
 
-def _places(
-    scans: Sequence[ScanNames], years: Mapping[str, float]
-) -> dict[str, tuple[float, str, str]]:
-    """Return by what to order scans: the time of the session's first scan, its label, the name."""
-    first: dict[str, float] = {}
-    for names in scans:
-        session, when = names.identity.session, years.get(names.name, math.nan)
-        first[session] = min(first.get(session, math.inf), math.inf if math.isnan(when) else when)
+def _places(scans: Sequence[ScanNames], years: Mapping[str, float]) -> dict[str, tuple[Any, ...]]:
+    """Return by what to order scans: their session, then the name."""
+    first = {
+        names.identity.session: when
+        for names in scans
+        if not math.isnan(when := years.get(names.name, math.nan))
+    }
     return {
-        names.name: (first[names.identity.session], names.identity.session, names.name)
+        names.name: (
+            session_order(first.get(names.identity.session, math.nan), names.identity.session),
+            natural(names.name),
+        )
         for names in scans
     }
 

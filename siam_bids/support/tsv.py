@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from siam_bids.support.input_files import LARGEST_TEXT, read_text
 
@@ -161,6 +162,12 @@ def as_number(text: str) -> float:
 def _some(cells: dict[int, str], rows: Sequence[str], most: int = 5) -> str:
     """List the first few cells and their rows."""
     return some([f"{cell} of {rows[place]}" for place, cell in cells.items()], most)
+
+
+def natural(text: str) -> tuple[Any, ...]:
+    """Return by what to order text, digits as numbers: `ses-2` comes before `ses-10`."""
+    parts = re.split(r"(\d+)", text)
+    return tuple(int(part) if place % 2 else part for place, part in enumerate(parts)), text
 
 
 def number_of(number: int, what: str) -> str:
