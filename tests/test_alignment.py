@@ -73,7 +73,7 @@ def test_alignment_is_the_same_each_time():
 def test_another_persons_head_is_refused():
     found = align(brain(rigid((3, 2, 1), (4, 0, 0)), person=1), brain(person=2))
     assert found.likeness < 0.5
-    assert found.refusal.startswith("their tissues correlate by 0.")
+    assert found.refusal.startswith("its tissues correlate only 0.")
 
 
 def test_scans_that_share_hardly_any_brain_are_refused():

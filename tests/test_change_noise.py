@@ -122,13 +122,11 @@ def test_pages_give_the_noise_of_medians_and_grey_what_is_within(visits, caplog)
         run_group(replace(visits, group_by=("contrast", "combined")))
     assert "different --combine" not in caplog.text
     run_group(visits)
-    said = (
-        "T1w has scans with different --combine: 17 none, 3 sessions. Do not compare their volumes"
-    )
+    said = "T1w has scans with different --combine: 17 none, 3 sessions. Their volumes"
     assert said in caplog.text
     page = (visits.output_dir / "group.html").read_text()
     assert said in page
-    assert "was not measured for these scans" in page  # not for all pairs
+    assert "Measurement noise was not measured for these scans." in page  # not for all pairs
     assert "not measured</td>" not in page
     (visits.output_dir / "sub-03").rename(visits.output_dir.parent / "away")
     caplog.clear()
@@ -146,7 +144,7 @@ def test_pages_give_the_noise_of_medians_and_grey_what_is_within(visits, caplog)
     assert "≈ marks differences within it" in subject
     first = (visits.output_dir / "sub-01.html").read_text()
     assert "± 0.2 %" in first
-    assert "<dt>Combined</dt><dd>with sessions</dd>" in first
+    assert "<dt>Combined</dt><dd>with the same scans of other sessions</dd>" in first
     combined = "Scans of one kind from different sessions of a participant were aligned rigidly"
     assert [combined in each for each in (first, page, subject)] == [True, True, False]
     assert "weighted voting" not in page

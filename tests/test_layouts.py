@@ -111,7 +111,10 @@ def test_a_plan_has_the_consensus_of_each_session_and_what_it_needs(
     (out / "sub-1/ses-a/anat" / gone).unlink()
     steps, said = planned()
     assert said["sub-1_ses-a_consensus"] == ("combine", f"{gone} is missing")
-    assert said["sub-1_ses-b_T1w"] == ("done", "needed for the scans that it is combined with")
+    assert said["sub-1_ses-b_T1w"] == (
+        "done",
+        "its networks run again for the scans combined with it",
+    )
     assert steps["sub-1_ses-b_T1w"].cost.seconds > 0
 
 

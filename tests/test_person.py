@@ -274,7 +274,7 @@ def test_a_scan_of_another_head_does_not_discredit_the_others(monkeypatch):
     together = align_scans(scans)
     assert together.likeness == (0.89, 0.89, 0.58)
     assert together.refusals[:2] == ("", "")
-    assert together.refusals[2].startswith("their tissues correlate by 0.58")
+    assert together.refusals[2].startswith("its tissues correlate only 0.58 with")
 
 
 def test_labels_of_a_session_vote_and_a_lesion_counts_twice():
@@ -330,10 +330,13 @@ def test_the_reason_names_the_scan_that_a_combination_gained_lost_or_found_chang
 
     more = inputs | {"sub-1/anat/sub-1_FLAIR.nii.gz": "c"}
     assert why(inputs, inputs) == ""
-    assert why(inputs, more) == "sub-1_FLAIR.nii.gz was added to the combined scans"
-    assert why(more, inputs) == "sub-1_FLAIR.nii.gz was removed from the combined scans"
+    assert why(inputs, more) == "it is now combined with sub-1_FLAIR.nii.gz too"
+    assert why(more, inputs) == "it is no longer combined with sub-1_FLAIR.nii.gz"
     other = inputs | {"sub-1/anat/sub-1_T2w.nii.gz": "x"}
-    assert why(inputs, other) == "sub-1_T2w.nii.gz changed in the combined scans"
+    assert why(inputs, other) == "sub-1_T2w.nii.gz, combined with it, changed"
+    own = {"InputSHA256": "x", "Combined": {"By": "all", "Inputs": inputs}}
+    now = {"Combined": {"By": "all", "Inputs": inputs | {"sub-1/anat/sub-1_T1w.nii.gz": "a2"}}}
+    assert to_do(names, about | own, about | now, []) == "the input changed"
     known, made = (
         {"Combined": {"By": "all", "Inputs": inputs} | version} for version in ({}, {"Method": 2})
     )
@@ -355,7 +358,7 @@ def test_the_reason_for_another_choice_of_combine_is_that_choice(tmp_path):
     two, three = dict.fromkeys("ab", "1"), dict.fromkeys("abc", "1")
     assert why([("all", three), ("contrasts", two)]) == "--combine was all"
     assert why([("sessions", two), ("all", two)]) == "--combine was sessions"
-    assert why([({}, two), ("all", two)]) == "the scans that it is combined with changed"
+    assert why([({}, two), ("all", two)]) == "the scans it is combined with changed"
 
 
 @pytest.mark.parametrize("found", [True, False], ids=["brain", "no brain"])
@@ -473,11 +476,11 @@ def test_scans_of_a_person_are_combined_and_a_new_visit_makes_only_that_person_a
         last = run_participant(config)
     assert "sub-2_T1w" in last.skipped
     assert len(last.done) == 5
-    why = "sub-1_ses-a_T1w: sub-1_ses-c_T1w.nii.gz was added to the combined scans"
+    why = "sub-1_ses-a_T1w: it is now combined with sub-1_ses-c_T1w.nii.gz too"
     assert why in caplog.text
     alone = run_participant(run_config(bids, out, tiny_model))
     assert len(alone.done) == 4
-    assert "sub-1_ses-a_consensus is left of a run with another --combine" in caplog.text
+    assert "sub-1_ses-a_consensus is left over from a run with another --combine" in caplog.text
     assert not transform.exists()
 
 

@@ -98,6 +98,10 @@ DAMAGES = {
         lambda n: n.volumes.write_text(n.volumes.read_text() + "18\tBone\t1\t1.0\n"),
         "holds Bone, no such label",
     ),
+    "a row without a name": (
+        lambda n: n.volumes.write_text(n.volumes.read_text() + "18\t\t1\t1.0\n"),
+        "has a row without a label name",
+    ),
     "volumes in a folder": (lambda n: instead(n.volumes, Path.mkdir), "is a folder, not a file"),
     "header of quality": (
         lambda n: n.quality.write_text(n.quality.read_text().splitlines()[0] + "\n"),

@@ -266,7 +266,8 @@ def _volumes(path: Path, labels: LabelTable) -> Iterable[dict[str, Any]]:
         raise ValueError(f"{path.name} has no row for {missing[0]}")
     for name, row in rows.items():
         if row.get("index") != wanted.get(name):
-            raise ValueError(f"{path.name} holds {name or 'a row without name'}, no such label")
+            why = f"holds {name}, no such label" if name else "has a row without a label name"
+            raise ValueError(f"{path.name} {why}")
         yield {
             "index": None if row["index"] == "n/a" else int(row["index"]),
             "name": name,

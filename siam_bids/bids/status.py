@@ -49,7 +49,7 @@ IDENTITY = {
     "InputSHA256": "the input changed",
     "Model": "it was made with another model",
     "Options": "the options changed",
-    COMBINED: "the scans that it is combined with changed",
+    COMBINED: "the scans it is combined with changed",
     "ResultsVersion": "it was made by a version of siam-bids whose results differ",
 }
 """Sidecar entries that must be unchanged for a result to count as done, and what a change means.
@@ -94,10 +94,15 @@ def to_do(
     """
     if not known:
         return "not segmented yet"
-    changes = [
-        _combined_anew(known.get(key), provenance.get(key)) if key == COMBINED else why
-        for key, why in IDENTITY.items()
+    changed = [
+        key
+        for key in IDENTITY
         if _without_words(known.get(key)) != _without_words(provenance.get(key))
+    ]
+    changes = [
+        _combined_anew(known.get(key), provenance.get(key)) if key == COMBINED else IDENTITY[key]
+        for key in changed
+        if key != COMBINED or "InputSHA256" not in changed  # is among those combined
     ]
     if not changes:
         gone = [path.name for path in outputs if not path.is_file()]
@@ -119,12 +124,12 @@ def _combined_anew(before: Any, now: Any) -> str:
     if not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return IDENTITY[COMBINED]
     for names, what in (
-        ([name for name in new if name not in old], "was added to"),
-        ([name for name in old if name not in new], "was removed from"),
-        ([name for name in new if old.get(name) != new[name]], "changed in"),
+        ([name for name in new if name not in old], "it is now combined with {} too"),
+        ([name for name in old if name not in new], "it is no longer combined with {}"),
+        ([name for name in new if old.get(name) != new[name]], "{}, combined with it, changed"),
     ):
         if names:
-            return f"{PurePosixPath(names[0]).name} {what} the combined scans"
+            return what.format(PurePosixPath(names[0]).name)
     same = choices[0] == choices[1]
     return _OTHER_METHOD if same else IDENTITY[COMBINED]
 

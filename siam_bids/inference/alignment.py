@@ -106,7 +106,10 @@ class Alignment:
     def refusal(self) -> str:
         """Why this cannot be the same head in two scans; empty if it can."""
         if not self.likeness >= LEAST_LIKENESS:
-            return f"their tissues correlate by {self.likeness:.2f} only"
+            return (
+                f"its tissues correlate only {self.likeness:.2f} with those of the other scans "
+                f"({LEAST_LIKENESS:g} is needed)"
+            )
         if not self.inconsistency <= LARGEST_INCONSISTENCY:
             return f"the alignments of both directions differ by {self.inconsistency:.1f} mm"
         return ""

@@ -121,7 +121,7 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "noise_percent_per_year": {"Description": "noise_percent divided by years.", "Units": "%/year"},
     "within_noise": {
         "Description": f"Whether the change is within {BAND} noise_percent of none, as 95 % of the "
-        "changes without change are. A larger change need not be real.",
+        "differences between scans of an unchanged head are. A larger change need not be real.",
         "Levels": {"yes": "it cannot be distinguished from no change", "no": "it is larger"},
     },
     "contrast": {"Description": "BIDS suffix of the source image: T1w, FLAIR, ..."},
@@ -419,7 +419,7 @@ def mixed_protocols(wide: pd.DataFrame) -> list[str]:
     return [
         f"{protocol!s} has scans with different --combine: "
         + ", ".join(f"{number} {kind!s}" for kind, number in own.items())
-        + ". Do not compare their volumes, or compare them apart with --group-by contrast combined."
+        + ". Their volumes are not comparable; --group-by contrast combined separates them."
         for protocol, own in counts.items()
         if len(own) > 1
     ]

@@ -153,7 +153,7 @@ def _step(prospect: Prospect, cost: Callable[[Grid], Cost]) -> Step:
     return Step(
         path=path,
         action="segment" if prospect.why else "done",
-        why=prospect.why or "needed for the scans that it is combined with",
+        why=prospect.why or "its networks run again for the scans combined with it",
         cost=cost(prospect.grid),
     )
 

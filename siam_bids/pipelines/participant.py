@@ -404,8 +404,8 @@ class _ScanLoop:
             session = names.identity.session
             if names.identity.suffix == CONSENSUS and session in seen - made:
                 logger.warning(
-                    "%s is left of a run with another --combine or other scans: delete its files "
-                    "if tables and pages are not to show it.",
+                    "%s is left over from a run with another --combine or other scans: delete its "
+                    "files if tables and pages are not to show it.",
                     names.name,
                 )
 
@@ -560,7 +560,7 @@ def read_scan(checklist: Checklist, scan: Scan, *, again: bool = False) -> Task 
         if not why and not again:
             return None
         volume = load_volume(scan.path, index=checklist.config.inference.volume)
-    logger.info("%s: %s", scan.name, why or "needed for the scans that it is combined with")
+    logger.info("%s: %s", scan.name, why or "its networks run again for the scans combined with it")
     return Task(
         done=not why,
         scan=scan,

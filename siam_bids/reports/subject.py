@@ -13,7 +13,7 @@ from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames
 from siam_bids.bids.records import read_record
 from siam_bids.bids.results import ScanResult, read_results
-from siam_bids.bids.status import COMBINED, COMBINED_AS, failed_scans
+from siam_bids.bids.status import COMBINED, COMBINED_AS, combined_by, failed_scans
 from siam_bids.image.labels import INTRACRANIAL as INTRACRANIAL_ROLES, LabelTable
 from siam_bids.measures.change_noise import BAND, noise_between
 from siam_bids.measures.quality import judge, metrics
@@ -44,6 +44,13 @@ from siam_bids.support.json_kinds import misfit
 from siam_bids.support.tsv import natural
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
+
+_PARTNERS = {
+    "contrasts": "with the scans of its session",
+    "sessions": "with the same scans of other sessions",
+    "all": "with all scans of the participant",
+}
+"""What each choice of `--combine` combines a scan with."""
 
 
 Reference = Mapping[str, Mapping[str, Spread]]
@@ -306,7 +313,7 @@ def scan_facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tu
         yield "Pose", f"rotated by {turned:g} degrees, {size:g} times the average size"
     if COMBINED in about:
         alone = about.get(COMBINED_AS, {}).get("Alone")
-        yield "Combined", f"no: {alone}" if alone else f"with {about[COMBINED]['By']}"
+        yield "Combined", f"no: {alone}" if alone else _PARTNERS[combined_by(about)]
     yield "Model", f"{model['Title']} {model['Version']}"
     yield "Model SHA-256", model["SHA256"]
     yield "Input SHA-256", about["InputSHA256"]
