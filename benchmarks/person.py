@@ -80,7 +80,8 @@ def main() -> None:
         kept = pd.concat([kept, pd.DataFrame(rows)])
         kept.to_csv(arguments.out, sep="\t", index=False, float_format="%.5g")
     print(summary(kept))
-    print("\nHeld-out heads:\n" + summary(kept[kept["map"].isin(HELD_OUT)]))
+    if not (own := kept[kept["map"].isin(HELD_OUT)]).empty:
+        print("\nHeld-out heads:\n" + summary(own))
     if arguments.noise:
         noise(kept).round(2).to_csv(resource("data", "change_noise.tsv"), sep="\t")
 
