@@ -16,6 +16,7 @@ from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.results import ScanResult, read_results
 from siam_bids.bids.scan import BidsName, Scan
 from siam_bids.bids.status import combined_by, to_do
+from siam_bids.config import Query
 from siam_bids.image.grid import Crop, Grid, Reorientation, Segmentation, Volume
 from siam_bids.image.labels import siam_labels
 from siam_bids.image.transforms import move
@@ -36,7 +37,7 @@ from siam_bids.inference.resampling import Logits
 from siam_bids.pipelines.group import old_consensus
 from siam_bids.pipelines.participant import run_participant
 from siam_bids.pipelines.person import Kept, Person
-from siam_bids.pipelines.todo import Checklist, combinations, unfinished
+from siam_bids.pipelines.todo import Checklist, combinations, prepare, unfinished
 from siam_bids.reports.build import origin_of
 from siam_bids.support.atomic_files import read_json, write_json
 
@@ -317,6 +318,29 @@ def test_which_scans_are_combined(by, groups):
     assert found == groups
 
 
+@pytest.mark.parametrize(
+    ("by", "query", "said"),
+    [
+        ("sessions", {"sessions": ("a",)}, "sub-1: its other sessions are not selected"),
+        ("contrasts", {"suffixes": ("T1w",)}, "sub-1, sub-3: their other scans are not selected"),
+        ("all", {"sessions": ("b",)}, "sub-1: its other scans are not selected"),
+        ("contrasts", {"sessions": ("b",)}, ""),
+        ("all", {"suffixes": ("T1w",), "participants": ("1",)}, ""),
+        ("all", {"participants": ("2",)}, ""),
+        ("none", {"sessions": ("a",)}, ""),
+    ],
+)
+def test_a_selection_that_leaves_nothing_to_combine_is_named(
+    tmp_path, tiny_model, caplog, by, query, said
+):
+    names = ["1_ses-a_FLAIR", "1_ses-a_T1w", "1_ses-b_T1w", "2_T1w", "2_angio", "3_T1w", "3_T2w"]
+    write_names(tmp_path / "bids", *(f"sub-{name}" for name in names))
+    (tmp_path / "bids/sub-2/anat/sub-2_T2w.mgz").touch()
+    config = run_config(tmp_path / "bids", tmp_path / "out", tiny_model, combine=by)
+    prepare(replace(config, query=Query(**query)))
+    assert caplog.messages == ([f"{said}, so nothing is combined."] if said else [])
+
+
 def test_the_reason_names_the_scan_that_a_combination_gained_lost_or_found_changed(tmp_path):
     names = ScanNames(tmp_path, BidsName.parse("sub-1_T1w"))
     names.anat.mkdir(parents=True)
@@ -415,6 +439,15 @@ def two_people(root, head):
         write_named(root, name, head)
     describe(root)
     return root
+
+
+def write_names(root, *names):
+    """A dataset of empty files: only names count."""
+    for name in names:
+        path = root.joinpath(*name.split("_")[:-1], "anat", f"{name}.nii.gz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    describe(root)
 
 
 def write_named(root, name, head):

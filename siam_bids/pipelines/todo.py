@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ from siam_bids.bids.names import FIGURES, ScanNames, sidecar
 from siam_bids.bids.ownership import check_output_folder
 from siam_bids.bids.records import read_record
 from siam_bids.bids.results import read_result
-from siam_bids.bids.scan import CONSENSUS, CT, Scan
+from siam_bids.bids.scan import CONSENSUS, CT, EXTENSIONS, NO_ANATOMY, BidsName, Scan, stem_of
 from siam_bids.bids.status import (
     COMBINED,
     COMBINED_AS,
@@ -40,6 +42,9 @@ from siam_bids.pipelines.failures import reason_of
 from siam_bids.pipelines.person import consensus_provenance, consensus_scan
 from siam_bids.pipelines.provenance import made_from
 from siam_bids.support.atomic_files import read_json
+from siam_bids.support.tsv import some
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(config: RunConfig) -> tuple[Checklist, Selection]:
@@ -56,6 +61,13 @@ def prepare(config: RunConfig) -> tuple[Checklist, Selection]:
     cascade = Cascade.open(model, config.inference.folds)
     cascade.check(config.inference)
     config = with_tissues(config, cascade.labels)
+    if alone := alone_by_selection(found, config):
+        logger.warning(
+            "%s: %s other %s are not selected, so nothing is combined.",
+            some([f"sub-{subject}" for subject in alone], 3),
+            "its" if len(alone) == 1 else "their",
+            "sessions" if config.combine == "sessions" else "scans",
+        )
     return Checklist(config, model, cascade, tuple(found.scans)), found
 
 
@@ -391,6 +403,27 @@ def combinations(scans: Iterable[Scan], by: str) -> list[Combination]:
         }
         groups.setdefault((identity.subject, *keys[by]), []).append(scan)
     return [Combination(by, tuple(group)) for group in groups.values() if len(group) > 1]
+
+
+def alone_by_selection(found: Selection, config: RunConfig) -> list[str]:
+    """Return the participants of whom `--combine` combines nothing because the query leaves out."""
+    selected = {scan.identity: scan for scan in found.scans}
+    everyone = [*found.scans]
+    for place in filter(lambda name: name.endswith(EXTENSIONS), found.skipped):
+        path = Path(place)
+        with suppress(DatasetError):  # no name of an image
+            identity = BidsName.parse(stem_of(path))
+            known = identity.suffix in {*DEFAULT_SUFFIXES, *config.query.suffixes}
+            if known and identity.labels.get("part") not in NO_ANATOMY and identity not in selected:
+                everyone.append(Scan(path=path, relative=place, identity=identity))
+    now = {each.scans[0].identity.subject for each in combinations(found.scans, config.combine)}
+    could = {
+        scan.identity.subject
+        for each in combinations(everyone, config.combine)
+        for scan in each.scans
+        if scan.identity in selected
+    }
+    return sorted(could - now)
 
 
 def output_names(root: Path, scan: Scan) -> ScanNames:
