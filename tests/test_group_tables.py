@@ -196,6 +196,11 @@ class TestExclusion:
         with pytest.raises(UsageError, match=re.escape(message)):
             exclusions(self.TABLE, [rule])
 
+    def test_without_ratings_a_rule_on_them_says_where_they_are_looked_for(self):
+        said = "--exclude rating = fail: no ratings were found. Put the group_ratings*.tsv that"
+        with pytest.raises(UsageError, match=re.escape(said)):
+            exclusions(self.TABLE.drop(columns="rating"), ["age<18", "rating=fail"])
+
     def test_an_unknown_column_names_the_closest_and_how_many_there_are(self):
         columns = [f"{tissue}_{side}_mL" for tissue in ("GM", "WM", "Thal", "Put", "Caud")
                    for side in ("left", "right", "mean")]  # fmt: skip

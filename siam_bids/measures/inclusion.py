@@ -113,6 +113,12 @@ def exclusions(table: pd.DataFrame, rules: Sequence[str]) -> dict[str, str]:
         A rule cannot be read or names no column, or no scan is left.
     """
     parsed = [Exclusion.parse(rule) for rule in rules]
+    if "rating" not in table and (rated := [r for r in parsed if r.column == "rating"]):
+        raise UsageError(
+            f"--exclude {rated[0]}: no ratings were found.",
+            "Put the group_ratings*.tsv that the group page exports into the output folder, or "
+            "name files of ratings with --ratings.",
+        )
     check_columns(table, [rule.column for rule in parsed], "--exclude", empty=True)
     excluded: dict[str, str] = {}
     for rule in parsed:
