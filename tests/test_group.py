@@ -160,7 +160,7 @@ def test_dates_of_scans_come_before_ages(visits):
     assert read(visits, "group_changes")["years"].round(2).unique().tolist() == [2.0]
 
 
-@pytest.mark.parametrize("known", ["age", "date", "nothing"])
+@pytest.mark.parametrize("known", ["age", "participants", "date", "nothing"])
 def test_pages_and_tables_order_sessions_by_time_else_by_label(study, tmp_path, known):
     """Session `pre` is older than `post`, and later in the alphabet."""
     raw, out = study(tmp_path, people=2, odd="", sessions=("pre", "post"))
@@ -168,6 +168,11 @@ def test_pages_and_tables_order_sessions_by_time_else_by_label(study, tmp_path, 
     for path in raw.glob("sub-*/*_sessions.tsv"):
         if known != "age":
             path.unlink()
+        if known == "participants":
+            (raw / "participants.tsv").write_text(
+                "participant_id\tsession_id\tage\n"
+                + "".join(f"sub-0{n}\tses-pre\t30\nsub-0{n}\tses-post\t31\n" for n in (1, 2))
+            )
         if known == "date":
             path.write_text("session_id\tacq_time\nses-pre\t2001-01-01\nses-post\t2002-01-01\n")
     expected = ["ses-post", "ses-pre"] if known == "nothing" else ["ses-pre", "ses-post"]
@@ -186,6 +191,36 @@ def test_pages_and_tables_order_sessions_by_time_else_by_label(study, tmp_path, 
     assert changes[["session_from", "session_to"]].drop_duplicates().to_numpy().tolist() == [
         expected
     ]
+
+
+@pytest.mark.parametrize(
+    ("ages", "units", "years"),
+    [
+        (("88", "89+", "89+"), "", [None, None]),
+        (("24", "30", "36"), "months", [0.5, 1]),
+        (("36525", "36890.25", "37255.5"), "day", [1, 2]),
+        (("30", "31", "32"), "year", [1, 2]),
+        (("30", "31", "32"), "decade", [None, None]),
+    ],
+)
+@pytest.mark.parametrize("described", ["sessions.json", "sub-01/sub-01_sessions.json"])
+def test_years_follow_the_units_of_age_and_are_unknown_above_89(
+    study, tmp_path, caplog, ages, units, years, described
+):
+    """Also from the tables of an earlier run, which have 89 for 89+."""
+    raw, out = study(tmp_path, people=1, odd="", sessions=("a", "b", "c"))
+    (raw / "participants.tsv").unlink()
+    rows = "".join(f"ses-{name}\t{age}\n" for name, age in zip("abc", ages, strict=True))
+    (raw / "sub-01" / "sub-01_sessions.tsv").write_text(f"session_id\tage\n{rows}")
+    (raw / described).write_text(json.dumps({"age": {"Units": units}}))
+    for _ in range(2):
+        run_group(RunConfig(bids_dir=raw, output_dir=out, level="group"))
+        changes = pd.read_csv(out / "group_changes.tsv", sep="\t").query("tissue == 'GM'")
+        assert [*changes["session_to"]] == ["ses-b", "ses-c"]
+        assert changes["years"].fillna(-1).tolist() == pytest.approx([y or -1 for y in years])
+        assert any("(decade)" in said for said in caplog.messages) == (units == "decade")
+        caplog.clear()
+        (raw / "sub-01" / "sub-01_sessions.tsv").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("column", ["age", "acq_time"])

@@ -352,7 +352,7 @@ def test_changes_per_year_recover_rates_that_were_put_in():
     rows[1]["excluded_because"] = "rating = fail"
     wide = pd.DataFrame(rows).sample(frac=1, random_state=1, ignore_index=True)
     visits = [*zip(wide["participant_id"], wide["session_id"], strict=True)]
-    times = session_times(visits, wide["acq_time"].tolist(), ["50"] * len(wide))
+    times = session_times(visits, wide["acq_time"].tolist(), ["50"] * len(wide), [""] * len(wide))
     found = changes(wide, ["GM"], times)
     assert len(found) == 40
     people = found["participant_id"]

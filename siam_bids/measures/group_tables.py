@@ -183,6 +183,8 @@ class GroupTables:
         Scans that do not count, and why.
     years
         When the session of each scan was; NaN if that is not known.
+    age_units
+        Of `age`, empty if no table names them.
     """
 
     tidy: pd.DataFrame
@@ -201,6 +203,7 @@ class GroupTables:
     site_effects: pd.DataFrame = field(default_factory=lambda: NO_EFFECTS)
     excluded: Mapping[str, str] = field(default_factory=dict)
     years: Mapping[str, float] = field(default_factory=dict)
+    age_units: str = ""
 
 
 def reserved(tissues: Collection[str]) -> set[str]:
@@ -344,7 +347,7 @@ def changes(
         "volume_from_mL", "volume_to_mL", "change_mL", "change_percent", "change_mL_per_year",
         "change_percent_per_year", "noise_percent", "noise_percent_per_year", "within_noise",
     ]  # fmt: skip
-    later = wide.assign(_when=times["years"]).loc[wide["session_id"].notna()]
+    later = wide.assign(_when=times["years"], _exact=times["exact"]).loc[wide["session_id"].notna()]
     later["_alike"] = later["scan"].str.replace(r"_ses-[A-Za-z0-9]+", "", regex=True)
     keys = [
         (natural(alike), session_order(when, session))
@@ -360,6 +363,7 @@ def changes(
     before = first.loc[later["_alike"]].reset_index()
     later = later.reset_index(drop=True)
     years = (later["_when"] - before["_when"]).where(lambda gap: gap > 0)
+    years = years.where(later["_exact"].astype(bool) & before["_exact"].astype(bool))
     because = before["excluded_because"].fillna(later["excluded_because"])
     pairs = [*zip(before["scan"], later["scan"], strict=True)]
     kinds, shared = noise or {}, partners or {}

@@ -14,7 +14,9 @@ import pandas as pd
 
 from siam_bids.bids.covariates import (
     acquisition_times,
+    age_units,
     read_covariates,
+    read_times,
     unreadable_participants,
 )
 from siam_bids.bids.index import subjects
@@ -60,7 +62,7 @@ from siam_bids.measures.outliers import check_columns, find_outliers
 from siam_bids.measures.quality import dictionary as quality_dictionary, judge, metrics
 from siam_bids.measures.ratings import combined, rating_files, read_ratings
 from siam_bids.measures.regression import NO_STATISTICS, fit_tissues
-from siam_bids.measures.session_times import session_times
+from siam_bids.measures.session_times import session_times, top_coded
 from siam_bids.measures.volumes import (
     COMBINED as COMBINED_COLUMN,
     INTRACRANIAL,
@@ -271,7 +273,7 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         described = described.merge(combined(ratings), on="scan", how="left")
     joined = _with_covariates(described, results, quality, config)
     covariates = tuple(str(name) for name in joined if name not in described)
-    times = _times(results, joined)
+    times, units = _times(results, joined, config)
     protocol = protocols(joined, config.group_by)
     for table in (joined, quality):
         table.insert(list(table).index("contrast") + 1, PROTOCOL, protocol)
@@ -322,17 +324,30 @@ def gather(results: Sequence[ScanResult], labels: LabelTable, config: RunConfig)
         unusable=tuple(unusable),
         scanners=tuple(name for name in SCANNER if name in quality),
         excluded=excluded,
+        age_units=units,
         years=dict(zip(joined["scan"], times["years"], strict=True)),
     )
 
 
-def _times(results: Sequence[ScanResult], joined: pd.DataFrame) -> pd.DataFrame:
-    """Return when the session of each scan was."""
-    dates, ages = (
-        ["" if pd.isna(cell) else str(cell) for cell in joined.get(name, [""] * len(joined))]
-        for name in ("acq_time", "age")
-    )
-    return session_times([result.names.identity.visit for result in results], dates, ages)
+def _times(
+    results: Sequence[ScanResult], joined: pd.DataFrame, config: RunConfig
+) -> tuple[pd.DataFrame, str]:
+    """Return when the session of each scan was, by the raw dataset, else by an earlier run.
+
+    And the units of ages, empty where none are named.
+    """
+    visits = [result.names.identity.visit for result in results]
+    sources = [result.source for result in results]
+    dates, ages, units = read_times(config.bids_dir, visits, sources)
+    if not any(dates) and "acq_time" in joined:
+        dates = joined["acq_time"].fillna("").tolist()
+    if not any(ages) and "age" in joined:
+        units = [age_units(read_json(config.output_dir / f"{WIDE}.json"))] * len(joined)
+        numbers = pd.to_numeric(joined["age"], errors="coerce")
+        ages = [*map(top_coded, numbers, units)]
+    named = {unit or "year" for unit, age in zip(units, ages, strict=True) if age}
+    in_words = " or ".join(sorted(named)) if any(units) else ""
+    return session_times(visits, dates, ages, units), in_words
 
 
 def _site_column(table: pd.DataFrame, config: RunConfig) -> str:
@@ -370,6 +385,10 @@ def save(batch: Batch, group: GroupTables, labels: LabelTable, config: RunConfig
     """Write every table with its dictionary; tables that have become empty are removed."""
     root = config.output_dir
     known = read_json(root / f"{WIDE}.json") | read_json(config.bids_dir / "participants.json")
+    if group.age_units:
+        about = known.get("age")
+        told = about if isinstance(about, Mapping) else {}
+        known["age"] = {**told, "Units": group.age_units}
     names = {label.name: label.long_name for label in labels.foreground}
     names[INTRACRANIAL] = describe_total(labels)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from siam_bids.bids.covariates import acquisition_times, read_sessions
+from siam_bids.bids.covariates import read_times
 from siam_bids.bids.label_tables import read_label_table
 from siam_bids.bids.names import ScanNames
 from siam_bids.bids.records import read_record
@@ -75,8 +75,7 @@ def write_subject_page(
     reference
         Of all scans, if it was read already.
     years
-        When scans were made, see `GroupTables.years`; read from the subject's scans.tsv and
-        sessions.tsv in `bids_dir` if None.
+        When scans were made, see `GroupTables.years`; read from `bids_dir` if None.
     """
     found = read_results(root, subject)
     bad = {n.name: n for n in failed_scans(root, subject)}
@@ -142,18 +141,12 @@ def read_reference(root: Path) -> Reference:
 
 
 def _years(bids_dir: Path, results: Sequence[ScanResult]) -> dict[str, float]:
-    """Read when the scans of a subject were made from its scans.tsv and sessions.tsv."""
+    """Read when the scans of a subject were made."""
     visits = [result.names.identity.visit for result in results]
     if len({*visits}) < 2:
         return {}
-    sessions = read_sessions(bids_dir, visits)
-    times = acquisition_times(bids_dir, [result.source for result in results])
-    own = [sessions.get(visit, {}) for visit in visits]
-    dates = [
-        times.get(result.source, row.get("acq_time"))
-        for result, row in zip(results, own, strict=True)
-    ]
-    years = session_times(visits, dates, [row.get("age") for row in own])["years"]
+    dates, ages, units = read_times(bids_dir, visits, [result.source for result in results])
+    years = session_times(visits, dates, ages, units)["years"]
     return dict(zip([result.names.name for result in results], years, strict=True))
 
 
