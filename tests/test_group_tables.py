@@ -364,6 +364,23 @@ def test_changes_per_year_recover_rates_that_were_put_in():
     assert found.loc[found["included"] == "no", "scan"].tolist() == ["sub-00_ses-b_T1w"]
 
 
+def test_changes_within_30_days_are_not_extrapolated_to_a_year():
+    days = {"a": 0, "b": 0.2, "c": 29.5, "d": 30, "e": 60}
+    sessions = [f"ses-{name}" for name in days]
+    wide = pd.DataFrame({
+        "participant_id": "sub-1", "session_id": sessions, "contrast": "T1w", "protocol": "T1w",
+        "scan": [f"sub-1_{name}_T1w" for name in sessions], "included": "yes",
+        "excluded_because": None, "GM": [600.0, 601, 602, 603, 604],
+    })  # fmt: skip
+    dates = [str(pd.Timestamp("2020-01-01") + pd.Timedelta(days=each)) for each in days.values()]
+    visits = [("sub-1", name) for name in sessions]
+    noise = dict.fromkeys(wide["scan"], "alone")
+    found = changes(wide, ["GM"], session_times(visits, dates, [""] * 5, [""] * 5), noise)
+    assert found[["years", "noise_percent"]].notna().all(axis=None)
+    for column in ("change_mL_per_year", "change_percent_per_year", "noise_percent_per_year"):
+        assert found[column].notna().tolist() == [False, False, True, True]
+
+
 @pytest.fixture
 def outputs(config, monkeypatch) -> Path:
     """A folder with the output as the documentation calls it."""

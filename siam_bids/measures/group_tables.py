@@ -57,6 +57,9 @@ MIXED = "mixed"
 """Of two scans one is combined with others, the other is not, or otherwise."""
 
 _FEWEST_FOR_SLOPE = 10
+_SHORTEST = 30
+"""Days between sessions from which change per year is given."""
+_RATE = f"Change per year; n/a where sessions are less than {_SHORTEST} days apart."
 _COVARIATE = "participants.tsv or sessions.tsv"
 
 _DESCRIPTIONS: dict[str, dict[str, Any]] = {
@@ -108,8 +111,8 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "Description": "Time between the sessions by acq_time, else by age; n/a if unknown.",
         "Units": "year",
     },
-    "change_mL_per_year": {"Description": "Change per year.", "Units": "mL/year"},
-    "change_percent_per_year": {"Description": "Change per year.", "Units": "%/year"},
+    "change_mL_per_year": {"Description": _RATE, "Units": "mL/year"},
+    "change_percent_per_year": {"Description": _RATE, "Units": "%/year"},
     "noise_percent": {
         "Description": "Standard deviation of the error of the change between two simulated scans "
         f"of a head: {CONTRAST} with voxels up to {LONGEST_EDGE} mm, model {MODEL}; both scans "
@@ -118,7 +121,10 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
         "bound.",
         "Units": "%",
     },
-    "noise_percent_per_year": {"Description": "noise_percent divided by years.", "Units": "%/year"},
+    "noise_percent_per_year": {
+        "Description": "noise_percent divided by years, where change per year is given.",
+        "Units": "%/year",
+    },
     "within_noise": {
         "Description": f"Whether the change is within {BAND} noise_percent of none, as 95 % of the "
         "differences between scans of an unchanged head are. A larger change need not be real.",
@@ -364,6 +370,7 @@ def changes(
     later = later.reset_index(drop=True)
     years = (later["_when"] - before["_when"]).where(lambda gap: gap > 0)
     years = years.where(later["_exact"].astype(bool) & before["_exact"].astype(bool))
+    long = years.where((years * 365.25).round(3) >= _SHORTEST)
     because = before["excluded_because"].fillna(later["excluded_because"])
     pairs = [*zip(before["scan"], later["scan"], strict=True)]
     kinds, shared = noise or {}, partners or {}
@@ -401,10 +408,10 @@ def changes(
                     "volume_to_mL": end,
                     "change_mL": change,
                     "change_percent": percent,
-                    "change_mL_per_year": change / years,
-                    "change_percent_per_year": percent / years,
+                    "change_mL_per_year": change / long,
+                    "change_percent_per_year": percent / long,
                     "noise_percent": own,
-                    "noise_percent_per_year": own / years,
+                    "noise_percent_per_year": own / long,
                     "within_noise": within.where(judged),
                     **({COMBINED: later[COMBINED]} if COMBINED in later else {}),
                 }
