@@ -100,6 +100,10 @@ def test_each_change_has_the_noise_of_such_scans(visits):
     assert gm.loc[["sub-02", "sub-03"], "noise_percent"].isna().all()
     assert gm.loc[["sub-02", "sub-03"], "within_noise"].isna().all()
     assert gm["combined"].tolist() == ["sessions", "mixed", *["none"] * 8]
+    described = json.loads(path.with_suffix(".json").read_text())
+    assert {*gm["combined"]} <= {*described["combined"]["Levels"]}
+    assert "pair" in described["included"]["Description"]
+    assert {*described} == {*pd.read_csv(path, sep="\t")}
     known = gm.dropna(subset="noise_percent")
     within = known["change_percent"].abs() <= 1.96 * known["noise_percent"]
     assert (known["within_noise"] == within.map({True: "yes", False: "no"})).all()

@@ -158,6 +158,23 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     **COMBINED_DICTIONARY,
 }
 
+_OF_PAIRS: dict[str, dict[str, Any]] = {
+    "scan": {"Description": "Name of the later source image without extension."},
+    "included": {
+        "Description": "Whether the pair of scans counts in medians.",
+        "Levels": {"yes": "it counts", "no": "--exclude leaves out one of the scans or both"},
+    },
+    "excluded_because": {
+        "Description": "The rule of --exclude that leaves out a scan of the pair."
+    },
+    COMBINED: {
+        **COMBINED_DICTIONARY[COMBINED],
+        "Levels": COMBINED_DICTIONARY[COMBINED]["Levels"]
+        | {MIXED: "the two scans were segmented differently, or with other partners"},
+    },
+}
+"""What columns of `changes` mean otherwise than in tables of scans."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupTables:
@@ -478,6 +495,12 @@ def dictionary(
             )
             described[column] = told | {"Source": _COVARIATE}
     return described
+
+
+def changes_dictionary(columns: Sequence[str]) -> dict[str, Any]:
+    """Describe the columns of `changes`."""
+    described = dictionary(columns, {}, {})
+    return described | {name: own for name, own in _OF_PAIRS.items() if name in described}
 
 
 def covariates_of(described: Mapping[str, Any]) -> list[str]:

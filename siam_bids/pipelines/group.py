@@ -43,6 +43,7 @@ from siam_bids.measures.group_tables import (
     ENTITY_COLUMNS,
     GroupTables,
     changes,
+    changes_dictionary,
     covariates_of,
     dictionary,
     head_size_adjusted,
@@ -88,6 +89,7 @@ SUBJECT_PAGES = 1000
 
 WIDE = "group_desc-wide_volumes"
 QUALITY = "group_qc"
+CHANGES = "group_changes"
 STATISTICS = "group_statistics"
 SITES = "group_harmonization"
 
@@ -401,6 +403,7 @@ def save(batch: Batch, group: GroupTables, labels: LabelTable, config: RunConfig
             **{name: _SCANNERS[name] for name in group.scanners},
             **quality_dictionary(tuple(map(str, group.quality))),
         },
+        CHANGES: changes_dictionary(list(map(str, group.changes))),
         SITES: SITES_DICTIONARY,
         STATISTICS: group.statistics.dictionary,
     }
@@ -422,7 +425,7 @@ def _tables(group: GroupTables) -> dict[str, pd.DataFrame]:
         WIDE: group.wide,
         QUALITY: group.quality,
         "group_outliers": group.outliers,
-        "group_changes": group.changes,
+        CHANGES: group.changes,
         SITES: group.site_effects,
         STATISTICS: group.statistics.table,
     }
