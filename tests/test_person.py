@@ -39,6 +39,7 @@ from siam_bids.pipelines.participant import run_participant
 from siam_bids.pipelines.person import Kept, Person
 from siam_bids.pipelines.todo import Checklist, combinations, prepare, unfinished
 from siam_bids.reports.build import origin_of
+from siam_bids.reports.subject import scan_facts
 from siam_bids.support.atomic_files import read_json, write_json
 
 TABLE = siam_labels()
@@ -421,6 +422,10 @@ def test_sidecars_that_others_wrote_stop_nothing(tmp_path, entry):
     assert checklist.lacked(scan, [scan]) == ""
     assert checklist.consensus_why([scan], trusting=True) == ""
     assert combined_by({"CombinedAs": entry, "Combined": entry}) == "none"
+    grid = {"Shape": [1], "VoxelSize": [1], "Orientation": "RAS"}
+    model = {"Title": "t", "Version": "1", "SHA256": "0"}
+    about = {"Grid": grid, "Model": model, "InputSHA256": "0", "Combined": entry}
+    assert ("Combined", "unknown") in [*scan_facts(about, {})]
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def scan_facts(about: Mapping[str, Any], past: Mapping[str, Any]) -> Iterable[tu
         yield "Pose", f"rotated by {turned:g} degrees, {size:g} times the average size"
     if COMBINED in about:
         alone = about.get(COMBINED_AS, {}).get("Alone")
-        yield "Combined", f"no: {alone}" if alone else _PARTNERS[combined_by(about)]
+        yield "Combined", f"no: {alone}" if alone else _PARTNERS.get(combined_by(about), "unknown")
     yield "Model", f"{model['Title']} {model['Version']}"
     yield "Model SHA-256", model["SHA256"]
     yield "Input SHA-256", about["InputSHA256"]
