@@ -108,7 +108,8 @@ _DESCRIPTIONS: dict[str, dict[str, Any]] = {
     "change_mL": {"Description": "Later minus earlier volume.", "Units": "mL"},
     "change_percent": {"Description": "Change in percent of the earlier volume.", "Units": "%"},
     "years": {
-        "Description": "Time between the sessions by acq_time, else by age; n/a if unknown.",
+        "Description": "Time between the sessions by acq_time, else by age; n/a if unknown, as "
+        "from or to an age such as 89+.",
         "Units": "year",
     },
     "change_mL_per_year": {"Description": _RATE, "Units": "mL/year"},
