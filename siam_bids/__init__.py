@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from siam_bids.image.grid import Grid, Volume
     from siam_bids.pipelines.notebook import Segmentation, segment
 
-__version__ = "0.15.0"
+__version__ = "0.16.0"
 
 __all__ = [
     "DatasetError",

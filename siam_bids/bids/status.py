@@ -35,7 +35,7 @@ RESULTS_VERSION = 4
 COMBINING_METHOD = 2
 """Raised when labels of the same combined scans change, those of scans alone do not.
 
-1, which sidecars do not name, was up to 0.15.0.
+1, which sidecars do not name, was up to version 0.15.0.
 """
 
 COMBINED = "Combined"
