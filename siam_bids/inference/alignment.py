@@ -49,7 +49,7 @@ _LEAST_SEEN = 0.3
 LEAST_LIKENESS = 0.78
 """Likeness below which two scans are not aligned.
 
-0.5 to 0.72 if they are of different heads, 0.86 to 0.96 if not (`benchmarks/person.md`).
+0.5 to 0.72 if they are of different heads, 0.84 to 0.96 if not (`benchmarks/person.md`).
 """
 LARGEST_INCONSISTENCY = 2.0
 """mm between the alignments of both directions, at most."""
