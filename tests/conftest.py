@@ -1,5 +1,6 @@
 """Fixtures: small heads, small models, small datasets. Nothing here needs files from outside."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -329,7 +330,8 @@ def write_study(place: Path, people=12, *, odd="sub-07", sessions=("",), name="S
             about = {
                 "Sources": [f"bids:raw:{names.anat.relative_to(out)}/{names.name}.nii.gz"],
                 "Model": {"Title": "tiny", "Version": "1", "SHA256": "0" * 64, "Citation": ""},
-                "Software": {"siam-bids": "0"}, "InputSHA256": "0" * 64,
+                "Software": {"siam-bids": "0"},
+                "InputSHA256": hashlib.sha256(names.name.encode()).hexdigest(),
                 "Grid": {"Shape": [40, 48, 44], "VoxelSize": [4, 4, 4], "Orientation": "RAS"},
             }  # fmt: skip
             sidecar(names.segmentation).write_text(json.dumps(about))

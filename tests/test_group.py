@@ -11,6 +11,8 @@ from checks import check_tables, validator_errors
 from conftest import TISSUES
 
 from siam_bids import cli
+from siam_bids.bids.names import ScanNames, sidecar
+from siam_bids.bids.scan import BidsName
 from siam_bids.config import RunConfig
 from siam_bids.errors import DatasetError, UsageError
 from siam_bids.pipelines.group import run_group
@@ -353,6 +355,22 @@ def test_a_partial_dataset_says_what_is_missing(config, caplog):
     scans = page_data(config)["scans"]
     assert [scans["thumbnail"][4], scans["flag"][3]] == ["", ""]
     assert scans["thumbnail"][0].startswith("data:image/webp;base64,")
+
+
+def test_an_image_under_two_names_is_named_in_log_and_page(config, caplog):
+    source, copy = (
+        sidecar(ScanNames(config.output_dir, BidsName.parse(f"sub-0{n}_T1w")).segmentation)
+        for n in (1, 2)
+    )
+    about = json.loads(copy.read_text())
+    about["InputSHA256"] = json.loads(source.read_text())["InputSHA256"]
+    copy.write_text(json.dumps(about))
+    run_group(config)
+    said = (
+        "sub-01_T1w and sub-02_T1w have the same image: one was copied under the name of another."
+    )
+    assert caplog.messages.count(said) == 1
+    assert said in (config.output_dir / "group.html").read_text()
 
 
 def test_many_thumbnails_stay_beside_the_page(config, monkeypatch):

@@ -155,7 +155,7 @@ def run_group(config: RunConfig) -> GroupSummary:
         )
     labels = read_label_table(root)
     group = _gather(results, labels, config)
-    cautions = [*mixed_protocols(group.wide), *old_consensus(results)]
+    cautions = [*mixed_protocols(group.wide), *old_consensus(results), *copies(results)]
     for said in cautions:
         logger.warning("%s", said)
     seen = {result.names.identity.subject for result in results}
@@ -211,6 +211,20 @@ def old_consensus(results: Sequence[ScanResult]) -> list[str]:
             combined.get(str(source).removeprefix("bids:raw:")) != result.about.get(COMBINED)
             for source in result.about["Sources"]
         )
+    ]
+
+
+def copies(results: Sequence[ScanResult]) -> list[str]:
+    """Name scans whose images have the same content."""
+    names: dict[str, list[str]] = {}
+    for result in results:
+        if result.names.identity.suffix != CONSENSUS:
+            names.setdefault(result.about["InputSHA256"], []).append(result.names.name)
+    return [
+        f"{' and '.join(alike) if len(alike) == 2 else some(alike, 3)} have the same image: "
+        "one was copied under the name of another."
+        for alike in names.values()
+        if len(alike) > 1
     ]
 
 
