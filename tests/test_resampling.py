@@ -198,10 +198,8 @@ def all_kinds_of_scores(height=3):
     inner = (slice(3, 9), slice(1, 6), slice(0, 6))
     weight = tapered((6, 5, 6), centres((1, 1, 1)), np.zeros(3), np.array([np.inf, 5, 6]), 2.0)
     nested = MeanScores(mean, [Logits(logits(), (6, 5, 6)), partly.within(inner)], inner, weight)
-    share = torch.from_numpy(rng.random((1, 5, 4, 6))).half()
-    of_all = torch.cat([logits().log_softmax(0), share])
-    of_all[:4, :2] = torch.nan
-    person = PersonPrior(first, Logits(of_all, (7, 5, 7), ends_meet=True), box)
+    factors = Logits(0.3 * logits(), (7, 5, 7), ends_meet=True)
+    person = PersonPrior(first, factors, box)
 
     def refined(scores):
         some = image[tuple(slice(length) for length in scores.shape)]
