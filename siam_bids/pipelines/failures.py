@@ -77,10 +77,11 @@ def write_page(name: str, write: Callable[..., None], *arguments: Any) -> dict[s
         if disk_refuses(error):
             raise
         reason = reason_of(error)
-        logger.error("%s cannot be written: %s", name, reason)
         logger.debug("Traceback:", exc_info=error)
-        return {name: reason}
-    return {}
+    else:
+        return {}
+    logger.error("%s cannot be written: %s", name, reason)  # what the error held is free now
+    return {name: reason}
 
 
 def disk_refuses(error: Exception) -> bool:
